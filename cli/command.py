@@ -1,0 +1,154 @@
+"""One way to run a command: options from a dataclass, errors in a line or three, exit status.
+
+Exit status: 0 done; 1 the work failed or the input is bad; 2 wrong usage.
+Set ROBUST_TRACEBACK=1 to see where an error came from.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import jsonargparse
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse.typing import register_type
+
+Options = TypeVar("Options")
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Ratio(float):
+    """A number that may be written as a fraction: `8/255`, `0.03`."""
+
+    def __new__(cls, value: str | float) -> "Ratio":
+        try:
+            return super().__new__(cls, Fraction(value) if isinstance(value, str) else value)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number or a fraction such as 8/255, found {value!r}") from None
+
+
+class Names(tuple[str, ...]):
+    """Names in one word, parted by commas: `fgsm,pgd`."""
+
+    def __new__(cls, value: str | Sequence[str] = ()) -> "Names":
+        names = value.split(",") if isinstance(value, str) else value
+        return super().__new__(cls, (name.strip() for name in names if name.strip()))
+
+
+class Ratios(tuple[Ratio, ...]):
+    """Ratios in one word, parted by commas: `4/255,8/255`."""
+
+    def __new__(cls, value: str | float | Sequence[str | float] = ()) -> "Ratios":
+        if isinstance(value, (str, float, int)):
+            value = str(value).split(",")
+        return super().__new__(cls, (Ratio(number) for number in value))
+
+
+register_type(Ratio, serializer=float, deserializer=Ratio)
+register_type(Names, serializer=list, deserializer=Names)
+register_type(Ratios, serializer=list, deserializer=Ratios)
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the description."""
+
+
+class UsageError(Exception):
+    """The command line itself is wrong: exit status 2."""
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; nearest known: {close[0]}" if close else ""
+
+
+def _explain(message: str, known: Sequence[str]) -> str:
+    """jsonargparse's message in one line, an unknown key with the nearest known one."""
+    message = " ".join(message.split())
+    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
+        return f"unknown option --{unknown[1]}{_nearest(unknown[1], known)}."
+    if unknown := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        key = f"{unknown[1]}.{unknown[2]}"
+        return f"unknown key {key}{_nearest(key, known)}."
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"unknown key {unknown[1]}{_nearest(unknown[1], known)}."
+    return message
+
+
+def _spell_out_flags(arguments: Sequence[str], flags: set[str]) -> list[str]:
+    """`--skip_bad` alone means `--skip_bad true`."""
+    spelled = list[str]()
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        spelled.append(argument)
+        if argument in flags and following.startswith("--"):
+            spelled.append("true")
+    return spelled
+
+
+def parse(
+    options: type[Options], arguments: Sequence[str], default_config: Path | None = None
+) -> Options:
+    """Build the dataclass `options` from command-line arguments.
+
+    Args:
+        options: A keyword-only dataclass; the docstring under each field is its help.
+        arguments: The command line without the program's name.
+        default_config: A YAML file for commands that take `--config`, read when none is given.
+
+    Raises:
+        UsageError: an unknown option, a value of the wrong type, a missing required option.
+        ValueError: a bad configuration file or key, or a value that the dataclass refuses.
+    """
+    assert is_dataclass(options)
+    description = (sys.modules[options.__module__].__doc__ or "").strip()
+    parser = ArgumentParser(
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    if default_config:
+        parser.add_argument("--config", action=ActionConfigFile, help="A recipe (YAML).")
+        if not any(word.split("=")[0] == "--config" for word in arguments):
+            arguments = ["--config", str(default_config), *arguments]
+    parser.add_class_arguments(options, as_group=False)
+    known = [
+        action.dest for action in parser._actions if action.dest not in ("help", "print_config")
+    ]
+    flags = {f"--{key.dest}" for key in parser._actions if getattr(key, "_typehint", None) is bool}
+    try:
+        namespace = parser.parse_args(_spell_out_flags(arguments, flags))
+        values = dict(vars(parser.instantiate(namespace)))
+    except ArgumentError as error:
+        message = _explain(str(error), known)
+        bad_configuration = default_config and re.match("unknown|Problems|.*config", message)
+        raise (ValueError if bad_configuration else UsageError)(message) from error
+    values.pop("config", None)
+    return options(**values)
+
+
+def run(
+    work: Callable[[Options], None], options: type[Options], default_config: Path | None = None
+) -> NoReturn:
+    """Parse the command line into `options`, do the work, end the process with its exit status."""
+    try:
+        work(parse(options, sys.argv[1:], default_config))
+    except UsageError as error:
+        status, message = 2, f"{error}\nSee --help."
+    except (ValueError, OSError) as error:
+        if os.environ.get("ROBUST_TRACEBACK"):
+            raise
+        status, message = 1, str(error)
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted."
+    else:
+        sys.exit(0)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

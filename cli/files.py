@@ -1,0 +1,43 @@
+"""Outputs that are there whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_writable(path: Path) -> Path:
+    """Fail before hours of work when `path` cannot be written at their end.
+
+    Raises:
+        ValueError: the folder of `path` does not exist, is not a folder or is not writable, or
+            `path` is itself a folder.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing there"
+        raise ValueError(f"{path}: expected the existing folder {folder}, found {found}.")
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file name, found a folder.")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: expected a writable folder, found {folder} read-only.")
+    return path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to `path` when the block ends without an error.
+
+    On any error the temporary file is removed and `path` keeps its former content.
+    """
+    check_writable(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path}: not written: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
