@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import jsonargparse
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse.typing import register_type
 
 Options = TypeVar("Options")
@@ -31,7 +31,9 @@ class Ratio(float):
         try:
             return super().__new__(cls, Fraction(value) if isinstance(value, str) else value)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"expected a number or a fraction such as 8/255, found {value!r}") from None
+            raise ValueError(
+                f"expected a number or a fraction such as 8/255, found {value!r}"
+            ) from None
 
 
 class Names(tuple[str, ...]):
