@@ -1,0 +1,1 @@
+"""Prediction files and the honest report."""

@@ -1,0 +1,1 @@
+"""Validating, packaging and scoring what is handed in."""
