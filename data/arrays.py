@@ -1,0 +1,106 @@
+"""Datasets that fit in memory: scikit-learn's digits and torchvision's CIFAR-10, SVHN, Fashion."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+TORCHVISION_FILES = {
+    "cifar10": "cifar-10-batches-py/data_batch_1 … data_batch_5, test_batch, batches.meta",
+    "svhn": "train_32x32.mat, test_32x32.mat",
+    "fashion_mnist": "FashionMNIST/raw/train-images-idx3-ubyte … t10k-labels-idx1-ubyte",
+}
+DIGITS_TEST_IMAGES = 360
+
+# What torchvision's readers raise when files are missing, damaged or cannot be fetched.
+_READER_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    AssertionError,
+    EOFError,
+    KeyError,
+    pickle.UnpicklingError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images held as one array: uint8 (N, H, W, 3) in RGB, or (N, H, W) in grey."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> np.ndarray:
+        """Image `index` as uint8 (H, W, 3), RGB."""
+        image = self.images[index]
+        return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+
+
+def _array_source(images: np.ndarray, labels: object, class_names: list[str]) -> ArraySource:
+    ids = np.array([f"{index:05d}.png" for index in range(len(images))])
+    return ArraySource(images, np.asarray(labels, dtype=np.int64), class_names, ids)
+
+
+def _require_train_or_test(name: str, split: str) -> None:
+    if split not in ("train", "test"):
+        raise ValueError(f"{name}: expected the split train or test, found {split!r}.")
+
+
+def open_digits(split: str) -> ArraySource:
+    """scikit-learn's 1,797 digits (8x8, grey): 360 of them, stratified, are the test images."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    _require_train_or_test("digits", split)
+    pixels, labels = cast(tuple[np.ndarray, np.ndarray], load_digits(return_X_y=True))
+    train, test = train_test_split(
+        np.arange(len(labels)),
+        test_size=DIGITS_TEST_IMAGES,
+        stratify=labels,
+        random_state=0,
+    )
+    chosen = np.sort(train if split == "train" else test)
+    images = np.rint(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return _array_source(images, labels[chosen], [str(digit) for digit in range(10)])
+
+
+def _read_torchvision(name: str, root: Path, train: bool, download: bool) -> ArraySource:
+    from torchvision import datasets
+
+    if name == "cifar10":
+        cifar = datasets.CIFAR10(root, train=train, download=download)
+        return _array_source(cifar.data, cifar.targets, list(cifar.classes))
+    if name == "svhn":
+        svhn = datasets.SVHN(root, split="train" if train else "test", download=download)
+        images = np.ascontiguousarray(svhn.data.transpose(0, 2, 3, 1))
+        return _array_source(images, svhn.labels, [str(digit) for digit in range(10)])
+    fashion = datasets.FashionMNIST(root, train=train, download=download)
+    return _array_source(fashion.data.numpy(), fashion.targets.numpy(), list(fashion.classes))
+
+
+def open_torchvision(name: str, root: Path, split: str, *, download: bool) -> ArraySource:
+    """CIFAR-10, SVHN or Fashion-MNIST in its original files under `root`.
+
+    With several processes, let one download first.
+
+    Raises:
+        ValueError: files missing or damaged, or the download failed.
+    """
+    _require_train_or_test(name, split)
+    try:
+        return _read_torchvision(name, root, split == "train", download)
+    except _READER_ERRORS as error:
+        files = TORCHVISION_FILES[name]
+        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "" if download else "\nFetch them with --data.download true."
+        raise ValueError(
+            f"{root}: expected {name} as {files}; found them missing or damaged ({reason}).{advice}"
+        ) from error

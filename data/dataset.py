@@ -1,0 +1,130 @@
+"""A source's images, made ready for a model, and their batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.augmentation import Augmentation
+from data.images import resize_image
+from data.sources import Source
+
+NO_LABEL = -1
+
+
+class Item(TypedDict):
+    """One image: uint8 (H, W, 3) RGB, its label (-1 without one) and its index in the source."""
+
+    image: np.ndarray
+    label: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An unreadable image: its index, a message for the user, its place among those asked for."""
+
+    index: int
+    message: str
+    place: int
+
+
+class Batch(TypedDict):
+    """Images with what is known of them; the unreadable ones stand apart."""
+
+    images: Tensor
+    """float32 (B, 3, H, W), RGB, 0 to 1."""
+    labels: Tensor
+    """int64 (B,); -1 where there is no label."""
+    indices: Tensor
+    """int64 (B,): each image's index in the source."""
+    skipped: list[Skipped]
+    """Images that could not be read, none of them among the above."""
+
+
+class ImageDataset(Dataset[Item]):
+    """Images of a source, augmented by a function of (seed, epoch, index) and of nothing else.
+
+    A key is a position in `indices`, or a pair (epoch, position): the sampler passes the epoch,
+    which therefore reaches workers that live on from epoch to epoch.
+
+    Args:
+        source: Where the images come from.
+        indices: Which of them, and in which order; None takes all.
+        image_size: Side of the images in pixels.
+        augmentation: None only resizes, the same in every epoch.
+        seed: Of the augmentation.
+        skip_bad: Loaders set unreadable images apart instead of raising their ValueError.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray | None,
+        image_size: int,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
+        if augmentation is not None and augmentation.image_size != image_size:
+            raise ValueError(
+                f"expected an augmentation to {image_size} pixels, "
+                f"found one to {augmentation.image_size}."
+            )
+        self.source = source
+        self.indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+        self.image_size = image_size
+        self.augmentation = augmentation
+        self.seed = seed
+        self.skip_bad = skip_bad
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        """Read and augment one image; ValueError when it cannot be read."""
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        index = int(self.indices[position])
+        image = self.source.image(index)
+        if self.augmentation is None:
+            image = resize_image(image, self.image_size)
+        else:
+            image = self.augmentation(image, np.random.default_rng([self.seed, epoch, index]))
+        labels = self.source.labels
+        return Item(
+            image=image, label=NO_LABEL if labels is None else int(labels[index]), index=index
+        )
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | Skipped]:
+        """Several images at once, as loaders ask for them; nothing is raised for a bad file.
+
+        torch would wrap an exception of a worker in its traceback; the loader raises the message
+        in the main process instead.
+        """
+        return [self._item_or_message(key, place) for place, key in enumerate(keys)]
+
+    def _item_or_message(self, key: int | tuple[int, int], place: int) -> Item | Skipped:
+        try:
+            return self[key]
+        except ValueError as error:
+            position = key[1] if isinstance(key, tuple) else key
+            return Skipped(int(self.indices[position]), str(error), place)
+
+
+def collate(items: Sequence[Item | Skipped], image_size: int) -> Batch:
+    """Make a batch of what `ImageDataset.__getitems__` gave, in its order."""
+    read = [item for item in items if not isinstance(item, Skipped)]
+    images = np.zeros((len(read), image_size, image_size, 3), dtype=np.uint8)
+    for place, item in enumerate(read):
+        images[place] = item["image"]
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # (B, 3, H, W)
+    return Batch(
+        images=pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255),
+        labels=torch.tensor([item["label"] for item in read], dtype=torch.int64),
+        indices=torch.tensor([item["index"] for item in read], dtype=torch.int64),
+        skipped=[item for item in items if isinstance(item, Skipped)],
+    )

@@ -1,0 +1,146 @@
+"""Image files to RGB arrays: every mode that Pillow reads, and one message for every fault."""
+
+import io
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"),
+    *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"),
+)
+BACKGROUND = "white"
+
+# What Pillow's decoders raise on damaged bytes, beside OSError.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected an image file, found nothing there.") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: expected an image file, found a folder.") from None
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise ValueError(f"{path}: expected a readable image file, found: {found}.") from error
+    if not content:
+        raise ValueError(f"{path}: expected an image file, found 0 bytes.")
+    return content
+
+
+def _sixteen_to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """0..65535 to 0..255, rounded: 65535 / 255 = 257."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _integers_to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Mode I, which holds 16-bit values (16-bit PGM) or 31-bit ones.
+
+    A picture of 31 bits with nothing above 65535 would be black throughout, so that the largest
+    value tells the two apart.
+    """
+    if values.min() < 0:
+        raise ValueError(f"grey levels from 0 expected, {values.min()} found")
+    if values.max() <= 65535:
+        return _sixteen_to_eight_bits(values)
+    return np.rint(values * (255 / (2**31 - 1))).astype(np.uint8)
+
+
+def _floats_to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Mode F: 0 to 1 where no value is above 1, else 0 to 255."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # also for NaN
+        raise ValueError(f"float levels in 0..1 or 0..255 expected, {low:g}..{high:g} found")
+    return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray | None:
+    """The image in 8 bits where its mode is a grey of more than 8 bits, else None. Shape (H, W)."""
+    if image.mode.startswith("I;16"):
+        return _sixteen_to_eight_bits(np.asarray(image))
+    if image.mode == "I":
+        return _integers_to_eight_bits(np.asarray(image))
+    if image.mode == "F":
+        return _floats_to_eight_bits(np.asarray(image))
+    return None
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    grey = _grey_levels(image)
+    if grey is not None:
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        assert converted is not None  # None only when it works in place
+        return np.array(converted)
+    if image.has_transparency_data:
+        background = Image.new("RGBA", image.size, BACKGROUND)
+        image = Image.alpha_composite(background, image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as uint8 (H, W, 3), RGB.
+
+    Transparent pixels are laid over white. 16- and 32-bit grey is scaled to 8 bits; a float grey
+    counts as 0 to 1 where no value exceeds 1, else as 0 to 255. CMYK and LAB are converted, the
+    EXIF orientation is applied, and of an animation the first frame is taken.
+
+    Raises:
+        ValueError: nothing there, unreadable, empty, no image, truncated or damaged, or more
+            pixels than Pillow holds safe to decode (`PIL.Image.MAX_IMAGE_PIXELS`).
+    """
+    path = Path(path)
+    content = _read_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        kinds = ", ".join(FORMATS)
+        found = f"{len(content)} bytes of something else, or damaged at their start"
+        raise ValueError(f"{path}: expected an image ({kinds}), found {found}.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(
+            f"{path}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, found more."
+        ) from None
+    except _DECODER_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path}: expected a whole image, found it truncated or damaged ({reason})."
+        ) from error
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale the shorter side to `size` and cut the centre: uint8 (H, W, 3) to (size, size, 3).
+
+    Bicubic, antialiased when it shrinks. An image of that size comes back as it is.
+    """
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.array(resized)

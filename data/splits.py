@@ -1,0 +1,67 @@
+"""Parts of a dataset in which every class keeps its share."""
+
+import numpy as np
+
+
+def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`size` sorted indices, stratified where every class has two images or more, else drawn."""
+    from sklearn.model_selection import train_test_split
+
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    even = counts.min() >= 2 and len(counts) <= min(size, len(labels) - size)
+    _, chosen = train_test_split(
+        np.arange(len(labels)),
+        test_size=size,
+        stratify=labels if even else None,
+        random_state=seed,
+    )
+    return np.sort(chosen)
+
+
+def stratified_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """Sorted indices of at most `limit` images with the classes' shares kept; None takes all.
+
+    Raises:
+        ValueError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"expected a limit of at least 1 image, found {limit}.")
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    return _stratified(labels, limit, seed)
+
+
+def split_train_validation(
+    labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out a stratified share of the images for validation.
+
+    Every class is in both parts where the numbers allow it: the validation part is raised to one
+    image a class, and classes of a single image stay in training.
+
+    Args:
+        labels: int64 (N,).
+        fraction: The share held out, from 0 (none) to below 1.
+        seed: The draw.
+
+    Returns:
+        Sorted indices to train on, and sorted indices to validate on.
+
+    Raises:
+        ValueError: a fraction outside 0..1, or nothing left to train or to validate on.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"expected a validation fraction from 0 to below 1, found {fraction}.")
+    everything = np.arange(len(labels))
+    if fraction == 0:
+        return everything, everything[:0]
+    splittable = np.flatnonzero(np.bincount(labels)[labels] >= 2)
+    size = max(round(fraction * len(labels)), len(np.unique(labels[splittable])))
+    if not 0 < size < len(splittable):
+        raise ValueError(
+            f"expected enough images to hold out {fraction:g} of them with every class in both "
+            f"parts, found {len(labels)} images of {len(np.unique(labels))} classes."
+        )
+    validation = splittable[_stratified(labels[splittable], size, seed)]
+    return np.setdiff1d(everything, validation), validation
