@@ -214,6 +214,7 @@ def reveal(model: nn.Module) -> nn.Module:
     if not isinstance(model, RobustClassifier) or not isinstance(model.conceal, GCM):
         return model
     revealed = copy.copy(model)
+    revealed.__dict__.pop("forward", None)  # a wrapper (autocast) would call the concealed model
     revealed._modules = dict(model._modules)
     revealed.conceal = StraightThroughGCM(model.conceal.omega, model.conceal.epsilon)
     return revealed

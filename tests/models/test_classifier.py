@@ -63,6 +63,14 @@ def test_reveal_shares_parameters_and_leaves_the_model_as_it_was():
     assert reveal(build(conceal=False)).conceal.__class__ is torch.nn.Identity
 
 
+def test_reveal_sees_through_a_wrapped_forward():
+    model = build()
+    expected = input_gradient(reveal(model))
+    inner = model.forward
+    model.forward = lambda images: inner(images)
+    assert torch.equal(input_gradient(reveal(model)), expected)
+
+
 def test_reveal_returns_a_stranger():
     stranger = torch.nn.Linear(2, 2)
     assert reveal(stranger) is stranger

@@ -1,0 +1,180 @@
+"""A recipe: everything that decides a training run, as keyword-only dataclasses.
+
+A YAML file in training/recipes/ sets a few keys; every key can be set on the command line
+(`--optimizer.lr 1e-3`); the fully resolved recipe is written to the run folder.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cli.command import Names, Ratio
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is trained on."""
+
+    name: str = "digits"
+    """digits, cifar10, svhn, fashion_mnist, folder, challenge or csv."""
+    root: Path | None = None
+    """Folder (or manifest) of the data; not needed for digits."""
+    download: bool = False
+    """Let torchvision download the data set if it is not in root."""
+    limit: int | None = None
+    """Train on this many images, drawn with the seed and stratified by class; null for all."""
+    validation_fraction: float = 0.1
+    """Share of the training images held out to choose the best epoch, where root has no val."""
+    augmentation: str = "light"
+    """none, light (shifted crops) or imagenet (random resized crops)."""
+    flip: bool = True
+    """Mirror half of the training images; off where left and right matter (digits)."""
+    num_workers: int = 0
+    """Processes that read and augment images; changes no result."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The classifier."""
+
+    backbone: str = "convnext_tiny"
+    """Any timm model."""
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the timm model, such as {patch_size: 2}."""
+    image_size: int = 32
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each channel (RGB, 0 to 1)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel."""
+    conceal: bool = True
+    """Put GCM in front."""
+    randomize: int | None = None
+    """Smallest side of the random resize-and-pad; null for none."""
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What is minimised."""
+
+    name: Literal["standard", "adversarial"] = "standard"
+    """standard: cross-entropy; adversarial: cross-entropy on PGD examples (Madry et al. 2018)."""
+    epsilon: Ratio = Ratio("8/255")
+    """Radius of the attack in L-infinity, in pixel values from 0 to 1."""
+    step_size: Ratio = Ratio("2/255")
+    """Step of the attack; with one step, 1.25 epsilon is usual (Wong et al. 2020)."""
+    steps: int = 10
+    """Steps of the attack, from a random start."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.epsilon < 0 or self.step_size <= 0:
+            raise ValueError(
+                "objective: expected steps >= 1, epsilon >= 0, step_size > 0, "
+                f"received {self.steps}, {self.epsilon}, {self.step_size}."
+            )
+
+
+@dataclass(kw_only=True)
+class MixupConfig:
+    """timm's MixUp and CutMix; off while both alphas are 0."""
+
+    mixup_alpha: float = 0.0
+    """Beta(alpha, alpha) of MixUp (Zhang et al. 2018)."""
+    cutmix_alpha: float = 0.0
+    """Beta(alpha, alpha) of CutMix (Yun et al. 2019)."""
+    prob: float = 1.0
+    """Share of batches that are mixed."""
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """timm's optimiser and schedule."""
+
+    name: str = "adamw"
+    """Any timm optimiser."""
+    lr: float = 5e-4
+    """Peak learning rate at the recipe's batch_size."""
+    weight_decay: float = 0.05
+    """Decoupled decay; biases and norms are left out."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer to the one before it; null for none."""
+    clip_grad: float | None = 1.0
+    """Largest norm of the gradient; null for no limit."""
+    schedule: str = "cosine"
+    """Any timm schedule."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up."""
+    min_lr: float = 1e-6
+    """Learning rate at the end."""
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A training run."""
+
+    output: Path = Path("runs/quickstart")
+    """The run folder."""
+    overwrite: bool = False
+    """Replace a run that stands in the run folder."""
+    resume: bool = False
+    """Go on from the last whole epoch in the run folder."""
+    seed: int = 0
+    """Of every random draw: split, order, augmentation, weights, attacks."""
+    epochs: int = 5
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images a step over all processes; the same run on one process or many."""
+    gradient_accumulation: int = 1
+    """Parts that a process cuts its share of a step into, to fit in memory."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast of accelerate; GCM stays in float32."""
+    ema_decay: float | None = None
+    """Average the weights with this decay and keep the average as the best; null for none."""
+    trackers: Names = Names("tensorboard")
+    """Trackers of accelerate that get the metrics: tensorboard, wandb, mlflow, …"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is trained on."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The classifier."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimised."""
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+    """MixUp and CutMix."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser and schedule."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, received {getattr(self, name)}.")
+        if self.mixes and self.objective.name != "standard":
+            raise ValueError("mixup: expected both alphas 0 with the adversarial objective.")
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(f"mixup: expected an even batch_size, received {self.batch_size}.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether MixUp or CutMix is on."""
+        return self.mixup.mixup_alpha > 0 or self.mixup.cutmix_alpha > 0
+
+
+def as_plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as YAML knows it: paths as text, tuples as lists, ratios as numbers.
+
+    Without `overwrite` and `resume`, so that the file repeats the run when given to --config.
+    """
+    plain = _plain(asdict(recipe))
+    del plain["overwrite"], plain["resume"]
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return float(value)
+    return str(value) if isinstance(value, Path) else value

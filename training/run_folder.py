@@ -1,0 +1,118 @@
+"""A run's folder: the best checkpoint, the state to resume from, metrics, and what repeats it.
+
+    config.json, model.safetensors   the best epoch (the average where one is kept)
+    recipe.yaml, provenance.json     the resolved recipe; versions, revision, hardware
+    metrics.csv, summary.json        one row an epoch; the final figures
+    state/epoch-0003/                everything that --resume needs, the last whole epoch alone
+
+Each file is replaced whole and a state appears under its name only when complete, so that a crash
+at any moment leaves the last good one.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+
+from cli.files import atomic_write
+from models.classifier import RobustClassifier
+from training.recipe import Recipe
+
+
+class RunFolder:
+    """Reads and writes the files of one run; only the main process writes.
+
+    Args:
+        recipe: Names the folder, and whether to overwrite or resume what stands there.
+        is_main: Whether this process is the one that writes.
+
+    Raises:
+        ValueError: a run stands there and the recipe neither overwrites nor resumes it; there is
+            no state to resume; or the folder cannot be made or written to.
+    """
+
+    def __init__(self, recipe: Recipe, *, is_main: bool) -> None:
+        self.path = recipe.output
+        self.rows = list[dict[str, float]]()
+        if recipe.resume and self.last_state() is None:
+            raise ValueError(f"{self.path}: expected a run with a state to resume, found none.")
+        if (self.path / "recipe.yaml").exists() and not recipe.resume:
+            if not recipe.overwrite:
+                raise ValueError(
+                    f"{self.path}: expected no run there, found one; "
+                    "go on with --resume, replace it with --overwrite."
+                )
+            if is_main:
+                shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path}: expected a folder that can be made: {error}."
+            ) from error
+        if not os.access(self.path, os.W_OK):
+            raise ValueError(f"{self.path}: expected a writable folder, found it read-only.")
+
+    def best_epoch(self) -> int:
+        """The epoch (from 1) of the highest validation accuracy, robust where it is measured."""
+        robust = "val_robust_accuracy"
+        metric = robust if robust in self.rows[0] else "val_accuracy"
+        return 1 + max(range(len(self.rows)), key=lambda place: self.rows[place][metric])
+
+    def write_json(self, name: str, value: object) -> None:
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+    def write_yaml(self, name: str, value: object) -> None:
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_text(yaml.safe_dump(value, sort_keys=False))
+
+    def write_metrics(self) -> None:
+        with atomic_write(self.path / "metrics.csv") as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False)
+
+    def write_best(self, model: RobustClassifier) -> None:
+        """Replace the checkpoint by `model`, file by file, each whole."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".best-") as folder:
+            model.save_pretrained(folder)
+            for name in ("config.json", "model.safetensors"):
+                (Path(folder) / name).replace(self.path / name)
+
+    def last_state(self) -> Path | None:
+        """The newest complete state."""
+        return max((self.path / "state").glob("epoch-*"), default=None)
+
+    def save_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> None:
+        """Save everything that resuming needs, under its name only when complete. All processes."""
+        partial = self.path / "state" / "partial"
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            return
+        if ema:
+            save_file(ema.module.state_dict(), partial / "ema.safetensors")
+        (partial / "metrics.json").write_text(json.dumps(self.rows))
+        former = self.last_state()
+        partial.rename(partial.with_name(f"epoch-{len(self.rows):04d}"))
+        if former:
+            shutil.rmtree(former)
+
+    def load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> int:
+        """Load the newest state; the number of whole epochs behind it."""
+        state = self.last_state()
+        assert state is not None
+        accelerator.load_state(str(state))
+        if ema:
+            ema.module.load_state_dict(load_file(state / "ema.safetensors"))
+        self.rows = json.loads((state / "metrics.json").read_text())
+        return len(self.rows)
