@@ -10,12 +10,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import jsonargparse
+from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse.typing import register_type
 
@@ -87,11 +88,20 @@ def _explain(message: str, known: Sequence[str]) -> str:
 def _spell_out_flags(arguments: Sequence[str], flags: set[str]) -> list[str]:
     """`--skip_bad` alone means `--skip_bad true`."""
     spelled = list[str]()
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         spelled.append(argument)
-        if argument in flags and following.startswith("--"):
+        if argument in flags and following.lower() not in ("true", "false"):
             spelled.append("true")
     return spelled
+
+
+def _add_options(parser: ArgumentParser, options: type) -> None:
+    """One argument a field; `field(metadata={"positional": True})` makes it a word without --."""
+    helps = {text.arg_name: text.description for text in parse_from_object(options).params}
+    positional = [field for field in fields(options) if field.metadata.get("positional")]
+    for field in positional:
+        parser.add_argument(field.name, type=field.type, help=helps.get(field.name))
+    parser.add_class_arguments(options, as_group=False, skip={field.name for field in positional})
 
 
 def parse(
@@ -100,7 +110,8 @@ def parse(
     """Build the dataclass `options` from command-line arguments.
 
     Args:
-        options: A keyword-only dataclass; the docstring under each field is its help.
+        options: A keyword-only dataclass; the docstring under each field is its help. A field with
+            metadata {"positional": True} is given without its name.
         arguments: The command line without the program's name.
         default_config: A YAML file for commands that take `--config`, read when none is given.
 
@@ -120,7 +131,7 @@ def parse(
         parser.add_argument("--config", action=ActionConfigFile, help="A recipe (YAML).")
         if not any(word.split("=")[0] == "--config" for word in arguments):
             arguments = ["--config", str(default_config), *arguments]
-    parser.add_class_arguments(options, as_group=False)
+    _add_options(parser, options)
     known = [
         action.dest for action in parser._actions if action.dest not in ("help", "print_config")
     ]

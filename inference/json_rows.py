@@ -8,6 +8,7 @@ from typing import Any
 
 from inference.rows import BOM, Fault, Report, report_bom, report_encoding, shorten
 
+END = "the end of the file"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -22,13 +23,17 @@ def _skip(text: str, position: int) -> int:
     return space.end() if space else position
 
 
+def _excerpt(text: str, position: int) -> str:
+    return shorten(text[position : position + 41], 40) if position < len(text) else END
+
+
 def json_rows(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) for each entry of a JSON file that holds one array.
 
     Reported: encoding, byte order mark, syntax (broken or truncated; nothing after it is read),
     not an array.
     """
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    text = path.read_bytes().decode("utf-8", "surrogateescape").rstrip(" \t\r\n")
     report_bom(text, report)
     if not text.isascii():
         for number, line in enumerate(text.split("\n"), 1):
@@ -36,32 +41,22 @@ def json_rows(path: Path, report: Report) -> Iterator[tuple[int, Any]]:
     position = _skip(text, len(BOM) if text.startswith(BOM) else 0)
     line = 1 + text.count("\n", 0, position)
     if text[position : position + 1] != "[":
-        fix = "write one array of objects, in [ and ]"
-        report(
-            Fault(
-                "not an array",
-                line,
-                "a JSON array",
-                shorten(text[position : position + 41], 40),
-                fix,
-            )
-        )
+        found, fix = _excerpt(text, position), "write one array of objects, in [ and ]"
+        report(Fault("not an array", line, "a JSON array", found, fix))
         return
+    entry = 1
     try:
-        yield from _entries(text, position, line)
-    except _JSONError as broken:
+        for place in _entries(text, position, line):
+            yield place
+            entry += 1
+    except _SyntaxError as broken:
         line = 1 + text.count("\n", 0, broken.position)
-        found = (
-            shorten(text[broken.position : broken.position + 41], 40)
-            if broken.found is None
-            else broken.found
-        )
-        found = found if found != "''" else "the end of the file"
-        report(Fault("syntax", line, broken.expected, found, "write the file again, whole"))
+        fix = "write the file again, whole; nothing after this place was checked"
+        report(Fault("syntax", line, broken.expected, broken.found, fix, entry))
 
 
-class _JSONError(Exception):
-    def __init__(self, position: int, expected: str, found: str | None = None) -> None:
+class _SyntaxError(Exception):
+    def __init__(self, position: int, expected: str, found: str) -> None:
         super().__init__(expected)
         self.position, self.expected, self.found = position, expected, found
 
@@ -77,14 +72,15 @@ def _entries(text: str, position: int, line: int) -> Iterator[tuple[int, Any]]:
         try:
             value, end = decode(text, start)
         except json.JSONDecodeError as error:
-            raise _JSONError(error.pos, f"valid JSON ({error.msg})") from error
+            found = END if error.msg.startswith("Unterminated") else _excerpt(text, error.pos)
+            raise _SyntaxError(error.pos, "valid JSON up to a closing ]", found) from error
         except (ValueError, RecursionError) as error:  # digits or nesting without end
-            raise _JSONError(start, "a plain entry", str(error)) from error
+            raise _SyntaxError(start, "a plain entry", str(error)) from error
         yield line, value
         position, after = start, _skip(text, end)
         closed = text[after : after + 1] == "]"
         if not closed and text[after : after + 1] != ",":
-            raise _JSONError(after, "a comma or ]")
+            raise _SyntaxError(after, "a comma or a closing ]", _excerpt(text, after))
         start = _skip(text, after + 1)
     if start < len(text):
-        raise _JSONError(start, "nothing after the array")
+        raise _SyntaxError(start, "nothing after the array", _excerpt(text, start))

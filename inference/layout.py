@@ -4,14 +4,16 @@ A template is a contest's sample_submission.csv; it prescribes header, ids, row 
 labels are integers or class names.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from inference.rows import Table, read_table, shorten
 
 HEADER = ("image_id", "label")
+_INTEGER_NAME = re.compile(r"(?:.*/)?([0-9]+)(?:\.[^./]*)?", re.DOTALL)
 LABEL = -1  # stands for the label among the columns of class probabilities
 
 
@@ -118,15 +120,15 @@ def _match_rows(
     if template.header and template.header[0] in images:
         found = f"the row of {shorten(template.header[0])}"
         raise ValueError(f"{template.path}: line 1: expected a header, found {found}.")
-    rows, order = list[str](), list[int]()
-    for line, name in zip(template.lines, template.ids, strict=True):
-        if name in images:
-            rows.append(name)
-            order.append(images[name])
-        elif name not in skipped:
-            expected = f"the name of one of the {len(images)} images"
-            found = f"the unknown id {shorten(name)}"
-            raise ValueError(f"{template.path}: line {line}: expected {expected}, found {found}.")
+    unknown = set(template.ids) - images.keys() - skipped
+    if unknown:
+        line, name = next(
+            row for row in zip(template.lines, template.ids, strict=True) if row[1] in unknown
+        )
+        expected = f"the name of one of the {len(images)} images"
+        found = f"the unknown id {shorten(name)}"
+        raise ValueError(f"{template.path}: line {line}: expected {expected}, found {found}.")
+    rows = [name for name in template.ids if name in images]
     if missing := images.keys() - set(rows):
         first = shorten(min(missing, key=lambda name: images[name]))
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -134,7 +136,7 @@ def _match_rows(
         raise ValueError(
             f"{template.path}: {last}: expected a row an image, missing {first}{others}."
         )
-    return rows, order
+    return rows, [images[name] for name in rows]
 
 
 def integer_ids(ids: Sequence[str]) -> list[int]:
@@ -145,11 +147,12 @@ def integer_ids(ids: Sequence[str]) -> list[int]:
     """
     names = dict[int, str]()
     for name in ids:
-        stem = PurePosixPath(name).stem
-        if not (stem.isascii() and stem.isdecimal()):
+        stem = _INTEGER_NAME.fullmatch(name)
+        if not stem:
             raise ValueError(f"{name!r}: expected an integer file name for JSON, such as 17.png.")
-        if (other := names.setdefault(int(stem), name)) != name:
-            raise ValueError(f"{name!r}: expected one image {int(stem)}, found also {other!r}.")
+        number = int(stem[1])
+        if (other := names.setdefault(number, name)) != name:
+            raise ValueError(f"{name!r}: expected one image {number}, found also {other!r}.")
     return list(names)
 
 
@@ -170,7 +173,7 @@ def plan_layout(
     format: str,
     ids: Sequence[str],
     class_names: Sequence[str],
-    template: Path | None = None,
+    template: Path | Table | None = None,
     probabilities: bool = False,
     skipped: Collection[str] = (),
 ) -> Layout:
@@ -198,7 +201,7 @@ def plan_layout(
         header = [*HEADER, *(f"p_{class_names[label]}" for label in classes)]
     rows, order = ids, list(range(len(ids)))
     if template:
-        table = read_template(template, format)
+        table = template if isinstance(template, Table) else read_template(template, format)
         rows, order = _match_rows(table, ids, skipped)
         prescribed = read_columns(table, class_names)
         if format != "json" and wants_names(table, prescribed, class_names):
@@ -206,6 +209,6 @@ def plan_layout(
         if format == "csv":
             header, columns = table.header, prescribed
             if probabilities and columns == [LABEL]:
-                raise ValueError(f"{template}: expected probability columns, found none.")
+                raise ValueError(f"{table.path}: expected probability columns, found none.")
     written = [numbers[image] for image in order] if numbers else rows
     return Layout(header=header, ids=written, order=order, columns=columns, label_names=names)

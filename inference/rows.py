@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -27,10 +28,10 @@ class Fault(NamedTuple):
     """The place in a JSON array, from 1: there a line may hold many entries."""
 
     def __str__(self) -> str:
-        place = f"line {self.line}: " if self.line else ""
+        place = f"line {self.line}" if self.line else "the whole file"
         if self.entry:
-            place = f"line {self.line}, entry {self.entry}: "
-        return f"{place}expected {self.expected}, found {self.found}. Fix: {self.fix}."
+            place = f"{place}, entry {self.entry}"
+        return f"{place}: expected {self.expected}, found {self.found}. Fix: {self.fix}."
 
 
 Report = Callable[[Fault], None]
@@ -145,7 +146,7 @@ class Table:
     ids: list[str]
     lines: list[int]
     """Where each row stands (N,)."""
-    cells: list[list[str]]
+    cells: list[tuple[str, ...]]
     """The rows, ids included (N,)."""
 
 
@@ -156,19 +157,25 @@ def read_table(path: Path, header: bool, tolerated: tuple[str, ...] = ()) -> Tab
         ValueError: any fault of `csv_rows` that is not tolerated, no rows, a row with more or
             fewer cells than the first, an empty id, an id twice.
     """
-    rows = list(csv_rows(path, raise_faults(path, tolerated)))
-    names = rows.pop(0)[1] if rows and header else None
-    width = len(names or rows[0][1]) if rows else 0
-    if width < 2:
-        expected = "a header and rows" if header else "rows"
-        raise ValueError(f"{path}: expected {expected} of an id and a label, found none.")
-    seen = dict[str, int]()
-    for line, cells in rows:
+    rows = csv_rows(path, raise_faults(path, tolerated))
+    top, first = next(rows, (1, []))
+    width = len(first)
+    seen, table = dict[str, int](), list[tuple[str, ...]]()
+    for line, cells in rows if header else chain([(top, first)], rows):
         if len(cells) != width or not cells[0]:
             found = f"{len(cells)}, the id {shorten(cells[0])}"
             raise ValueError(f"{path}: line {line}: expected {width} cells, found {found}.")
-        if (first := seen.setdefault(cells[0], line)) != line:
-            found = f"{shorten(cells[0])} on line {first} too"
+        if (earlier := seen.setdefault(cells[0], line)) != line:
+            found = f"{shorten(cells[0])} on line {earlier} too"
             raise ValueError(f"{path}: line {line}: expected each id once, found {found}.")
-    cells = [cells for _, cells in rows]
-    return Table(path=path, header=names, ids=list(seen), lines=list(seen.values()), cells=cells)
+        table.append(tuple(cells))
+    if width < 2 or not table:
+        expected = "a header and rows" if header else "rows"
+        raise ValueError(f"{path}: expected {expected} of an id and a label, found none.")
+    return Table(
+        path=path,
+        header=first if header else None,
+        ids=list(seen),
+        lines=list(seen.values()),
+        cells=table,
+    )

@@ -1,0 +1,124 @@
+"""Says whether a prediction file will be accepted: one line, or every fault with its line.
+
+    python submission/validate.py sub.csv
+    python submission/validate.py sub.csv --images DIR --template sample_submission.csv
+
+Lines may end in LF or CRLF, since every grader's reader takes both. A byte order mark, blank
+lines and spaces around a cell are refused: some graders take them for a part of the name.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli.command import Names, run
+from inference.formats import Format, choose_format
+from inference.layout import plan_layout, read_template
+from inference.rows import Fault, Table
+from submission.faults import Faults
+from submission.prediction_checks import check_ids, check_labels
+from submission.prediction_rows import Expected, Rows, gather_csv, gather_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to validate, and against what."""
+
+    file: Path = field(metadata={"positional": True})
+    """The prediction file."""
+    images: Path | None = None
+    """The folder of images: there must be one row for each, and no other."""
+    template: Path | None = None
+    """The contest's sample_submission.csv: header, ids and order must be its own."""
+    format: Format | None = None
+    """The profile; without it, the ending of the file decides (.csv, .json)."""
+    class_names: Names = Names()
+    """Class names in label order, parted by commas."""
+    num_classes: int | None = None
+    """How many classes there are; labels are 0 to one less."""
+
+    def __post_init__(self) -> None:
+        count = len(self.class_names) or self.num_classes
+        if count is not None and (count < 1 or self.num_classes not in (None, count)):
+            found = f"{self.num_classes} and {len(self.class_names)} names"
+            raise ValueError(f"--num_classes: expected the number of --class_names, found {found}.")
+
+
+def _classes_of(template: Table) -> tuple[list[str], list[str]]:
+    """Class names from a template alone: (those of its columns, those among its labels)."""
+    header = template.header or []
+    labels = {cells[1] for cells in template.cells} - {""}
+    shares = all(re.fullmatch(r"[0-9]*\.[0-9]+", label) for label in labels)
+    no_label = len(header) > 2 and (header[1].startswith("p_") or (labels and shares))
+    columns = [name.removeprefix("p_") for name in header[1 if no_label else 2 :]]
+    if no_label or all(label.removeprefix("-").isdecimal() for label in labels):
+        return columns, []
+    return columns, sorted(labels)
+
+
+def read_expected(options: Options) -> Expected:
+    """All that format, images, template and class names tell of the file.
+
+    Raises:
+        ValueError: an ending without a profile; a faulty template; images that it does not name.
+    """
+    format = choose_format(options.file, options.format)
+    class_names: Sequence[str] = options.class_names
+    if not class_names and options.num_classes:
+        class_names = [str(label) for label in range(options.num_classes)]
+    images, layout, known = None, None, class_names
+    if options.images:
+        from data.sources import open_source  # heavy, and only here
+
+        images = [str(name) for name in open_source("images", options.images).ids]
+    if options.template:
+        template = read_template(options.template, format)
+        if not class_names:
+            class_names, labels = _classes_of(template)
+            known = class_names or labels
+        layout = plan_layout(format, images or template.ids, known, template)
+    elif images is not None:
+        layout = plan_layout(format, images, known)
+    return Expected(
+        format=format,
+        class_names=class_names,
+        layout=layout,
+        prescribed=options.template is not None,
+        named=bool(layout and layout.label_names),
+    )
+
+
+def check_file(path: Path, expected: Expected) -> tuple[Rows, Faults]:
+    """Read a prediction file and find every fault in it."""
+    faults = Faults()
+    gather = gather_json if expected.format == "json" else gather_csv
+    rows = gather(path, expected, faults)
+    if not rows.lines and not faults:
+        fix = "write the predictions again"
+        faults.add(Fault("empty", 1, "a row for each image", "no rows", fix))
+    check_ids(rows, expected)
+    check_labels(rows, expected)
+    return rows, faults
+
+
+def validate(options: Options) -> None:
+    """Print one line where the file is sound.
+
+    Raises:
+        ValueError: every fault.
+    """
+    if not options.file.is_file():
+        found = "a folder" if options.file.is_dir() else "nothing there"
+        raise ValueError(f"{options.file}: expected a prediction file, found {found}.")
+    rows, faults = check_file(options.file, read_expected(options))
+    size = "1 row" if len(rows.lines) == 1 else f"{len(rows.lines)} rows"
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        listed = "\n".join(faults.lines("entries" if rows.entries else "lines"))
+        raise ValueError(f"{options.file}: {size}, {count}\n{listed}")
+    print(f"{options.file}: {size}, valid")
+
+
+if __name__ == "__main__":
+    run(validate, Options)
