@@ -98,7 +98,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num}: expected CSV: {error}.") from None
+            raise ValueError(
+                f"{path}: line {reader.reader.line_num}: expected CSV, found {error}."
+            ) from None
         if fields is None:
             return
         image, label = fields["image"], fields["label"]

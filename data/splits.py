@@ -37,8 +37,8 @@ def split_train_validation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a stratified share of the images for validation.
 
-    Every class is in both parts where the numbers allow it: the validation part is raised to one
-    image a class, and classes of a single image stay in training.
+    The validation part is raised to as many images as there are classes, which stratifying needs;
+    a class of very few images may still be missing from it, and a single image stays in training.
 
     Args:
         labels: int64 (N,).
@@ -60,8 +60,8 @@ def split_train_validation(
     size = max(round(fraction * len(labels)), len(np.unique(labels[splittable])))
     if not 0 < size < len(splittable):
         raise ValueError(
-            f"expected enough images to hold out {fraction:g} of them with every class in both "
-            f"parts, found {len(labels)} images of {len(np.unique(labels))} classes."
+            f"expected enough images to hold out {fraction:g} of them over all "
+            f"classes, found {len(labels)} images of {len(np.unique(labels))} classes."
         )
     validation = splittable[_stratified(labels[splittable], size, seed)]
     return np.setdiff1d(everything, validation), validation

@@ -1,0 +1,100 @@
+"""Augmentation is a pure function of (image, rng), and does to pixels what its name says."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data.augmentation import AUGMENTATIONS, Augmentation, build_augmentation
+
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+WIDE = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("image", [NOISE, WIDE], ids=["square", "wide"])
+def test_equal_rng_gives_equal_bytes(name: str, image: np.ndarray) -> None:
+    augment, other = build_augmentation(name, 32), build_augmentation(name, 32)
+    before = image.copy()
+    first = augment(image, np.random.default_rng([1, 2, 3]))
+    augment(WIDE, np.random.default_rng(99))  # leaves no trace
+    np.random.seed(5)  # noqa: NPY002  # nor does global state
+    assert np.array_equal(first, augment(image, np.random.default_rng([1, 2, 3])))
+    assert np.array_equal(first, other(image, np.random.default_rng([1, 2, 3])))
+    assert np.array_equal(
+        first, pickle.loads(pickle.dumps(augment))(image, np.random.default_rng([1, 2, 3]))
+    )
+    assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
+    assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("name", ["light", "imagenet"])
+def test_another_rng_gives_other_bytes(name: str) -> None:
+    augment = build_augmentation(name, 32)
+    results = {augment(NOISE, np.random.default_rng(seed)).tobytes() for seed in range(20)}
+    assert len(results) >= 15
+
+
+def test_global_random_state_is_left_alone() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002  # type: ignore[index]
+    build_augmentation("imagenet", 32)(NOISE, np.random.default_rng(0))
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002  # type: ignore[index]
+
+
+def shifts_of(flip: bool, padding: float, draws: int = 400) -> set[tuple[int, int, bool]]:
+    """Which shifts and flips of NOISE "light" gives, each found among all that are possible."""
+    pixels = round(padding * 32)
+    padded = np.pad(NOISE, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
+    possible = dict[bytes, tuple[int, int, bool]]()
+    for top in range(2 * pixels + 1):
+        for left in range(2 * pixels + 1):
+            crop = padded[top : top + 32, left : left + 32]
+            possible[crop.tobytes()] = (top, left, False)
+            possible[crop[:, ::-1].tobytes()] = (top, left, True)
+    augment = Augmentation(name="light", image_size=32, flip=flip, padding=padding)
+    return {
+        possible[augment(NOISE, np.random.default_rng(seed)).tobytes()] for seed in range(draws)
+    }
+
+
+def test_light_shifts_by_reflected_padding_and_flips() -> None:
+    found = shifts_of(flip=True, padding=4 / 32)
+    assert len(found) > 100  # of 162
+    assert {top for top, _, _ in found} == {left for _, left, _ in found} == set(range(9))
+    assert {flipped for _, _, flipped in found} == {False, True}
+
+
+def test_light_without_flip_or_padding() -> None:
+    assert {flipped for _, _, flipped in shifts_of(flip=False, padding=2 / 32)} == {False}
+    assert shifts_of(flip=True, padding=0) == {(0, 0, False), (0, 0, True)}
+
+
+def test_imagenet_takes_the_whole_image_at_scale_one() -> None:
+    smooth = np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None].repeat(64, 1).repeat(3, 2)
+    augment = Augmentation(name="imagenet", image_size=32, min_scale=0.08, flip=False)
+    spans = [np.ptp(augment(smooth, np.random.default_rng(seed))) for seed in range(30)]
+    assert min(spans) < 120  # a part of the gradient
+    whole = Augmentation(name="imagenet", image_size=32, min_scale=1.0, flip=False)
+    assert min(np.ptp(whole(smooth, np.random.default_rng(seed))) for seed in range(10)) > 180
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "heavy"}, "expected an augmentation among none, light, imagenet, found 'heavy'"),
+        ({"padding": 1.0}, "expected a padding from 0 to below 1, found 1.0"),
+        ({"min_scale": 0.0}, "expected a min_scale above 0"),
+        ({"image_size": 0}, "expected an image_size of at least 1, found 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**settings)  # type: ignore[arg-type]
+
+
+def test_prediction_does_not_import_albumentations() -> None:
+    code = "import sys, data.loader, data.sources; sys.exit('albumentations' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

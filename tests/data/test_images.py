@@ -1,0 +1,271 @@
+"""Every mode of image file against pixel values known in advance, and every fault by its name."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.images import read_image, resize_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def picture(size: int = 64) -> Image.Image:
+    """Noise: incompressible, so that cutting the file cuts pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png16(path: Path, values: np.ndarray) -> Path:
+    """A 16-bit grey PNG, written here byte by byte."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    height, width = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "webp", "tiff", "ppm"])
+def test_lossless_formats_keep_every_pixel(tmp_path: Path, ending: str) -> None:
+    options = {"lossless": True} if ending == "webp" else {}
+    path = save(picture(), tmp_path / f"a.{ending}", **options)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image, np.asarray(picture()))
+
+
+def test_a_jpeg_comes_in_rgb_order(tmp_path: Path) -> None:
+    image = read_image(save(Image.new("RGB", (8, 8), RED), tmp_path / "a.jpg", quality=100))
+    assert np.abs(image.astype(int) - RED).max() <= 2
+
+
+def test_the_ending_does_not_have_to_tell_the_format(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png", format="BMP")
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.asarray(picture()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, WHITE),
+        ("L", 200, (200, 200, 200)),
+        ("LA", (200, 255), (200, 200, 200)),
+        ("LA", (200, 0), WHITE),
+        ("RGBA", (*RED, 255), RED),
+        ("RGBA", (*RED, 0), WHITE),
+        ("RGBA", (*RED, 128), (255, 127, 127)),
+    ],
+)
+def test_grey_and_transparent_modes_over_white(
+    tmp_path: Path, mode: str, colour: int, expected: tuple[int, int, int]
+) -> None:
+    image = read_image(save(Image.new(mode, (3, 2), colour), tmp_path / "a.png"))
+    assert image.shape == (2, 3, 3)
+    assert (image == expected).all()
+
+
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_palette_with_a_transparent_colour(tmp_path: Path, ending: str) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *GREEN])
+    image.putpixel((1, 0), 1)
+    path = save(image, tmp_path / f"a.{ending}", transparency=0)
+    assert read_image(path).tolist() == [[list(WHITE), list(GREEN)]]
+
+
+def test_a_palette_with_graded_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *GREEN])
+    image.putpixel((1, 0), 1)
+    path = save(image, tmp_path / "a.png", transparency=bytes([0, 128]))
+    assert read_image(path).tolist() == [[list(WHITE), [127, 255, 127]]]
+
+
+def test_one_colour_of_rgb_may_be_transparent(tmp_path: Path) -> None:
+    path = save(Image.new("RGB", (1, 1), BLUE), tmp_path / "a.png", transparency=BLUE)
+    assert read_image(path).tolist() == [[list(WHITE)]]
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    path = save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "a.jpg", quality=100)
+    assert np.abs(read_image(path).astype(int) - RED).max() <= 3
+
+
+def test_lab_tiff(tmp_path: Path) -> None:
+    path = save(Image.new("LAB", (2, 2), (255, 128, 128)), tmp_path / "a.tiff")
+    assert np.abs(read_image(path).astype(int) - 255).max() <= 2
+
+
+def test_sixteen_bit_grey_png_is_scaled(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65535]])
+    image = read_image(png16(tmp_path / "a.png", values))
+    assert image[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    assert (image == image[:, :, :1]).all()
+
+
+def test_sixteen_bit_pgm_is_scaled(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + struct.pack(">3H", 0, 257, 65535))
+    assert read_image(tmp_path / "a.pgm")[0, :, 0].tolist() == [0, 1, 255]
+
+
+def tiff(path: Path, values: np.ndarray) -> Path:
+    return save(Image.fromarray(values), path)
+
+
+def test_32_bit_grey_is_scaled(tmp_path: Path) -> None:
+    full = np.array([[0, 2**30, 2**31 - 1]], dtype=np.int32)
+    assert read_image(tiff(tmp_path / "full.tiff", full))[0, :, 0].tolist() == [0, 128, 255]
+    sixteen = np.array([[0, 257, 65535]], dtype=np.int32)
+    assert read_image(tiff(tmp_path / "sixteen.tiff", sixteen))[0, :, 0].tolist() == [0, 1, 255]
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_float_grey_of_either_range(tmp_path: Path, scale: int) -> None:
+    values = np.array([[0, 0.2, 0.6, 1]], dtype=np.float32) * scale
+    image = read_image(tiff(tmp_path / "a.tiff", values))
+    assert image[0, :, 0].tolist() == [0, 51, 153, 255]
+
+
+@pytest.mark.parametrize("value", [-1.0, 256.0, np.nan, np.inf])
+def test_float_grey_out_of_range_is_refused(tmp_path: Path, value: float) -> None:
+    path = tiff(tmp_path / "a.tiff", np.array([[0, value]], dtype=np.float32))
+    with pytest.raises(ValueError, match=r"a\.tiff: expected .* in 0\.\.1 or 0\.\.255"):
+        read_image(path)
+
+
+def test_negative_grey_is_refused(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "a.tiff", np.array([[0, -5]], dtype=np.int32))
+    with pytest.raises(ValueError, match=r"a\.tiff: expected .*-5 found"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    enumerate(["ab/cd", "ba/dc", "dc/ba", "cd/ab", "ac/bd", "ca/db", "db/ca", "bd/ac"], start=1),
+)
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_exif_orientation(tmp_path: Path, orientation: int, expected: str, ending: str) -> None:
+    levels = {"a": 0, "b": 80, "c": 160, "d": 240}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(
+        np.array([[0, 80], [160, 240]], dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    )
+    path = save(image.convert("RGB"), tmp_path / f"a.{ending}", exif=exif, quality=95)
+    corners = read_image(path)[4::8, 4::8, 0].astype(int)
+    wanted = [[levels[corner] for corner in row] for row in expected.split("/")]
+    assert np.abs(corners - wanted).max() <= 8
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tiff"])
+def test_the_first_frame_of_an_animation(tmp_path: Path, ending: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
+    options = {"lossless": True} if ending == "webp" else {}
+    path = tmp_path / f"a.{ending}"
+    save(frames[0], path, save_all=True, append_images=frames[1:], **options)
+    assert (read_image(path) == RED).all()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "webp", "gif", "tiff", "ppm"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_truncated_file_is_named(tmp_path: Path, ending: str, share: float) -> None:
+    path = save(picture(), tmp_path / f"a.{ending}")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"a\.\w+: expected .*, found") as caught:
+        read_image(path)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_other_faults_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "folder.png").mkdir()
+    for name, found in {
+        "empty.png": "0 bytes",
+        "text.png": "12 bytes of something else",
+        "folder.png": "a folder",
+        "missing.png": "nothing there",
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}: expected an image.*found {found}"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("excess", [1.5, 4])
+def test_decompression_bombs_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, excess: float
+) -> None:
+    """Above the limit Pillow only warns, above twice the limit it raises."""
+    path = save(Image.new("L", (100, 100)), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(100 * 100 / excess))
+    with pytest.raises(ValueError, match=r"a\.png: expected an image of at most \d+ pixels"):
+        read_image(path)
+
+
+# Pillow warns of damaged TIFF tags that it can read past.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_bytes_give_an_image_or_a_value_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    buffer = io.BytesIO()
+    kind = data.draw(st.sampled_from(["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"]))
+    picture(12).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(bytes(content))
+    try:
+        image = read_image(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: expected")
+    else:
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+
+
+def test_resizing_scales_the_shorter_side_and_cuts_the_centre() -> None:
+    image = np.asarray(picture(30))[:10]
+    whole = Image.fromarray(image).resize((15, 5), Image.Resampling.BICUBIC)
+    resized = resize_image(image, 5)
+    assert np.array_equal(resized, np.asarray(whole)[:, 5:10])
+    assert np.array_equal(resize_image(image.transpose(1, 0, 2), 5), resized.transpose(1, 0, 2))
+
+
+def test_cutting_alone_keeps_pixels() -> None:
+    image = np.asarray(picture(9))[:8]  # 8 x 9
+    assert np.array_equal(resize_image(image, 8), image[:, :8])
+
+
+def test_shrinking_is_antialiased() -> None:
+    columns = np.tile(np.array([0, 255], dtype=np.uint8), 32)
+    stripes = np.broadcast_to(columns[None, :, None], (64, 64, 3)).copy()
+    inside = resize_image(stripes, 8)[:, 1:-1].astype(int)
+    assert np.abs(inside - 127.5).max() < 10
+
+
+def test_an_image_of_the_size_stays_as_it_is() -> None:
+    image = np.asarray(picture(8))
+    assert resize_image(image, 8) is image

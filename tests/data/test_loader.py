@@ -1,0 +1,285 @@
+"""Batches are a function of the seed and the epoch: not of workers, processes, sizes, resumes."""
+
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.arrays import ArraySource
+from data.augmentation import build_augmentation
+from data.loader import (
+    MICRO_BATCH,
+    Batch,
+    EvaluationLoader,
+    ImageDataset,
+    MicroBatch,
+    TrainingLoader,
+    evaluation_loader,
+    micro_batches,
+    training_loader,
+)
+from data.sources import Source, open_source
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    """100 images of noise, larger than they are shown."""
+    images = RNG.integers(0, 256, (100, 10, 12, 3), dtype=np.uint8)
+    ids = np.array([f"{index}.png" for index in range(100)])
+    return ArraySource(images, RNG.integers(0, 5, 100), list("abcde"), ids)
+
+
+def training(source: Source, workers: int = 0, seed: int = 0, **shard: int) -> TrainingLoader:
+    augmentation = build_augmentation("light", 8)
+    dataset = ImageDataset(source, np.arange(3, 97), 8, augmentation, seed=seed)
+    return training_loader(dataset, batch_size=16, num_workers=workers, seed=seed, **shard)
+
+
+def bytes_of(batches: Iterable[Batch] | Iterable[MicroBatch]) -> list[tuple[bytes, ...]]:
+    names = ("images", "labels", "indices")
+    return [tuple(batch[name].numpy().tobytes() for name in names) for batch in batches]
+
+
+def epochs(loader: TrainingLoader, *numbers: int) -> list[list[tuple[bytes, ...]]]:
+    passes = list[list[tuple[bytes, ...]]]()
+    for number in numbers:
+        loader.set_epoch(number)
+        passes.append(bytes_of(loader))
+    return passes
+
+
+def test_a_batch_is_float_rgb_with_its_labels(source: Source) -> None:
+    loader = evaluation_loader(ImageDataset(source, None, 10), batch_size=8, num_workers=0)
+    batch = next(iter(loader))
+    assert (batch["images"].dtype, batch["images"].shape) == (torch.float32, (8, 3, 10, 10))
+    assert batch["images"].is_contiguous()
+    expected = np.stack([source.image(index)[:, 1:11] for index in range(8)])
+    assert np.array_equal(batch["images"].numpy(), expected.transpose(0, 3, 1, 2) / np.float32(255))
+    assert source.labels is not None
+    assert batch["labels"].tolist() == source.labels[:8].tolist()
+    assert batch["indices"].tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_change_nothing(source: Source, method: str) -> None:
+    expected = epochs(training(source), 0, 1, 5)
+    loader = training(source, workers=2)
+    loader._loader.multiprocessing_context = method
+    assert epochs(loader, 0, 1, 5) == expected
+    assert expected[0] != expected[1]
+
+
+def test_each_epoch_has_its_order_and_its_augmentation(source: Source) -> None:
+    loader = training(source)
+    assert len(loader) == 94 // 16
+    seen = list[dict[int, bytes]]()
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        images = [batch["images"] for batch in loader]
+        order = torch.cat([batch["indices"] for batch in loader]).tolist()
+        assert len(set(order)) == len(order) == 16 * len(loader)
+        assert set(order) <= set(range(3, 97))
+        assert order != sorted(order)
+        pixels = (image.numpy().tobytes() for image in torch.cat(images))
+        seen.append(dict(zip(order, pixels, strict=True)))
+    assert list(seen[0]) != list(seen[1])
+    common = seen[0].keys() & seen[1].keys()
+    assert sum(seen[0][index] != seen[1][index] for index in common) > len(common) / 2
+
+
+def test_the_seed_decides(source: Source) -> None:
+    assert epochs(training(source, seed=1), 0) == epochs(training(source, seed=1), 0)
+    assert epochs(training(source, seed=1), 0) != epochs(training(source, seed=2), 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resume_goes_on_exactly(source: Source, workers: int) -> None:
+    whole = epochs(training(source), 0, 1, 2)
+    assert epochs(training(source, workers), 2) == whole[2:]
+    middle = training(source, workers)
+    middle.set_epoch(1, start_step=3)
+    assert bytes_of(middle) == whole[1][3:]
+    assert epochs(middle, 2) == whole[2:]
+
+
+def test_an_abandoned_epoch_leaves_no_trace(source: Source) -> None:
+    loader = training(source, workers=2)
+    expected = epochs(training(source), 4)
+    next(iter(loader))
+    assert epochs(loader, 4) == expected
+
+
+def test_processes_share_each_global_batch(source: Source) -> None:
+    whole = list(training(source))
+    parts = [list(training(source, process_index=k, num_processes=2)) for k in range(2)]
+    assert len(whole) == len(parts[0]) == len(parts[1])
+    for batch, first, second in zip(whole, *parts, strict=True):
+        for name in ("images", "labels", "indices"):
+            assert torch.equal(batch[name], torch.cat([first[name], second[name]]))
+
+
+def test_the_global_random_state_is_left_alone(source: Source) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    epochs(training(source, workers=1), 0, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "processes", "message"),
+    [
+        (100, 15, 2, "expected a batch_size that 2 processes share evenly, found 15"),
+        (100, 0, 1, "expected a batch_size that 1 processes share evenly, found 0"),
+        (10, 16, 1, r"expected at least 16 training images \(one batch\), found 10"),
+    ],
+)
+def test_impossible_batches_are_refused(
+    source: Source, size: int, batch_size: int, processes: int, message: str
+) -> None:
+    dataset = ImageDataset(source, np.arange(size), 8)
+    with pytest.raises(ValueError, match=message):
+        training_loader(
+            dataset, batch_size=batch_size, num_workers=0, seed=0, num_processes=processes
+        )
+
+
+def test_an_augmentation_to_another_size_is_refused(source: Source) -> None:
+    with pytest.raises(ValueError, match="expected an augmentation to 8 pixels, found one to 32"):
+        ImageDataset(source, None, 8, build_augmentation("light", 32))
+
+
+def evaluation(
+    source: Source, batch_size: int = 64, workers: int = 0, **shard: int
+) -> EvaluationLoader:
+    dataset = ImageDataset(source, np.arange(1, 98), 8, skip_bad=True)
+    return evaluation_loader(dataset, batch_size=batch_size, num_workers=workers, **shard)
+
+
+def test_evaluation_gives_every_image_once_in_order(source: Source) -> None:
+    loader = evaluation(source, batch_size=7)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 14
+    assert torch.cat([batch["indices"] for batch in batches]).tolist() == list(range(1, 98))
+    again = bytes_of(loader)
+    assert again == bytes_of(batches)
+
+
+def test_micro_batches_have_one_shape_and_a_padded_end(source: Source) -> None:
+    loader = evaluation(source)
+    batches = list(micro_batches(loader))
+    assert len(batches) == loader.num_micro_batches == 4
+    assert [batch["count"] for batch in batches] == [32, 32, 32, 1]
+    assert {tuple(batch["images"].shape) for batch in batches} == {(MICRO_BATCH, 3, 8, 8)}
+    assert batches[1]["indices"].tolist() == list(range(33, 65))
+    end = batches[-1]
+    assert end["indices"].tolist() == [97] + [-1] * 31
+    assert end["labels"][1:].unique().tolist() == [-1]
+    assert end["images"][0].any()
+    assert not end["images"][1:].any()
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """70 files, of which 0, 3, 31, 32 and 69 are damaged; 64 to 69 are a micro-batch alone."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for index in range(70):
+        Image.new("L", (8, 8), index).save(folder / f"{index}.png")
+    for index in (0, 3, 31, 32, 69):
+        (folder / f"{index}.png").write_bytes(b"x" * index)
+    return folder
+
+
+def everything(batches: Iterable[MicroBatch]) -> list[object]:
+    return [
+        (one, batch["count"], [(bad.index, bad.message) for bad in batch["skipped"]])
+        for batch in batches
+        for one in bytes_of([batch])
+    ]
+
+
+def test_micro_batches_do_not_depend_on_batch_size_or_workers(damaged: Path) -> None:
+    files = open_source("images", damaged)
+    dataset = ImageDataset(files, None, 8, skip_bad=True)
+
+    def run(batch_size: int, workers: int) -> list[object]:
+        loader = evaluation_loader(dataset, batch_size=batch_size, num_workers=workers)
+        return everything(micro_batches(loader))
+
+    expected = run(64, 0)
+    assert len(expected) == 3
+    for batch_size, workers in ((1, 0), (7, 2), (64, 2), (1000, 0)):
+        assert run(batch_size, workers) == expected
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_processes_share_whole_micro_batches(damaged: Path, processes: int) -> None:
+    dataset = ImageDataset(open_source("images", damaged), None, 8, skip_bad=True)
+
+    def run(index: int, count: int) -> list[object]:
+        loader = evaluation_loader(
+            dataset, batch_size=9, num_workers=0, process_index=index, num_processes=count
+        )
+        batches = everything(micro_batches(loader))
+        assert loader.num_micro_batches == len(batches)
+        return batches
+
+    whole = run(0, 1)
+    for index in range(processes):
+        assert run(index, processes) == whole[index::processes]
+
+
+def test_skipped_images_close_up_within_their_micro_batch(damaged: Path) -> None:
+    dataset = ImageDataset(open_source("images", damaged), None, 8, skip_bad=True)
+    first, second, third = micro_batches(evaluation_loader(dataset, batch_size=7, num_workers=0))
+    assert first["indices"].tolist() == [1, 2, *range(4, 31), -1, -1, -1]
+    assert second["indices"].tolist() == [*range(33, 64), -1]
+    assert (first["count"], second["count"], third["count"]) == (29, 31, 5)
+    assert first["images"][:29, 0, 0, 0].mul(255).round().tolist() == first["indices"][:29].tolist()
+    assert [bad.index for bad in first["skipped"]] == [0, 3, 31]
+    assert "0.png: expected an image file, found 0 bytes." in first["skipped"][0].message
+
+
+def test_a_micro_batch_may_have_no_readable_image(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.png").touch()
+    dataset = ImageDataset(open_source("images", tmp_path), None, 8, skip_bad=True)
+    (batch,) = micro_batches(evaluation_loader(dataset, batch_size=2, num_workers=0))
+    assert (batch["count"], len(batch["skipped"])) == (0, 3)
+    assert batch["images"].shape == (MICRO_BATCH, 3, 8, 8)
+
+
+def both_loaders(
+    dataset: ImageDataset, workers: int
+) -> Iterator[TrainingLoader | EvaluationLoader]:
+    yield evaluation_loader(dataset, batch_size=16, num_workers=workers)
+    yield training_loader(dataset, batch_size=70, num_workers=workers, seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_one_short_value_error(damaged: Path, workers: int) -> None:
+    """No traceback of a worker in the message."""
+    dataset = ImageDataset(open_source("images", damaged), None, 8)
+    for loader in both_loaders(dataset, workers):
+        with pytest.raises(ValueError, match=r"^\S+/\d+\.png: expected [^\n]*\.$"):
+            list(loader)
+
+
+def test_an_error_of_ours_in_a_worker_is_not_taken_for_a_bad_image(source: Source) -> None:
+    dataset = ImageDataset(source, np.array([0, 999]), 8, skip_bad=True)
+    with pytest.raises(IndexError):
+        list(evaluation_loader(dataset, batch_size=2, num_workers=1))
+
+
+def test_a_dataset_of_many_files_is_small_to_hand_to_a_worker() -> None:
+    from data.folders import FileSource
+
+    ids = np.array([f"{index}.png" for index in range(100_000)])
+    dataset = ImageDataset(FileSource(Path("images"), ids), None, 32)
+    assert len(pickle.dumps(dataset)) < 6_000_000
+    assert not any(isinstance(value, list) for value in vars(dataset.source).values())

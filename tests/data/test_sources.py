@@ -1,0 +1,246 @@
+"""Sources of image files and the embedded digits: ids, order, labels and every fault."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from data.sources import available_splits, open_source
+
+
+def make(root: Path, *names: str) -> Path:
+    """Tiny images whose grey level is their place in `names`."""
+    for level, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2), level).save(root / name)
+    return root
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    train, test = open_source("digits"), open_source("digits", split="test")
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.class_names == [str(digit) for digit in range(10)]
+    assert test.labels is not None
+    assert set(np.bincount(test.labels)) <= {35, 36, 37}
+    assert test.ids[0] == "00000.png"
+    assert np.array_equal(open_source("digits", split="test").labels, test.labels)  # type: ignore[arg-type]
+
+
+def test_digits_are_those_of_scikit_learn_each_once() -> None:
+    pixels = np.asarray(load_digits(return_X_y=True)[0]).reshape(-1, 8, 8)
+    originals = np.rint(pixels * 255 / 16).astype(np.uint8)
+    parts = [open_source("digits", split=split) for split in ("train", "test")]
+    ours = [part.image(index) for part in parts for index in range(len(part))]
+    assert all(image.shape == (8, 8, 3) and (image == image[:, :, :1]).all() for image in ours)
+    assert sorted(image[:, :, 0].tobytes() for image in ours) == sorted(
+        image.tobytes() for image in originals
+    )
+
+
+def test_images_come_in_natural_order_with_relative_names(tmp_path: Path) -> None:
+    names = ["10.png", "2.png", "b/1.JPG", "a10/1.png", "a9/1.png", "1.png", "x.webp"]
+    source = open_source("images", make(tmp_path, *names))
+    expected = ["1.png", "2.png", "10.png", "a9/1.png", "a10/1.png", "b/1.JPG", "x.webp"]
+    assert source.ids.tolist() == expected
+    assert (source.labels, source.class_names) == (None, None)
+    for index, name in enumerate(expected):
+        assert abs(int(source.image(index)[0, 0, 0]) - names.index(name)) <= 1
+
+
+def test_images_leave_out_hidden_and_other_files(tmp_path: Path) -> None:
+    make(tmp_path, "1.png", ".hidden.png", ".thumbnails/2.png")
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert open_source("images", tmp_path).ids.tolist() == ["1.png"]
+
+
+def test_names_with_numbers_in_any_script_are_ordered(tmp_path: Path) -> None:
+    source = open_source("images", make(tmp_path, "٣.png", "3.png", "a٣.png", "a3.png", "03.png"))
+    assert source.ids.tolist()[:2] == ["03.png", "3.png"]
+    assert len(source) == 5
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "expected images .* found an empty folder"),
+        (lambda root: (root / "a.txt").touch(), "expected images .* found none among 1 files"),
+        (lambda root: root.rmdir(), "expected a folder of images, found nothing there"),
+        (lambda root: (root.rmdir(), root.touch()), "expected a folder of images, found a file"),
+    ],
+)
+def test_a_folder_without_images_is_named(tmp_path: Path, prepare: object, message: str) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    prepare(root)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=f"images: {message}"):
+        open_source("images", root)
+
+
+def test_folder_orders_integer_classes_as_numbers(tmp_path: Path) -> None:
+    root = make(tmp_path, *(f"train/{label}/0.png" for label in (0, 1, 10, 11, 2)))
+    source = open_source("folder", root)
+    assert source.class_names == ["0", "1", "2", "10", "11"]
+    assert source.ids.tolist() == ["0/0.png", "1/0.png", "2/0.png", "10/0.png", "11/0.png"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 2, 3, 4]
+    assert source.image(3)[0, 0, 0] == 2
+
+
+def test_folder_orders_other_classes_as_strings(tmp_path: Path) -> None:
+    root = make(tmp_path, "train/b10/0.png", "train/b9/0.png", "train/A/0.png")
+    assert open_source("folder", root).class_names == ["A", "b10", "b9"]
+
+
+def test_folder_keeps_the_labels_of_train_in_a_smaller_test(tmp_path: Path) -> None:
+    root = make(tmp_path, "train/a/0.png", "train/b/0.png", "train/c/0.png", "test/c/x/0.png")
+    source = open_source("folder", root, "test")
+    assert source.class_names == ["a", "b", "c"]
+    assert source.labels is not None
+    assert (source.ids.tolist(), source.labels.tolist()) == (["c/x/0.png"], [2])
+
+
+def test_folder_without_splits_holds_the_classes(tmp_path: Path) -> None:
+    root = make(tmp_path, "train/0.png", "plane/0.png")  # two kinds of vehicle
+    assert open_source("folder", root).class_names == ["plane", "train"]
+    assert len(open_source("folder", root, "test")) == 2
+    with pytest.raises(ValueError, match=r"expected the folder val .* class folders without"):
+        open_source("folder", root, "val")
+
+
+@pytest.mark.parametrize(
+    ("names", "empty", "split", "message"),
+    [
+        (["train/a/0.png"], "train/b", "train", "train/b: expected images"),
+        (["train/a/0.png"], None, "val", "expected the folder val .* found only train"),
+        (["train/a/0.png", "test/b/0.png"], None, "test", "test/b: expected one of the 1 classes"),
+        (["0.png"], None, "train", "expected one folder for each class, found none"),
+    ],
+)
+def test_faults_of_class_folders_are_named(
+    tmp_path: Path, names: list[str], empty: str | None, split: str, message: str
+) -> None:
+    root = make(tmp_path, *names)
+    if empty:
+        (root / empty).mkdir()
+    with pytest.raises(ValueError, match=message):
+        open_source("folder", root, split)
+
+
+def test_challenge_labels_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
+    root = make(tmp_path, "images/0.JPEG", "images/1.JPEG", "images/2.JPEG")
+    (root / "label.txt").write_text("2.JPEG 5\n0.JPEG 10\n1.JPEG 0\n")
+    source = open_source("challenge", root)
+    assert source.ids.tolist() == ["2.JPEG", "0.JPEG", "1.JPEG"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [5, 10, 0]
+    assert source.class_names == [str(label) for label in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.JPEG 1\n1.JPEG\n", "label.txt: line 2: expected a name and an integer label"),
+        ("0.JPEG 1\n\n1.JPEG 2\n", "label.txt: line 2: .* found ''"),
+        ("0.JPEG cat\n", "line 1: .* found '0.JPEG cat'"),
+        ("0.JPEG -1\n", "line 1: "),
+        ("0.JPEG 1 2\n", "line 1: "),
+        ("0.JPEG 1\n0.JPEG 2\n", "line 2: expected each image once, found '0.JPEG' again"),
+        ("0.JPEG 1\n9.JPEG 2\n", "line 2: expected the image .*9.JPEG, found nothing there"),
+        ("", "label.txt: expected a line for each image .* found none"),
+        (None, "label.txt: expected .* found nothing there"),
+    ],
+)
+def test_faults_of_label_txt_are_named_with_their_line(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    root = make(tmp_path, "images/0.JPEG", "images/1.JPEG")
+    if text is not None:
+        (root / "label.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_source("challenge", root)
+
+
+def manifest(tmp_path: Path, text: str) -> Path:
+    make(tmp_path, "a.png", "b c.png", "d/e.png")
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    return path
+
+
+def test_csv_with_names_and_splits(tmp_path: Path) -> None:
+    text = "label,split,image\ndog,train,a.png\ncat,val,b c.png\ndog,train,d/e.png\n"
+    path = manifest(tmp_path, text)
+    assert available_splits("csv", path) == ("train", "val")
+    train, validation = open_source("csv", path), open_source("csv", path, "val")
+    assert train.class_names == validation.class_names == ["cat", "dog"]
+    assert train.labels is not None
+    assert validation.labels is not None
+    assert (train.ids.tolist(), train.labels.tolist()) == (["a.png", "d/e.png"], [1, 1])
+    assert (validation.ids.tolist(), validation.labels.tolist()) == (["b c.png"], [0])
+    assert train.image(1)[0, 0, 0] == 2
+
+
+def test_csv_with_integer_labels_as_written(tmp_path: Path) -> None:
+    source = open_source(
+        "csv", manifest(tmp_path, '\ufeffimage,label\r\n"a.png",10\r\nb c.png,2\r\n')
+    )
+    assert source.labels is not None
+    assert source.labels.tolist() == [10, 2]
+    assert source.class_names == [str(label) for label in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label\na.png,1\n", "expected the columns image,label"),
+        ("image,label\na.png,1\nb c.png\n", "line 3: expected 2 filled cells"),
+        ("image,label\na.png,1,2\n", "line 2: expected 2 filled cells"),
+        ("image,label\na.png,\n", "line 2: expected 2 filled cells"),
+        ("image,label\na.png,1\na.png,1\n", "line 3: expected each image once"),
+        ("image,label\nz.png,1\n", "line 2: expected the image .*z.png, found nothing"),
+        ("image,label,split\na.png,1,dev\n", "line 2: expected the split train, val, test"),
+        ("image,label,split\na.png,1,test\n", "expected rows of the split train, found test"),
+        ("image,label\n", "expected a row for each image, found none"),
+        ('image,label\n"a.png,1\n', "list.csv: line 2: expected"),
+        ("", "expected the columns image,label"),
+    ],
+)
+def test_faults_of_a_manifest_are_named_with_their_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_source("csv", manifest(tmp_path, text))
+
+
+def test_unknown_names_and_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a source among digits.* found 'mnist'"):
+        open_source("mnist")
+    with pytest.raises(ValueError, match="expected a split among train, val, test, found 'dev'"):
+        open_source("digits", split="dev")
+    with pytest.raises(ValueError, match="expected the split train or test, found 'val'"):
+        open_source("digits", split="val")
+    with pytest.raises(ValueError, match=r"expected --data\.root with the source folder"):
+        open_source("folder")
+
+
+def test_available_splits(tmp_path: Path) -> None:
+    assert available_splits("digits") == ("train", "test")
+    assert available_splits("folder", make(tmp_path, "plane/0.png")) == ()
+    make(tmp_path, "train/a/0.png", "val/a/0.png")
+    assert available_splits("folder", tmp_path) == ("train", "val")
+
+
+def test_listing_many_files_is_fast_and_lean(tmp_path: Path) -> None:
+    """20,000 names: one array that is not larger than its letters, in well under a second."""
+    (tmp_path / "images").mkdir()
+    for index in range(20_000):
+        (tmp_path / "images" / f"{index}.png").touch()
+    start = time.perf_counter()
+    source = open_source("images", tmp_path / "images")
+    assert time.perf_counter() - start < 2
+    assert source.ids.nbytes == 20_000 * len("19999.png") * 4
+    assert source.ids[[0, 9, 19_999]].tolist() == ["0.png", "9.png", "19999.png"]
