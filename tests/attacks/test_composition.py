@@ -1,0 +1,167 @@
+"""EOT, the worst case over several attacks, and the room's imports."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from attacks import EOT, FGSM, PGD, AutoAttack, UniformNoise, WorstCase, image_seeds
+
+
+class Shaken(nn.Module):
+    """Logits of a linear model whose weights a draw changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weights = torch.randn(5, 48, 4, generator=generator)
+        self.draw = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 0.3 * images.flatten(1) @ self.weights[self.draw]
+
+
+def set_draw(model: Shaken, draw: int) -> None:
+    model.draw = draw
+
+
+def test_eot_is_the_log_of_the_average_probability_and_its_gradient():
+    model = Shaken()
+    images = torch.rand(6, 3, 4, 4, requires_grad=True)
+    labels = torch.arange(6) % 4
+    outputs = EOT(model, range(5), set_draw)(images)
+    probabilities = torch.stack(
+        [(0.3 * images.flatten(1) @ weight).softmax(1) for weight in model.weights]
+    ).mean(0)
+    torch.testing.assert_close(outputs.exp(), probabilities)
+    loss = nn.functional.cross_entropy(outputs, labels, reduction="sum")
+    torch.testing.assert_close(loss, -probabilities[range(6), labels].log().sum())
+    (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
+    (expected,) = torch.autograd.grad(-probabilities[range(6), labels].log().sum(), images)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_eot_makes_an_attack_that_carries_over_to_other_draws():
+    model, images = Shaken(), torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    average = EOT(model, range(5), set_draw)
+    labels = average(images).argmax(1)
+    attack = PGD(epsilon=0.1, random_start=False)
+    model.draw = 0
+    one = attack(model, images, labels)
+    many = attack(average, images, labels)
+    assert (average(many).argmax(1) == labels).float().mean() < (
+        (average(one).argmax(1) == labels).float().mean() - 0.1
+    )
+
+
+def test_eot_survives_probabilities_that_vanish():
+    def sharp(images):
+        return 1e4 * torch.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], dim=1)
+
+    images = torch.rand(2, 3, 4, 4, requires_grad=True)
+    outputs = EOT(sharp, [0, 1], lambda model, draw: None)(images)
+    assert outputs.isfinite().all()
+    assert torch.autograd.grad(outputs[:, 1].sum(), images)[0].isfinite().all()
+    with pytest.raises(ValueError, match="at least one draw"):
+        EOT(sharp, [], lambda model, draw: None)
+
+
+def judged(digits, images):
+    with torch.no_grad():
+        logits = digits.model(images)
+    losses = nn.functional.cross_entropy(logits, digits.labels, reduction="none")
+    return logits.argmax(1) == digits.labels, losses
+
+
+def test_worst_case_is_the_worst_of_its_attacks_and_names_the_one(digits):
+    attacks = {
+        "noise": UniformNoise(epsilon=0.1),
+        "fgsm": FGSM(epsilon=0.06),
+        "pgd": PGD(epsilon=0.07),
+    }
+    seeds = image_seeds(0, range(100))
+    outcome = WorstCase(attacks=attacks).run(
+        digits.model, digits.images, digits.labels, seeds=seeds
+    )
+    clean, _ = judged(digits, digits.images)
+    survives, loss = {}, {}
+    for name, attack in attacks.items():
+        alone = attack(digits.model, digits.images, digits.labels, seeds=seeds)
+        survives[name], loss[name] = judged(digits, alone)
+    expected = [
+        "clean" if not clean[row] else next((n for n in attacks if not survives[n][row]), "")
+        for row in range(100)
+    ]
+    assert outcome.fooled_by == expected
+    assert {"", "clean", "fgsm", "pgd"} <= set(expected)
+    robust, worst = judged(digits, outcome.images)
+    assert torch.equal(robust, outcome.robust)
+    best = torch.stack(list(loss.values())).amax(0)
+    torch.testing.assert_close(worst[robust], best[robust], atol=1e-4, rtol=1e-4)
+    assert torch.equal(outcome.images[~clean], digits.images[~clean])
+
+
+def test_worst_case_shows_an_attack_only_the_survivors(digits):
+    seen = {}
+
+    def recorded(name, attack):
+        def call(model, images, labels, generator=None, *, seeds=None):
+            seen[name] = images, labels, seeds
+            return attack(model, images, labels, generator, seeds=seeds)
+
+        return call
+
+    first, second = FGSM(epsilon=0.06), PGD(epsilon=0.06)
+    worst = WorstCase(attacks={"a": recorded("a", first), "b": recorded("b", second)})
+    seeds = image_seeds(0, range(100))
+    clean, _ = judged(digits, digits.images)
+    survives, _ = judged(digits, first(digits.model, digits.images, digits.labels))
+    worst(digits.model, digits.images, digits.labels, seeds=seeds)
+    for name, rows in (("a", clean), ("b", clean & survives)):
+        images, labels, handed = seen[name]
+        assert torch.equal(images, digits.images[rows]) and 0 < rows.sum() < 100
+        assert torch.equal(labels, digits.labels[rows]) and torch.equal(handed, seeds[rows])
+
+
+def test_worst_case_can_be_judged_by_another_model(digits):
+    def masked(images):  # what the attacks see: no way to raise this loss
+        return digits.model(images) * 0 + digits.model(images.detach())
+
+    attacks = {"fgsm": FGSM(epsilon=0.08)}
+    through_mask = WorstCase(attacks=attacks).run(masked, digits.images, digits.labels)
+    adaptive = WorstCase(attacks=attacks).run(
+        digits.model, digits.images, digits.labels, judge=masked
+    )
+    plain = WorstCase(attacks=attacks).run(digits.model, digits.images, digits.labels)
+    assert "fgsm" not in through_mask.fooled_by
+    assert adaptive.fooled_by == plain.fooled_by and "fgsm" in adaptive.fooled_by
+
+
+def test_worst_case_of_standard_attacks_is_autoattack(digits):
+    """AutoAttack is itself a worst case: its parts, composed by us, leave the same images."""
+    images, labels = digits.images[:20], digits.labels[:20]
+    parts = ("apgd-ce", "apgd-t")
+    whole = AutoAttack(epsilon=0.08, attacks=parts)(digits.model, images, labels)
+    ours = WorstCase(attacks={part: AutoAttack(epsilon=0.08, attacks=(part,)) for part in parts})
+    outcome = ours.run(digits.model, images, labels)
+    with torch.no_grad():
+        assert torch.equal(digits.model(whole).argmax(1) == labels, outcome.robust)
+
+
+def test_worst_case_refuses_nothing_and_targets():
+    with pytest.raises(ValueError, match="at least one attack"):
+        WorstCase(attacks={})
+    with pytest.raises(ValueError, match="untargeted"):
+        WorstCase(attacks={"pgd": PGD(targeted=True)})
+
+
+def test_the_room_loads_no_slow_library_and_none_of_our_rooms():
+    code = (
+        "import sys, attacks, attacks.corruptions; names = {n.split('.')[0] for n in sys.modules};"
+        "print(*sorted(names & {'pyautoattack', 'foolbox', 'albumentations', 'cli', 'data',"
+        " 'models', 'training', 'inference', 'submission'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,193 @@
+"""C&W and AutoAttack through their libraries, and our attacks against foolbox's."""
+
+import logging
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from attacks import NORMS, AutoAttack, CarliniWagner, build_attack, image_seeds
+
+
+@pytest.mark.parametrize(
+    ("name", "rival", "norm", "epsilon"),
+    [
+        ("fgsm", "LinfFastGradientAttack", "linf", 0.1),
+        ("fgsm", "L2FastGradientAttack", "l2", 0.8),
+        ("bim", "LinfBasicIterativeAttack", "linf", 0.1),
+        ("bim", "L2BasicIterativeAttack", "l2", 0.6),
+        ("bim", "L1BasicIterativeAttack", "l1-dense", 4.0),
+        ("pgd", "LinfPGD", "linf", 0.1),
+        ("pgd", "L2PGD", "l2", 0.6),
+        ("pgd", "SparseL1DescentAttack", "l1", 2.0),
+    ],
+)
+def test_agrees_with_foolbox_within_one_point(many_digits, name, rival, norm, epsilon):
+    import foolbox
+
+    model, images, labels = many_digits
+    ours = {"step_size": epsilon / 4, "steps": 10} if name != "fgsm" else {}
+    theirs = {"abs_stepsize": epsilon / 4, "steps": 10} if name != "fgsm" else {}
+    if rival == "SparseL1DescentAttack":
+        theirs["random_start"] = True
+    subject = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attack = getattr(foolbox.attacks, rival)(**theirs)
+        _, expected, _ = attack(subject, images, labels, epsilons=epsilon)
+    found = build_attack(name, epsilon, norm, **ours)(model, images, labels)
+    with torch.no_grad():
+        clean, rivals, own = (
+            (model(each).argmax(1) == labels).float().mean() for each in (images, expected, found)
+        )
+    assert clean - rivals > 0.1
+    if norm == "l1-dense":  # foolbox shrinks into the ball, where we take the nearest point
+        assert own < rivals
+        return
+    assert abs(own - rivals) < 0.01
+    if name != "pgd":  # nothing random: the same images
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_carlini_wagner_finds_the_nearest_point_beyond_a_plane():
+    """On a linear model the least perturbation is the distance to the plane."""
+
+    class Plane(nn.Module):
+        def forward(self, images):
+            score = (images[:, 0] - 0.5).flatten(1).sum(1)
+            return torch.stack([torch.zeros_like(score), score], dim=1)
+
+    images = torch.full((2, 3, 4, 4), 0.6)
+    images[1] = 0.3
+    labels = torch.tensor([1, 0])
+    attack = CarliniWagner(epsilon=5, steps=300, binary_search_steps=6)
+    found = attack(Plane(), images, labels)
+    distances = NORMS["l2"].size(found - images)
+    exact = torch.tensor([0.1, 0.2]) * 4  # 16 pixels of one channel
+    assert (distances >= exact - 1e-3).all() and (distances <= exact * 1.05).all()
+    assert (Plane()(found).argmax(1) != labels).all()
+    near = CarliniWagner(epsilon=0.5, steps=300, binary_search_steps=6)(Plane(), images, labels)
+    assert (Plane()(near).argmax(1) != labels).tolist() == [True, False]
+    assert (NORMS["l2"].size(near - images) <= 0.5 * (1 + 1e-6)).all()
+
+
+def test_carlini_wagner_reaches_its_target_and_gives_back_what_it_cannot_fool(digits):
+    targets = (digits.labels + 1) % 10
+    attack = CarliniWagner(epsilon=8, steps=60, targeted=True)
+    found = attack(digits.model, digits.images[:20], targets[:20])
+    with torch.no_grad():
+        assert (digits.model(found).argmax(1) == targets[:20]).float().mean() > 0.9
+
+    def constant(images):
+        return torch.eye(10)[0] + 0 * images.flatten(1)[:, :1]
+
+    labels = torch.zeros(3, dtype=torch.long)
+    kept = CarliniWagner(steps=3)(constant, digits.images[:3], labels)
+    assert torch.equal(kept, digits.images[:3])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("attack", AutoAttack.KNOWN)
+def test_autoattack_is_no_weaker_than_one_step_and_inside_the_ball(digits, accuracy, norm, attack):
+    epsilon = {"linf": 0.1, "l2": 0.6, "l1": 3.0}[norm]
+    options = {"queries": 300} if attack == "square" else {}
+    images, labels = digits.images[:30], digits.labels[:30]
+    found = build_attack(attack, epsilon, norm, **options)(digits.model, images, labels)
+    assert found.min() >= 0 and found.max() <= 1
+    assert (NORMS[norm].size(found.double() - images) <= epsilon * (1 + 1e-5)).all()
+    step = build_attack("fgsm", epsilon, norm)(digits.model, images, labels)
+    with torch.no_grad():
+        robust, rival, clean = (
+            (digits.model(each).argmax(1) == labels).sum().item() for each in (found, step, images)
+        )
+    assert robust < clean
+    assert robust <= rival or attack in ("square", "apgd-dlr")
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 6])
+def test_autoattack_with_few_classes(num_classes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(300, num_classes))
+    images = torch.rand(12, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    images = 0.2 + 0.6 * images  # the walls are never met
+    labels = model(images).argmax(1)
+    found = AutoAttack(epsilon=0.1, queries=50)(model, images, labels)
+    fooled = model(found).argmax(1) != labels
+    # A linear model falls exactly where some margin is below epsilon times its weights' L1 norm.
+    weight, logits = model[1].weight, model(images)
+    rows = torch.arange(len(images))
+    slack = (logits[rows, labels, None] - logits) - 0.1 * (weight[labels, None] - weight).abs().sum(
+        2
+    )
+    expected = slack.scatter(1, labels[:, None], torch.inf).amin(1) < 0
+    assert torch.equal(fooled, expected) and expected.any()
+
+
+def test_autoattack_is_quiet_seeded_and_keeps_the_tracer(digits, capfd, caplog):
+    def random_model(images):  # pyautoattack warns of such a model
+        return digits.model(images + 0.01 * torch.rand_like(images)).softmax(1)
+
+    tracer = sys.gettrace()
+    with caplog.at_level(logging.DEBUG):
+        AutoAttack(attacks=("apgd-ce",))(random_model, digits.images[:4], digits.labels[:4])
+    assert sys.gettrace() is tracer
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert capfd.readouterr() == ("", "")
+    attack = AutoAttack(attacks=("square",), epsilon=0.05, queries=30, norm="l2")
+    batch = (digits.model, digits.images[:30], digits.labels[:30])
+    seeds = image_seeds(0, range(30))
+    assert torch.equal(attack(*batch, seeds=seeds), attack(*batch, seeds=seeds))
+    linf = AutoAttack(attacks=("square",), epsilon=0.1, queries=30)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    first, same, other = (linf(*batch, generator) for generator in generators)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+def test_autoattack_gives_back_an_image_that_it_cannot_fool(digits):
+    def constant(images):
+        return torch.eye(10)[0] + 0 * images.flatten(1)[:, :1]
+
+    labels = torch.zeros(3, dtype=torch.long)
+    attack = AutoAttack(attacks=("apgd-ce", "fab-t"))
+    assert torch.equal(attack(constant, digits.images[:3], labels), digits.images[:3])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_autoattack_returns_no_nan_where_gradients_are_wild(digits, norm):
+    class Wild(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, images):
+            return images.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            gradient = gradient * 1e25
+            gradient[:, 0, ::2], gradient[:, 1, ::3] = torch.nan, torch.inf
+            return gradient
+
+    attack = AutoAttack(norm=norm, epsilon=0.5, attacks=("apgd-ce", "apgd-t", "fab-t"))
+    found = attack(
+        lambda images: digits.model(Wild.apply(images)), digits.images[:8], digits.labels[:8]
+    )
+    assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (AutoAttack, {"norm": "l1-dense"}, "norm"),
+        (AutoAttack, {"attacks": ()}, "tuple of attacks"),
+        (AutoAttack, {"attacks": "square"}, "tuple of attacks"),
+        (AutoAttack, {"attacks": ("pgd",)}, "attacks to be one of"),
+        (AutoAttack, {"queries": 0}, "queries"),
+        (AutoAttack, {"epsilon": -1}, "epsilon"),
+        (CarliniWagner, {"norm": "linf"}, "norm"),
+        (CarliniWagner, {"steps": 0}, "steps"),
+        (CarliniWagner, {"epsilon": -1}, "epsilon"),
+    ],
+)
+def test_refuses_bad_settings(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
