@@ -27,6 +27,7 @@ class Expected:
     format: str
     class_names: Sequence[str] = ()
     """Names in label order; empty where unknown."""
+    num_classes: int | None = None
     layout: Layout | None = None
     """From the template or the images, where given."""
     prescribed: bool = False
@@ -82,41 +83,55 @@ class Rows:
             self.fault(row, "sum", "probabilities that sum to 1", f"a sum of {total:.6f}", fix)
 
 
+def _numbers(expected: Expected) -> list[str]:
+    return [str(label) for label in range(expected.num_classes or 0)]
+
+
 def _looks_like_data(cells: list[str], expected: Expected) -> bool:
     known = bool(expected.layout) and cells[0] in expected.layout.ids
     return known or (len(cells) > 1 and cells[1].strip().isdecimal())
 
 
+def _wanted_header(
+    cells: list[str], expected: Expected
+) -> tuple[Sequence[str], Sequence[int] | None]:
+    """(the header that is wanted; what follows the id if `cells` are that header, or None)."""
+    if expected.prescribed and expected.layout and expected.layout.header:
+        wanted = list(expected.layout.header)
+        return wanted, expected.layout.columns if cells == wanted else None
+    names = [name.removeprefix("p_") for name in cells[2:]]
+    if not names:
+        return HEADER, [LABEL] if tuple(cells) == HEADER else None
+    known = expected.class_names or names
+    if expected.num_classes not in (None, len(known)):
+        known = _numbers(expected)
+    wanted = [*HEADER, *(f"p_{name}" for name in known)]
+    classes = column_order(names, known)
+    same = tuple(cells[:2]) == HEADER and all(name.startswith("p_") for name in cells[2:])
+    return wanted, [LABEL, *classes] if same and classes is not None else None
+
+
 def _check_header(
     cells: list[str], line: int, expected: Expected, faults: Faults
 ) -> tuple[Sequence[int], bool]:
-    """(what follows the id: `LABEL` or a class; whether the row is the header)."""
-    if expected.prescribed and expected.layout and expected.layout.header:
-        wanted, columns = expected.layout.header, expected.layout.columns
-        sound = list(wanted) == cells
-    else:
-        names = cells[2:]
-        known = expected.class_names or [name.removeprefix("p_") for name in names]
-        classes = column_order(names, known) if names else []
-        wanted = [*HEADER, *(f"p_{name}" for name in known)] if names else HEADER
-        sound = tuple(cells[:2]) == HEADER and classes is not None
-        sound = sound and all(name.startswith("p_") for name in names)
-        columns = [LABEL, *(classes or [])]
-    if sound:
+    """(what follows the id: `LABEL` or a class; whether the row is a header)."""
+    wanted, columns = _wanted_header(cells, expected)
+    if columns is not None:
         return columns, True
-    text, fix = shorten(",".join(wanted)), "write this line as the first"
+    fix = "write this line as the first"
     if not expected.prescribed:
         fix += "; if the contest wants another, give its --template"
     is_header = not _looks_like_data(cells, expected)
     found = shorten(",".join(cells)) if is_header else f"a row, {shorten(','.join(cells))}"
-    faults.add(Fault("header", line, f"the header {text}", found, fix))
-    return columns if len(columns) == len(cells) - 1 else [LABEL], is_header
+    faults.add(Fault("header", line, f"the header {shorten(','.join(wanted))}", found, fix))
+    return [LABEL], is_header
 
 
 def _columns_without_header(cells: list[str], expected: Expected) -> Sequence[int]:
     extra = len(cells) - 2
     numbers = all(_DECIMALS.fullmatch(cell) for cell in cells[2:])
-    if extra == len(expected.class_names) or (not expected.class_names and extra > 1 and numbers):
+    count = expected.num_classes
+    if extra > 0 and (extra == count or (count is None and extra > 1 and numbers)):
         return [LABEL, *range(extra)]
     return [LABEL]
 
@@ -135,18 +150,20 @@ def gather_csv(path: Path, expected: Expected, faults: Faults) -> Rows:
         if is_header:
             found = shorten(",".join(cells))
             faults.add(Fault("header", line, "no header", found, "delete the line"))
+    width = 1 + len(columns)
     if len(columns) > 1 and not rows.class_names:
-        rows.class_names = [name.removeprefix("p_") for name in cells[2:]]
-        if not is_header:
-            rows.class_names = [str(label) for label in range(len(columns) - 1)]
-    _gather_cells(chain([] if is_header else [(line, cells)], stream), columns, rows)
+        names = cells[2:] if is_header else map(str, range(len(columns) - 1))
+        rows.class_names = [name.removeprefix("p_") for name in names]
+    elif expected.format == "csv":
+        width = max(2, len(cells))  # a wrong header still says how many columns there are
+    rows.class_names = rows.class_names or _numbers(expected)
+    _gather_cells(chain([] if is_header else [(line, cells)], stream), columns, width, rows)
     return rows
 
 
 def _gather_cells(
-    stream: Iterator[tuple[int, list[str]]], columns: Sequence[int], rows: Rows
+    stream: Iterator[tuple[int, list[str]]], columns: Sequence[int], width: int, rows: Rows
 ) -> None:
-    width = 1 + len(columns)
     labelled = columns[0] == LABEL
     first = 2 if labelled else 1
     classes = columns[first - 1 :]
@@ -186,7 +203,8 @@ def _is_number(cell: str) -> bool:
 
 def gather_json(path: Path, expected: Expected, faults: Faults) -> Rows:
     """The entries of a JSON array."""
-    rows = Rows(faults=faults, class_names=expected.class_names, entries=True)
+    class_names = expected.class_names or _numbers(expected)
+    rows = Rows(faults=faults, class_names=class_names, entries=True)
     stream = json_rows(path, faults.add)
     with_shares = False
     for row, (line, entry) in enumerate(tqdm(stream, unit=" entries", disable=None, delay=2)):
@@ -225,6 +243,7 @@ def _add_list(rows: Rows, row: int, shares: Any) -> None:
     sound = isinstance(shares, list) and len(shares) == count > 0
     if not sound or any(type(share) not in (int, float) for share in shares):
         fix = "write one number for every class"
-        rows.fault(row, "probabilities", f"a list of {count} numbers", shorten(shares), fix)
+        wanted = f"a list of {count} numbers" if count else "a list of numbers"
+        rows.fault(row, "probabilities", wanted, shorten(shares), fix)
     else:
         rows.add_shares(row, shares, range(count))

@@ -8,7 +8,6 @@ lines and spaces around a cell are refused: some graders take them for a part of
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,29 +63,34 @@ def read_expected(options: Options) -> Expected:
         ValueError: an ending without a profile; a faulty template; images that it does not name.
     """
     format = choose_format(options.file, options.format)
-    class_names: Sequence[str] = options.class_names
-    if not class_names and options.num_classes:
-        class_names = [str(label) for label in range(options.num_classes)]
-    images, layout, known = None, None, class_names
-    if options.images:
-        from data.sources import open_source  # heavy, and only here
-
-        images = [str(name) for name in open_source("images", options.images).ids]
-    if options.template:
-        template = read_template(options.template, format)
-        if not class_names:
-            class_names, labels = _classes_of(template)
-            known = class_names or labels
-        layout = plan_layout(format, images or template.ids, known, template)
-    elif images is not None:
-        layout = plan_layout(format, images, known)
+    class_names, count = list(options.class_names), options.num_classes
+    images = _image_names(options.images) if options.images else None
+    template = read_template(options.template, format) if options.template else None
+    known = class_names
+    if template and not class_names:
+        class_names, labels = _classes_of(template)
+        known = class_names or labels
+        if count is not None and len(class_names) not in (0, count):
+            found = f"columns for {len(class_names)}"
+            raise ValueError(f"{template.path}: line 1: expected {count} classes, found {found}.")
+    count = count or len(class_names) or None
+    known = known or [str(label) for label in range(count or 0)]
+    ids = images if images is not None else template and template.ids
+    layout = plan_layout(format, ids, known, template) if ids is not None else None
     return Expected(
         format=format,
         class_names=class_names,
+        num_classes=count,
         layout=layout,
-        prescribed=options.template is not None,
+        prescribed=template is not None,
         named=bool(layout and layout.label_names),
     )
+
+
+def _image_names(folder: Path) -> list[str]:
+    from data.sources import open_source  # heavy, and only here
+
+    return [str(name) for name in open_source("images", folder).ids]
 
 
 def check_file(path: Path, expected: Expected) -> tuple[Rows, Faults]:

@@ -1,0 +1,306 @@
+"""Command lines: values, help, errors in a line or three, exit status."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cli.command import Names, Ratio, Ratios, UsageError, parse, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A part of the options."""
+
+    backbone: str = "convnext_tiny"
+    """The network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the tests parse."""
+
+    out: Path
+    """Where the result goes."""
+    epsilon: Ratio = Ratio("8/255")
+    """The largest change of a pixel."""
+    attacks: Names = Names()
+    """Which attacks."""
+    radii: Ratios = Ratios()
+    """Several sizes."""
+    skip_bad: bool = False
+    """Go on after an unreadable image."""
+    limit: int | None = None
+    """The first images only."""
+    model: Model = field(default_factory=Model)
+    """The classifier."""
+
+    def __post_init__(self) -> None:
+        if self.limit == 0:
+            raise ValueError("--limit: expected at least 1, found 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Options with a word that has no name."""
+
+    file: Path = field(metadata={"positional": True})
+    """The file to read."""
+    images: Path | None = None
+    """A folder."""
+    skip_bad: bool = False
+    """A flag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Options that all have defaults."""
+
+    seed: int = 0
+    """The seed."""
+
+
+# --- types
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.03", 0.03), ("0", 0.0), ("1e-3", 1e-3), (0.5, 0.5)]
+)
+def test_ratio(text: str | float, value: float) -> None:
+    assert Ratio(text) == value
+    assert isinstance(Ratio(text), float)
+
+
+@pytest.mark.parametrize("text", ["eight", "1/0", "1/2/3", ""])
+def test_ratio_refuses(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a number or a fraction such as 8/255, found"):
+        Ratio(text)
+
+
+def test_names_and_ratios() -> None:
+    assert Names("pgd, fgsm,") == ("pgd", "fgsm")
+    assert Names(["a,b", "c"]) == ("a,b", "c")
+    assert Names("") == ()
+    assert Ratios("4/255,0.5") == (4 / 255, 0.5)
+    assert Ratios(0.25) == (0.25,)
+    assert Ratios([1, "1/2"]) == (1.0, 0.5)
+
+
+# --- parsing
+
+
+def test_defaults_and_values() -> None:
+    options = parse(Options, ["--out", "a/b.csv"])
+    assert options == Options(out=Path("a/b.csv"))
+    words = ["--out=x", "--epsilon", "4/255", "--attacks", "pgd,fgsm", "--radii", "1/2,1"]
+    options = parse(Options, [*words, "--limit", "5", "--model.backbone", "resnet18"])
+    assert options == Options(
+        out=Path("x"),
+        epsilon=Ratio("4/255"),
+        attacks=Names("pgd,fgsm"),
+        radii=Ratios("1/2,1"),
+        limit=5,
+        model=Model(backbone="resnet18"),
+    )
+    assert [type(value) for value in (options.epsilon, options.attacks, options.radii)] == [
+        Ratio,
+        Names,
+        Ratios,
+    ]
+
+
+def test_no_arguments_at_all() -> None:
+    assert parse(NoOptions, []) == NoOptions()
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--skip_bad", "--limit", "3"], True),
+        (["--limit", "3", "--skip_bad"], True),
+        (["--skip_bad", "false"], False),
+        (["--skip_bad=true"], True),
+        ([], False),
+    ],
+)
+def test_flags(words: list[str], value: bool) -> None:
+    assert parse(Options, ["--out", "x", *words]).skip_bad is value
+
+
+@pytest.mark.parametrize(
+    "words", [["a.csv", "--skip_bad"], ["--skip_bad", "a.csv"], ["--skip_bad", "true", "a.csv"]]
+)
+def test_positional(words: list[str]) -> None:
+    assert parse(FileOptions, words) == FileOptions(file=Path("a.csv"), skip_bad=True)
+    options = parse(FileOptions, ["--images", "d", *words])
+    assert options.images == Path("d")
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "message"),
+    [
+        (Options, [], "out"),
+        (Options, ["--out", "x", "--limt", "3"], "unknown option --limt; nearest known: limit."),
+        (Options, ["--out", "x", "--zzzzzz", "3"], "unknown option --zzzzzz."),
+        (Options, ["--out", "x", "--model.backbon", "a"], "nearest known: model.backbone"),
+        (Options, ["--out", "x", "--limit", "many"], "many"),
+        (Options, ["--out", "x", "--epsilon", "1/0"], "expected a number or a fraction"),
+        (Options, ["--ou", "x"], "out"),  # no abbreviations
+        (Options, ["--out", "x", "--skip_bad=maybe"], "maybe"),
+        (FileOptions, [], "file"),
+        (FileOptions, ["a", "--fil", "b"], "unknown option --fil."),
+        (FileOptions, ["a", "b"], "b"),
+    ],
+)
+def test_usage_errors(options: type, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse(options, words)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_the_dataclass_refuses_is_no_usage_error() -> None:
+    with pytest.raises(ValueError, match="--limit: expected at least 1"):
+        parse(Options, ["--out", "x", "--limit", "0"])
+
+
+# --- recipes
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("out: from_recipe\nlimit: 7\nmodel:\n  backbone: resnet50\n")
+    return path
+
+
+def test_default_config(recipe: Path) -> None:
+    options = parse(Options, [], recipe)
+    assert (options.out, options.limit, options.model.backbone) == (
+        Path("from_recipe"),
+        7,
+        "resnet50",
+    )
+    assert parse(Options, ["--limit", "9"], recipe).limit == 9
+
+
+@pytest.mark.parametrize("spelled", [["--config", "{}"], ["--config={}"]])
+def test_config_replaces_the_default(tmp_path: Path, recipe: Path, spelled: list[str]) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("out: other\n")
+    options = parse(Options, [word.format(other) for word in spelled], recipe)
+    assert (options.out, options.limit) == (Path("other"), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out: x\nlimt: 3\n", "unknown key limt; nearest known: limit."),
+        ("out: x\nmodel:\n  backbon: a\n", "nearest known: model.backbone"),
+    ],
+)
+def test_bad_config_is_bad_input(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="unknown key") as raised:
+        parse(Options, ["--config", str(path)], path)
+    assert message in str(raised.value)
+
+
+# --- a whole command
+
+SCRIPT = '''"""Does little.
+
+    python script.py FILE
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli.command import run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options."""
+
+    file: Path = field(metadata={"positional": True})
+    """The file to read."""
+    fail: str = ""
+    """How to fail."""
+
+
+def work(options: Options) -> None:
+    if options.fail:
+        raise {"value": ValueError, "os": OSError, "stop": KeyboardInterrupt, "bug": KeyError}[
+            options.fail
+        ]("a.csv: expected 1, found 2.")
+    print("did", options.file)
+
+
+run(work, Options)
+'''
+
+
+@pytest.fixture
+def script(tmp_path: Path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+
+    def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: text for name, text in os.environ.items() if name != "ROBUST_TRACEBACK"}
+        command = [sys.executable, str(path), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, env={**kept, "COLUMNS": "200", **environment}
+        )
+
+    return call
+
+
+def test_status_0(script) -> None:
+    result = script("x.csv")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "did x.csv\n", "")
+
+
+@pytest.mark.parametrize("fail", ["value", "os"])
+def test_status_1(script, fail: str) -> None:
+    result = script("x.csv", "--fail", fail)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: a.csv: expected 1, found 2.\n"
+
+
+def test_status_2(script) -> None:
+    result = script("x.csv", "--fails", "value")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: unknown option --fails; nearest known: fail.\nSee --help.\n"
+
+
+def test_interrupted(script) -> None:
+    result = script("x.csv", "--fail", "stop")
+    assert (result.returncode, result.stderr) == (130, "error: interrupted.\n")
+
+
+def test_our_own_mistakes_keep_their_traceback(script) -> None:
+    assert "Traceback" in script("x.csv", "--fail", "bug").stderr
+    result = script("x.csv", "--fail", "value", ROBUST_TRACEBACK="1")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_help(script) -> None:
+    result = script("--help")
+    assert result.returncode == 0
+    words = "Does little.\n\n    python script.py FILE\n"
+    for text in (words, "The file to read.", "--fail", "How to fail."):
+        assert text in result.stdout
+
+
+def test_run_ends_the_process(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--seed", "3"])
+    seen = []
+    with pytest.raises(SystemExit) as ended:
+        run(seen.append, NoOptions)
+    assert (ended.value.code, seen) == (0, [NoOptions(seed=3)])

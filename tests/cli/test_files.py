@@ -1,0 +1,75 @@
+"""Outputs that are there whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cli.files import atomic_write, check_writable
+
+
+def test_the_file_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("former")
+    with atomic_write(path) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_text("whole")
+        assert path.read_text() == "former"
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_former_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("former")
+    with pytest.raises(error, match="stop"), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise error("stop")
+    assert path.read_text() == "former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    with (
+        pytest.raises(ValueError, match=r"out\.txt: not written: No space left on device\."),
+        atomic_write(path) as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError(28, os.strerror(28))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_writes_nothing_fails(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not written"), atomic_write(tmp_path / "out.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    assert check_writable(tmp_path / "out.txt") == tmp_path / "out.txt"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for path, message in [
+        (tmp_path / "no" / "out.txt", "expected the existing folder .*no, found nothing there"),
+        (tmp_path / "file" / "out.txt", "expected the existing folder .*file, found a file"),
+        (tmp_path, "expected a file name, found a folder"),
+    ]:
+        with pytest.raises(ValueError, match=message) as raised:
+            check_writable(path)
+        assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_check_writable_read_only(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(ValueError, match=r"expected a writable folder, found .* read-only"):
+        check_writable(tmp_path / "out.txt")
+
+
+def test_nothing_is_written_where_the_folder_is_missing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="expected the existing folder"),
+        atomic_write(tmp_path / "no" / "out.txt"),
+    ):
+        pytest.fail("the block must not run")
