@@ -9,7 +9,7 @@ import copy
 import difflib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.gcm import GCM, StraightThroughGCM
+from models.replace import replaced
 from models.resize_pad import RandomResizePad
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -207,17 +208,40 @@ def _check_config(path: Path) -> None:
 def reveal(model: nn.Module) -> nn.Module:
     """The same weights and logits with honest gradients: what an attacker who knows all uses.
 
-    GCM passes the gradient straight through (BPDA). Randomness stays, seeded: average over
-    `set_draw` for its expectation. Parameters and mode are shared with `model`, which is left as
-    it is. A model that is no RobustClassifier hides nothing that we know of and is returned.
+    Every GCM, at any depth of any model, passes the gradient straight through (BPDA). Randomness
+    stays, seeded: average over `set_draw` for its expectation. Parameters and mode are shared with
+    `model`, which is left as it is. A model that hides nothing that we know of is returned itself.
     """
-    if not isinstance(model, RobustClassifier) or not isinstance(model.conceal, GCM):
-        return model
-    revealed = copy.copy(model)
-    revealed.__dict__.pop("forward", None)  # a wrapper (autocast) would call the concealed model
-    revealed._modules = dict(model._modules)
-    revealed.conceal = StraightThroughGCM(model.conceal.omega, model.conceal.epsilon)
-    return revealed
+    return _exchanged(model, _reveal_stage)
+
+
+def undefended(model: nn.Module) -> nn.Module:
+    """The same weights without GCM, random stages and restoration: the twin to transfer from.
+
+    A model without any of them is returned itself.
+    """
+    twin = _exchanged(model, _drop_stage)
+    if isinstance(twin, RobustClassifier) and not isinstance(twin.restore, nn.Identity):
+        twin = copy.copy(twin)
+        twin._modules = {**twin._modules, "restore": nn.Identity()}
+    return twin
+
+
+def _reveal_stage(stage: nn.Module) -> nn.Module | None:
+    if not isinstance(stage, GCM) or isinstance(stage, StraightThroughGCM):
+        return None
+    return StraightThroughGCM(stage.omega, stage.epsilon)
+
+
+def _drop_stage(stage: nn.Module) -> nn.Module | None:
+    return nn.Identity() if isinstance(stage, (GCM, RandomResizePad)) else None
+
+
+def _exchanged(model: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    changed = replaced(model, substitute)
+    if changed is not model and isinstance(model, RobustClassifier):
+        changed.__dict__.pop("forward", None)  # a wrapper (autocast) would call the original
+    return changed
 
 
 def random_stages(model: nn.Module) -> list[RandomResizePad]:

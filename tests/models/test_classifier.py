@@ -12,7 +12,9 @@ from models.classifier import (
     random_stages,
     reveal,
     set_draw,
+    undefended,
 )
+from models.gcm import GCM, StraightThroughGCM
 
 NAMES = ["cat", "dog", "frog"]
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -74,6 +76,36 @@ def test_reveal_sees_through_a_wrapped_forward():
 def test_reveal_returns_a_stranger():
     stranger = torch.nn.Linear(2, 2)
     assert reveal(stranger) is stranger
+
+
+def test_reveal_finds_gcm_at_any_depth_of_a_stranger():
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Sequential(GCM(), GCM()))
+    stranger = torch.nn.Sequential(GCM(), torch.nn.Sequential(body), torch.nn.Flatten())
+    before = list(stranger.modules())
+    revealed = reveal(stranger)
+    assert torch.equal(revealed(IMAGES), stranger(IMAGES))
+    assert [type(each) for each in revealed.modules()] == [
+        StraightThroughGCM if isinstance(each, GCM) else type(each) for each in before
+    ]
+    assert all(a is b for a, b in zip(before, stranger.modules(), strict=True))
+    assert revealed[1][0][0] is body[0] and revealed[2] is stranger[2]  # type: ignore[index]
+    assert reveal(revealed) is revealed
+
+
+def test_the_undefended_twin_has_the_weights_and_no_defence():
+    bare = build(conceal=False)
+    twin = undefended(build(conceal=True, randomize={"min_size": 26}))
+    assert torch.equal(twin(IMAGES), bare(IMAGES))
+    assert torch.equal(input_gradient(twin), input_gradient(bare))
+    assert undefended(bare) is bare
+
+
+def test_the_undefended_twin_restores_nothing():
+    model = build(conceal=False)
+    model.restore = torch.nn.AvgPool2d(3, 1, 1)
+    assert torch.equal(undefended(model)(IMAGES), build(conceal=False)(IMAGES))
+    assert isinstance(model.restore, torch.nn.AvgPool2d)
 
 
 def test_randomness_is_set_by_the_draw():
