@@ -119,32 +119,42 @@ def parse(
         UsageError: an unknown option, a value of the wrong type, a missing required option.
         ValueError: a bad configuration file or key, or a value that the dataclass refuses.
     """
-    assert is_dataclass(options)
-    description = (sys.modules[options.__module__].__doc__ or "").strip()
-    parser = ArgumentParser(
-        description=description,
-        exit_on_error=False,
-        allow_abbrev=False,
-        formatter_class=_HelpFormatter,
-    )
+    parser = _build_parser(options, takes_config=default_config is not None)
+    actions = [each for each in parser._actions if each.dest not in ("help", "print_config")]
+    flags = {f"--{each.dest}" for each in actions if getattr(each, "_typehint", None) is bool}
     if default_config:
-        parser.add_argument("--config", action=ActionConfigFile, help="A recipe (YAML).")
-        if not any(word.split("=")[0] == "--config" for word in arguments):
-            arguments = ["--config", str(default_config), *arguments]
-    _add_options(parser, options)
-    known = [
-        action.dest for action in parser._actions if action.dest not in ("help", "print_config")
-    ]
-    flags = {f"--{key.dest}" for key in parser._actions if getattr(key, "_typehint", None) is bool}
+        arguments = _config_first(arguments, default_config)
     try:
         namespace = parser.parse_args(_spell_out_flags(arguments, flags))
         values = dict(vars(parser.instantiate(namespace)))
     except ArgumentError as error:
-        message = _explain(str(error), known)
+        message = _explain(str(error), [each.dest for each in actions if each.option_strings])
         bad_configuration = default_config and re.match("unknown|Problems|.*config", message)
         raise (ValueError if bad_configuration else UsageError)(message) from error
     values.pop("config", None)
     return options(**values)
+
+
+def _build_parser(options: type, takes_config: bool) -> ArgumentParser:
+    assert is_dataclass(options)
+    parser = ArgumentParser(
+        description=(sys.modules[options.__module__].__doc__ or "").strip(),
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    if takes_config:
+        parser.add_argument("--config", action=ActionConfigFile, help="A recipe (YAML).")
+    _add_options(parser, options)
+    return parser
+
+
+def _config_first(arguments: Sequence[str], default: Path) -> list[str]:
+    """`--config` before all else, so that every option overrides it wherever it stands."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", action="append")
+    found, others = finder.parse_known_args(list(arguments))
+    return [word for path in found.config or [str(default)] for word in ("--config", path)] + others
 
 
 def run(
@@ -155,7 +165,7 @@ def run(
         work(parse(options, sys.argv[1:], default_config))
     except UsageError as error:
         status, message = 2, f"{error}\nSee --help."
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ROBUST_TRACEBACK"):
             raise
         status, message = 1, str(error)

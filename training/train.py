@@ -8,11 +8,11 @@ The run folder then holds the best checkpoint, metrics.csv, recipe.yaml and the 
 
 from pathlib import Path
 
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
 from cli.command import run
+from cli.processes import start_accelerator
 from cli.provenance import provenance
 from models.classifier import load_weights
 from training.build import TrainingData, build_training, load_data
@@ -56,7 +56,7 @@ def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None
 
 def train(recipe: Recipe) -> None:
     """Train as the recipe says and leave a run folder."""
-    accelerator = Accelerator(
+    accelerator = start_accelerator(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         log_with=list(recipe.trackers),  # pyright: ignore[reportArgumentType]

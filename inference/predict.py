@@ -1,0 +1,135 @@
+"""Write the challenge's prediction file; the same bytes every time.
+
+    python inference/predict.py --out sub.csv --checkpoint runs/quickstart --images test_images
+
+Without --images, the test images of the run's own data. The batch size, the workers and the number
+of processes (torchrun, accelerate launch) change the speed and nothing else.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from cli.command import run
+from cli.files import check_writable
+from cli.processes import start_accelerator
+from data.gather import gather_by_index, gather_skipped
+from data.loader import EvaluationLoader, ImageDataset, Skipped, evaluation_loader, micro_batches
+from data.sources import Source, open_source
+from inference.formats import Predictions, choose_format, write_predictions
+from inference.layout import plan_layout
+from inference.run_data import open_run_data
+from models.classifier import RobustClassifier, load_checkpoint
+
+
+@dataclass(kw_only=True)
+class Options:
+    """A prediction."""
+
+    out: Path
+    """The prediction file."""
+    checkpoint: Path = Path("runs/quickstart")
+    """A run folder, or any folder with config.json and model.safetensors."""
+    images: Path | None = None
+    """Folder of images, nested or flat; the run's own test images if not given."""
+    format: Literal["csv", "json", "neurips"] | None = None
+    """Profile of the file; by default its ending decides (.csv, .json)."""
+    template: Path | None = None
+    """A sample_submission.csv that gives header, ids and order."""
+    probabilities: bool = False
+    """One more column a class, with six decimals."""
+    skip_bad: bool = False
+    """Leave out unreadable images and list them, instead of stopping at the first."""
+    limit: int | None = None
+    """Predict the first N images only."""
+    batch_size: int = 64
+    """Images that each process reads at a time."""
+    num_workers: int = 0
+    """Processes that read images."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit: expected at least 1, received {self.limit}.")
+
+
+def classify(
+    model: RobustClassifier, loader: EvaluationLoader, accelerator: Accelerator, probabilities: bool
+) -> tuple[dict[str, torch.Tensor], list[Skipped]]:
+    """This process's results.
+
+    Returns:
+        `index` and `label`, int64 (n,), with `probabilities` also float32 (n, num_classes); and
+        the images that could not be read.
+    """
+    columns: dict[str, list[torch.Tensor]] = {"index": [], "label": []}
+    if probabilities:
+        columns["probabilities"] = []
+    skipped = list[Skipped]()
+    with (
+        torch.inference_mode(),
+        tqdm(total=loader.num_images, unit="image", disable=not accelerator.is_main_process) as bar,
+    ):
+        for batch in micro_batches(loader):
+            count = batch["count"]
+            logits = model(batch["images"].to(accelerator.device))[:count].cpu()
+            columns["index"].append(batch["indices"][:count])
+            columns["label"].append(logits.argmax(1))
+            if probabilities:
+                columns["probabilities"].append(logits.double().softmax(1).float())
+            skipped += batch["skipped"]
+            bar.update(count + len(batch["skipped"]))
+    return {name: torch.cat(parts) for name, parts in columns.items() if parts}, skipped
+
+
+def predict(options: Options) -> None:
+    """Classify each image once and write the prediction file."""
+    format = choose_format(check_writable(options.out), options.format)
+    accelerator = start_accelerator()
+    torch.backends.cudnn.deterministic = True
+    source = _open_source(options)
+    indices = np.arange(len(source))[: options.limit]
+    ids = source.ids[indices]
+    model = load_checkpoint(options.checkpoint).to(accelerator.device)
+    plan_layout(format, ids.tolist(), model.class_names, options.template, options.probabilities)
+    loader = evaluation_loader(
+        ImageDataset(source, indices, model.image_size, skip_bad=options.skip_bad),
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    columns, unreadable = classify(model, loader, accelerator, options.probabilities)
+    skipped = gather_skipped(accelerator, unreadable)
+    kept = np.setdiff1d(indices, list(skipped))
+    mine = columns.pop("index", torch.empty(0, dtype=torch.int64))
+    results = gather_by_index(accelerator, mine, columns, expected=kept)
+    if not accelerator.is_main_process:
+        return
+    for message in skipped.values():
+        print(f"skipped: {message}")
+    if not len(kept):
+        raise ValueError(f"{options.images}: expected a readable image, found none.")
+    predictions = Predictions(
+        ids=source.ids[kept],
+        labels=results["label"],
+        class_names=model.class_names,
+        probabilities=results.get("probabilities"),
+    )
+    left_out = [str(source.ids[index]) for index in skipped]
+    write_predictions(options.out, predictions, format, options.template, left_out)
+    print(f"{options.out}: {len(kept)} rows")
+
+
+def _open_source(options: Options) -> Source:
+    if options.images is None:
+        return open_run_data(options.checkpoint, "test")
+    return open_source("images", options.images)
+
+
+if __name__ == "__main__":
+    run(predict, Options)

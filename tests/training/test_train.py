@@ -1,0 +1,174 @@
+"""train.py as a command: what it leaves behind, and what changes its weights (nothing but seeds)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tests.conftest import ROOT, SMALL, run_command
+
+# Everything that draws random numbers: shifts, mixing, drop-path, an average of the weights.
+RANDOM = (
+    *SMALL,
+    *("--data.augmentation", "light", "--mixup.mixup_alpha", "0.2", "--mixup.cutmix_alpha", "1"),
+    *("--model.backbone_args", "{drop_path_rate: 0.2}", "--ema_decay", "0.9"),
+)
+
+
+def train(output: Path, *arguments: object, processes: int = 1) -> Path:
+    done = run_command("training/train.py", "--output", output, *arguments, processes=processes)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("reference") / "run", "--epochs", 3, *RANDOM)
+
+
+def test_leaves_a_whole_run_folder(small_run: Path):
+    names = {path.name for path in small_run.iterdir()}
+    assert names == {
+        *("config.json", "model.safetensors", "recipe.yaml", "provenance.json"),
+        *("metrics.csv", "summary.json", "state", "logs"),
+    }
+    assert [path.name for path in (small_run / "state").iterdir()] == ["epoch-0002"]
+    assert list((small_run / "logs").glob("events.out.tfevents.*"))
+    metrics = pd.read_csv(small_run / "metrics.csv")
+    assert list(metrics.columns) == ["epoch", "train_loss", "lr", "val_loss", "val_accuracy"]
+    assert metrics["train_loss"].is_monotonic_decreasing and len(metrics) == 2
+    recipe = yaml.safe_load((small_run / "recipe.yaml").read_text())
+    assert recipe["data"]["limit"] == 320 and recipe["model"]["conceal"] is True
+
+
+def test_the_recipe_of_a_run_repeats_it(small_run: Path, tmp_path: Path):
+    again = train(tmp_path / "again", "--config", small_run / "recipe.yaml")
+    assert_same_weights(small_run, again)
+
+
+def test_one_seed_gives_one_model_whatever_the_workers(reference: Path, tmp_path: Path):
+    again = train(tmp_path / "again", "--epochs", 3, "--data.num_workers", 4, *RANDOM)
+    assert_same_weights(reference, again)
+    other = train(tmp_path / "other", "--epochs", 3, "--seed", 1, *RANDOM)
+    assert not np.array_equal(*(weights(f)["backbone.stem.0.weight"] for f in (reference, other)))
+
+
+def test_killed_and_resumed_gives_the_same_weights(reference: Path, tmp_path: Path):
+    output = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "training/train.py"), "--output", str(output)]
+    process = subprocess.Popen(
+        [*command, "--epochs", "3", *RANDOM],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "state" / "epoch-0001").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "summary.json").exists()
+    train(output, "--epochs", 3, "--resume", *RANDOM)
+    assert_same_weights(reference, output)
+    metrics = [(folder / "metrics.csv").read_text() for folder in (reference, output)]
+    assert metrics[0] == metrics[1]
+
+
+def test_two_processes_follow_the_loss_of_one(small_run: Path, tmp_path: Path):
+    two = train(tmp_path / "two", "--epochs", 2, *SMALL, processes=2)
+    one, both = (pd.read_csv(folder / "metrics.csv") for folder in (small_run, two))
+    np.testing.assert_allclose(one, both, rtol=2e-5)  # sums in another order, over 16 updates
+    assert len(list((two / "state" / "epoch-0002").glob("random_states_*"))) == 2
+
+
+def test_an_accelerate_configuration_starts_two_cpu_processes(tmp_path: Path):
+    config = ROOT / "training/accelerate/cpu_2_processes.yaml"
+    script = ["training/train.py", "--output", str(tmp_path / "run"), "--epochs", "1", *SMALL]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    done = subprocess.run(
+        [*launch, "--config_file", str(config), *script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    states = (tmp_path / "run" / "state" / "epoch-0001").glob("random_states_*")
+    assert len(list(states)) == 2
+
+
+def test_accumulation_gives_the_same_losses(small_run: Path, tmp_path: Path):
+    parts = train(tmp_path / "run", "--epochs", 2, "--gradient_accumulation", 4, *SMALL)
+    one, accumulated = (pd.read_csv(folder / "metrics.csv") for folder in (small_run, parts))
+    np.testing.assert_allclose(one, accumulated, rtol=2e-5)
+
+
+def test_adversarial_training_measures_robust_accuracy(tmp_path: Path):
+    attack = ("--objective.name", "adversarial", "--objective.steps", 2, "--objective.epsilon")
+    output = train(tmp_path / "run", "--epochs", 2, *attack, "16/255", *SMALL)
+    last = pd.read_csv(output / "metrics.csv").iloc[-1]
+    assert 0 <= last["val_robust_accuracy"] < last["val_accuracy"]
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_mixed_precision_trains(tmp_path: Path, precision: str):
+    output = train(tmp_path / "run", "--epochs", 2, "--mixed_precision", precision, *SMALL)
+    assert pd.read_csv(output / "metrics.csv")["train_loss"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizer.lrr", "1"], "unknown option --optimizer.lrr; nearest known: optimizer.lr."),
+        (["--config", "{bad_key}"], "unknown key optimizer.lrr; nearest known: optimizer.lr."),
+        (["--config", "{no_such}"], "File does not exist"),
+        (["--model.backbone", "convnxt_tiny"], "nearest known: convnext_tiny."),
+        (["--optimizer.name", "adamww"], "optimizer: adamww"),
+        (["--epochs", "0"], "epochs: expected at least 1, received 0."),
+        (["--batch_size", "33", "--gradient_accumulation", "2"], "multiple of"),
+        (["--batch_size", "4096"], "expected at least 4096 training images"),
+        (["--data.name", "folder", "--data.root", "{empty}"], "expected one folder for each class"),
+        (["--resume"], "expected a run with a state to resume, found none."),
+    ],
+)
+def test_bad_input_is_named_in_a_line_or_three(
+    tmp_path: Path, arguments: list[str], message: str
+):
+    (tmp_path / "bad.yaml").write_text("optimizer: {lrr: 1}\n")
+    (tmp_path / "empty").mkdir()
+    paths = {name: tmp_path / file for name, file in [("bad_key", "bad.yaml"), ("empty", "empty")]}
+    filled = [word.format(no_such=tmp_path / "none.yaml", **paths) for word in arguments]
+    done = run_command("training/train.py", "--output", tmp_path / "run", *filled)
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_usage_errors_exit_with_two():
+    assert run_command("training/train.py", "--epochs", "many").returncode == 2
+
+
+def test_a_run_is_not_overwritten_unasked(small_run: Path):
+    before = (small_run / "model.safetensors").read_bytes()
+    done = run_command("training/train.py", "--output", small_run, "--epochs", 1, *SMALL)
+    assert done.returncode == 1 and "--resume" in done.stderr
+    assert (small_run / "model.safetensors").read_bytes() == before
