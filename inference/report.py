@@ -1,0 +1,123 @@
+"""Write the robustness report: JSON, CSV, plots, gallery and one HTML page; print its table.
+
+    write_report(report, pictures, per_image, Path("report"))
+
+Equal input gives equal bytes in every file. docs/report.md explains the files to their readers.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.files import atomic_write
+from inference import wording
+from inference.gallery import Pictures, gallery_rows, write_gallery
+from inference.page import measurement_groups, render_page
+from inference.plots import write_curves
+from inference.schema import Measurement, Report, Share
+
+
+def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, folder: Path) -> None:
+    """Write every file of the report into `folder`, made where it is missing.
+
+    epsilon.png, steps.png and gallery.png are left out, and removed where an earlier report left
+    them, when the report has no such curve or no gallery.
+
+    Args:
+        report: What evaluate.py found.
+        pictures: Under "clean", "oblivious" and "adaptive" uint8 arrays (H, W, 3), RGB, parallel
+            to `report.gallery`.
+        per_image: One row an image.
+        folder: Where the files go.
+
+    Raises:
+        ValueError: the pictures are not parallel to the gallery, or a file cannot be written.
+    """
+    rows, factor = gallery_rows(report, pictures)
+    page = render_page(report, rows, factor)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_text(folder / "report.json", json_text(report))
+    _write_text(folder / "per_image.csv", per_image.to_csv(index=False, lineterminator="\n"))
+    write_curves(report, "epsilon", folder / "epsilon.png")
+    write_curves(report, "steps", folder / "steps.png")
+    write_gallery(rows, folder / "gallery.png")
+    _write_text(folder / "report.html", page)
+
+
+def json_text(report: Report) -> str:
+    """report.json: indented, UTF-8, null for what is not a finite number."""
+    return (
+        json.dumps(_plain(report.as_json()), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def print_table(report: Report, console: Console | None = None) -> None:
+    """Print the verdict, the two numbers and every measurement, oblivious beside adaptive."""
+    console = console or Console()
+    style = "bold red" if report.verdict == "masked" else "bold"
+    console.print(Text(f"Verdict: {report.verdict}", style))
+    console.print(Text(wording.reason(report)))
+    numbers = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("What the leaderboard sees (oblivious)", report.oblivious),
+        ("What is true (adaptive)", report.adaptive),
+        ("Clean", report.clean),
+    ):
+        percent = Text(wording.share_percent(value), "bold", justify="right")
+        numbers.add_row(name, percent, wording.interval(value), wording.counted(value))
+    console.print(numbers)
+    if report.measurements:
+        console.print(_measurements(report))
+    for outcome in ("masking", "warning"):
+        for check in wording.checks_with(report, outcome):
+            console.print(Text(f"{wording.OUTCOMES[outcome]}: {check.question} {check.found}"))
+
+
+def _measurements(report: Report) -> Table:
+    used = {one.through for one in report.measurements}
+    through = [key for key in wording.THROUGH if key in used]
+    table = Table(caption="robust accuracy with its 95 % interval", caption_justify="left")
+    table.add_column("attack", overflow="fold")
+    for key in through:
+        table.add_column(wording.THROUGH[key], justify="right")
+    for group in measurement_groups(report):
+        cells = (
+            "\n".join(_cell(one.robust_accuracy) for one in group if one.through == key)
+            for key in through
+        )
+        table.add_row(Text(_attack(group[0])), *map(Text, cells))
+    return table
+
+
+def _attack(measurement: Measurement) -> str:
+    norm = wording.NORMS.get(measurement.norm, measurement.norm)
+    return f"{measurement.attack} {norm} {wording.radius(measurement.epsilon, measurement.norm)}"
+
+
+def _cell(share: Share) -> str:
+    return f"{wording.share_percent(share)}\n{wording.interval(share)}"
