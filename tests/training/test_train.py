@@ -1,4 +1,4 @@
-"""train.py as a command: what it leaves behind, and what changes its weights (nothing but seeds)."""
+"""train.py as a command: what it leaves behind; its weights depend on the recipe alone."""
 
 import os
 import signal
