@@ -1,0 +1,175 @@
+"""The evaluated model, tried out, and the views of it that attackers get."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.contract import Model
+from inference.named_models import Named
+from models.classifier import RobustClassifier, random_stages, reveal, set_draw, undefended
+from models.gcm import GCM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The model as it is deployed, and what attackers look at."""
+
+    name: str
+    model: Model
+    """As deployed: what every result is scored on."""
+    revealed: Model
+    """Honest gradients and the same predictions; the model itself where it hides nothing known."""
+    twin: Model | None
+    """Without its defences; None where it has none to take away and no other twin was named."""
+    image_size: int
+    num_classes: int
+    random: bool
+    """Two calls differ, or a stage draws."""
+    softmax: bool
+    """Its outputs are probabilities, not logits."""
+    differentiable: bool
+    """autograd can follow its outputs back to the images."""
+
+    @property
+    def hides(self) -> bool:
+        """Whether the adaptive attacker sees anything else than the oblivious one."""
+        return self.random or self.revealed is not self.model
+
+    def set_draw(self, draw: int) -> None:
+        """Put a draw in force in every random stage, of the revealed model and the twin too."""
+        for view in (self.model, self.revealed, self.twin):
+            if isinstance(view, nn.Module):
+                set_draw(view, draw)
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says of the model."""
+        modules = list(self.model.modules()) if isinstance(self.model, nn.Module) else []
+        stages = [repr(each) for each in modules if isinstance(each, GCM)]
+        if isinstance(self.model, nn.Module):
+            stages += [repr(stage) for stage in random_stages(self.model)]
+        if isinstance(self.model, RobustClassifier):
+            restore = self.model.restore
+            stages += [] if isinstance(restore, nn.Identity) else [type(restore).__name__]
+        weights = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        return {
+            "name": self.name,
+            "parameters": sum(weight.numel() for weight in weights),
+            "stages": stages,
+            "image_size": self.image_size,
+            "num_classes": self.num_classes,
+            "random": self.random,
+            "outputs": "probabilities" if self.softmax else "logits",
+        }
+
+
+class LogProbabilities(nn.Module):
+    """Logits for a model that gives probabilities: the same predictions, usable gradients."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).float().clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def build_target(
+    named: Named, twin: Model | None, images: Tensor, class_names: list[str], device: torch.device
+) -> Target:
+    """Try the model on a few images and prepare its views.
+
+    Args:
+        named: The model.
+        twin: An undefended model to transfer from; the model without its defences if None.
+        images: Some of the evaluated ones, (B, 3, H, W).
+        class_names: The data's.
+        device: Where everything runs.
+
+    Raises:
+        ValueError: the model does not take the images, has not one logit a class, or has the
+            data's classes in another order.
+    """
+    _check_order(named, class_names)
+    model = _ready(named.model, device)
+    images = images.to(device)
+    _check_logits(named.name, _try(named.name, model, images), class_names)
+    if twin is None and isinstance(model, nn.Module):
+        twin = undefended(model)
+    elif twin is not None:
+        twin = _ready(twin, device)
+        _check_logits("--twin", _try("--twin", twin, images), class_names)
+    softmax = _probabilities(_try(named.name, model, images))
+    revealed = reveal(model) if isinstance(model, nn.Module) else model
+    return Target(
+        name=named.name,
+        model=model,
+        revealed=LogProbabilities(revealed) if softmax else revealed,
+        twin=None if twin is model else twin,
+        image_size=named.image_size,
+        num_classes=len(class_names),
+        random=_is_random(model, images),
+        softmax=softmax,
+        differentiable=_differentiable(model, images),
+    )
+
+
+def _ready(model: Model, device: torch.device) -> Model:
+    if isinstance(model, nn.Module):
+        return model.to(device).eval().requires_grad_(False)
+    return model
+
+
+def _try(name: str, model: Model, images: Tensor) -> Tensor:
+    shape = tuple(images.shape)
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: expected logits of images {shape}, found: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{name}: expected logits (B, classes) of images {shape}, found {found}.")
+    return logits
+
+
+def _check_order(named: Named, class_names: list[str]) -> None:
+    trained = named.class_names or class_names
+    if trained != class_names and sorted(trained) == sorted(class_names):
+        first = next(i for i, name in enumerate(trained) if name != class_names[i])
+        raise ValueError(
+            f"{named.name}: expected the data's classes in the model's order (label {first} is "
+            f"{trained[first]!r}), found {class_names[first]!r} in its place."
+        )
+
+
+def _check_logits(name: str, logits: Tensor, class_names: list[str]) -> None:
+    if logits.shape[1] != len(class_names):
+        raise ValueError(
+            f"{name}: expected one logit for each of the data's {len(class_names)} classes, "
+            f"found {logits.shape[1]}."
+        )
+
+
+def _probabilities(outputs: Tensor) -> bool:
+    """Whether every row is a probability distribution."""
+    near_one = (outputs.float().sum(dim=1) - 1).abs().max() < 1e-3
+    return bool(near_one and outputs.min() >= 0 and outputs.max() <= 1 + 1e-5)
+
+
+def _is_random(model: Model, images: Tensor) -> bool:
+    if isinstance(model, nn.Module) and random_stages(model):
+        return True
+    with torch.no_grad():
+        first, second = model(images).float(), model(images).float()
+    scale = max(1.0, first.abs().nan_to_num().max().item())
+    return not torch.allclose(first, second, rtol=0, atol=1e-4 * scale, equal_nan=True)
+
+
+def _differentiable(model: Model, images: Tensor) -> bool:
+    with torch.enable_grad():
+        return bool(model(images.clone().requires_grad_()).requires_grad)
