@@ -180,8 +180,6 @@ def plan_layout(
     """Decide header, ids, order and columns; call it early, so that faults show before the work.
 
     Args:
-        format: `csv`, `json` or `neurips`.
-        ids: Names of the images.
         class_names: Names in label order (C,).
         template: A CSV file to follow (without a header where the format is `neurips`). Its ids
             are names of images or, where none is one, names without their endings.
@@ -204,11 +202,11 @@ def plan_layout(
         table = template if isinstance(template, Table) else read_template(template, format)
         rows, order = _match_rows(table, ids, skipped)
         prescribed = read_columns(table, class_names)
-        if format != "json" and wants_names(table, prescribed, class_names):
-            names = class_names
+        names = class_names if wants_names(table, prescribed, class_names) else None
         if format == "csv":
             header, columns = table.header, prescribed
             if probabilities and columns == [LABEL]:
                 raise ValueError(f"{table.path}: expected probability columns, found none.")
-    written = [numbers[image] for image in order] if numbers else rows
-    return Layout(header=header, ids=written, order=order, columns=columns, label_names=names)
+    if numbers:
+        rows, names = [numbers[image] for image in order], None
+    return Layout(header=header, ids=rows, order=order, columns=columns, label_names=names)

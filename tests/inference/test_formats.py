@@ -276,6 +276,8 @@ def test_template_for_json_and_neurips_gives_the_order(tmp_path: Path) -> None:
     path = template(tmp_path, "id,y\n3.png,0\n1.png,0\n2.png,0\n")
     content = written(tmp_path / "o.json", said, template=path)
     assert [entry["image_id"] for entry in json.loads(content)] == [3, 1, 2]
+    path = template(tmp_path, "id,cat,dog,fish\n3.png,0,0,0\n1.png,0,0,0\n2.png,0,0,0\n")
+    assert written(tmp_path / "o.json", said, template=path) == content
     path = template(tmp_path, "3.png,cat\n1.png,cat\n2.png,dog\n")
     content = written(tmp_path / "o.csv", said, format="neurips", template=path)
     assert content == b"3.png,fish\n1.png,dog\n2.png,cat\n"
@@ -285,6 +287,9 @@ def test_skipped_images_leave_the_template(tmp_path: Path) -> None:
     path = template(tmp_path, 'id,y\n10.png,0\nbad.png,0\n2.png,0\n"a,b.png",0\n')
     content = written(tmp_path / "o.csv", predictions(), template=path, skipped=["bad.png"])
     assert content == b'id,y\n10.png,0\n2.png,1\n"a,b.png",2\n'
+    path = template(tmp_path, 'id,y\n10,0\nbad,0\n2,0\n"a,b",0\n')
+    content = written(tmp_path / "o.csv", predictions(), template=path, skipped=["bad.png"])
+    assert content == b'id,y\n10,0\n2,1\n"a,b",2\n'
 
 
 @pytest.mark.parametrize(
