@@ -75,7 +75,8 @@ class Journal:
         path = self._path(job, chunk)
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, digest=np.array(digest), **arrays)
+            everything: Any = {"digest": np.array(digest), **arrays}
+            np.savez(file, **everything)
 
     def remove(self) -> None:
         """Remove everything; by one process, after all others."""

@@ -5,7 +5,7 @@ with its attack, norm, epsilon, number of images, seed and interval. Nothing her
 processes or interruptions, so that equal runs give equal files.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from scipy.stats import binomtest
@@ -130,6 +130,9 @@ class Report:
     verdict: Literal["masked", "no sign of masking"]
     gallery: tuple[Picture, ...]
     provenance: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The options that decide the report: norm, epsilons, steps, draws; the first epsilon is the
+    headline's."""
     schema: int = 1
 
     def as_json(self) -> dict[str, Any]:

@@ -1,0 +1,190 @@
+"""How robust a model is: what the leaderboard sees, and what is true.
+
+    python inference/evaluate.py --checkpoint runs/quickstart --out report
+    python inference/evaluate.py --model benchmarks.cifar10_resnet18:with_gcm --image_size 32 \\
+        --data.name folder --data.root cifar10 --out report
+
+Every attack is run through the model as it is (oblivious) and with its masking revealed (adaptive),
+and scored on the whole model. The report folder gets report.html, report.json, per_image.csv and
+plots. Interrupted, the same command goes on where it was; a finished report is made anew. Runs
+under python, accelerate launch and torchrun; processes, workers and interruptions change no byte.
+Attacks work on 32 images at once, on fewer where memory does not hold them.
+"""
+
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from cli.command import Names, Ratios, run
+from cli.processes import start_accelerator
+from cli.provenance import provenance
+from data.dataset import ImageDataset, collate
+from data.loader import MICRO_BATCH
+from inference.assemble import build_report, gallery_pictures, per_image_table
+from inference.evaluation_data import DataOptions, EvaluationData, open_evaluation_data
+from inference.findings import Findings
+from inference.jobs import plan_jobs
+from inference.journal import Journal, code_digest, digest, model_digest
+from inference.measure import Measure
+from inference.memory import FittingBatches
+from inference.named_models import load_named
+from inference.robustness import Evaluation
+from inference.targets import Target, build_target
+
+ROOT = Path(__file__).parents[1]
+CODE = tuple(ROOT / room for room in ("attacks", "data", "models", "inference"))
+
+
+@dataclass(kw_only=True)
+class Options:
+    """An evaluation."""
+
+    out: Path
+    """Folder of the report, made if it is missing."""
+    checkpoint: Path | None = None
+    """A run folder, or any folder with config.json and model.safetensors."""
+    model: str | None = None
+    """Instead of a checkpoint: package.module:function, which gives a callable from images (0 to 1)
+    to logits; a timm model with its published weights; or a Hugging Face hub id."""
+    image_size: int | None = None
+    """Side of the images for --model, where the model does not say it."""
+    twin: Path | None = None
+    """Checkpoint to transfer attacks from; by default the model itself without its defences."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """The images."""
+    limit: int | None = 1000
+    """At most so many images, drawn with the seed and stratified by class; null for all."""
+    attacks: Names = Names("fgsm,pgd,autoattack")
+    """fgsm, ffgsm, bim, mim, pgd, cw (L2), autoattack or one of its parts: apgd-ce, apgd-t,
+    apgd-dlr, fab, fab-t, square. Noise and a transfer attack come on top."""
+    norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf"
+    """The norm that epsilon bounds."""
+    epsilon: Ratios = Ratios("8/255")
+    """Largest changes, in pixel values from 0 to 1; the two large numbers are of the first."""
+    steps: int = 20
+    """Steps of bim, mim and pgd."""
+    draws: int = 5
+    """Draws of a random model that are scored."""
+    eot: int = 10
+    """Draws of a random model that an adaptive attack averages over; other ones."""
+    curves: bool = True
+    """Measure accuracy against epsilon and against steps as well, and what they reveal."""
+    curve_images: int | None = None
+    """Images of the curves; null for a tenth, at least 32 and at most 100."""
+    seed: int = 0
+    """Of every random draw."""
+    batch_size: int = MICRO_BATCH
+    """Images that each process reads at a time; changes no result."""
+    num_workers: int = 0
+    """Processes that read images; changes no result."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "steps", "draws", "eot", "curve_images", "image_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name}: expected at least 1, found {value}.")
+        if not self.attacks or not self.epsilon:
+            raise ValueError("expected at least one of --attacks and of --epsilon, found none.")
+        if min(self.epsilon) <= 0 or (self.norm == "linf" and max(self.epsilon) > 1):
+            raise ValueError(
+                "--epsilon: expected radii above 0, for linf at most 1, as pixels are 0 to 1 "
+                f"(8/255), found {', '.join(f'{each:g}' for each in self.epsilon)}."
+            )
+
+
+def load_target(options: Options, data: EvaluationData, device: torch.device) -> Target:
+    """The model, tried on the first images."""
+    named = load_named(options.checkpoint, options.model, options.image_size)
+    twin = load_named(options.twin, None, None).model if options.twin else None
+    few = ImageDataset(data.source, data.indices[:8], named.image_size)
+    images = collate([few[place] for place in range(len(few))], named.image_size)["images"]
+    return build_target(named, twin, images, data.class_names, device)
+
+
+def journal_settings(options: Options, data: EvaluationData, measure: Measure) -> dict[str, Any]:
+    """All that decides the result of a job on a chunk, under the names that a user knows."""
+    target, some = measure.target, torch.zeros(2, 3, *[measure.target.image_size] * 2)
+    of_data = [data.indices.tobytes(), data.labels.tobytes(), "\n".join(data.source.ids).encode()]
+    return {
+        "version": code_digest(*CODE),
+        "packages": provenance()["packages"],
+        "model": model_digest(target.model, some),
+        "twin": model_digest(target.twin, some),
+        "data": digest(of_data),
+        "curve_images": data.curve_images,
+        "image_size": target.image_size,
+        "norm and epsilon": [options.norm, options.epsilon[0]],
+        "seed": options.seed,
+        "draws": [measure.draws, measure.eot],
+    }
+
+
+def make_repeatable() -> None:
+    """Have GPUs give the same bits each time, at full float32 precision."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def write(findings: Findings, options: Options) -> None:
+    """Write the report folder and print the table."""
+    from inference.report import print_table, write_report
+
+    settings = asdict(options)
+    for name in ("out", "batch_size", "num_workers", "data", "seed"):
+        del settings[name]
+    plain = {name: str(each) if isinstance(each, Path) else each for name, each in settings.items()}
+    report = build_report(findings, plain, options.seed)
+    write_report(report, gallery_pictures(findings), per_image_table(findings), options.out)
+    print_table(report)
+    print(options.out / "report.html")
+
+
+def evaluate(options: Options) -> None:
+    """Attack, judge, report."""
+    make_repeatable()
+    accelerator: Accelerator = start_accelerator(mixed_precision="no")
+    data = open_evaluation_data(
+        options.data, options.checkpoint, options.limit, options.curve_images, options.seed
+    )
+    target = load_target(options, data, accelerator.device)
+    plan = plan_jobs(
+        options.attacks, options.norm, options.epsilon, options.steps, target, options.curves
+    )
+    measure = Measure(
+        target,
+        ball=(options.norm, options.epsilon[0]),
+        seed=options.seed,
+        draws=options.draws,
+        eot=options.eot,
+        fit=FittingBatches(MICRO_BATCH),
+    )
+    journal = Journal(options.out / ".journal", journal_settings(options, data, measure))
+    if accelerator.is_main_process:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if word := journal.prepare():
+            print(word, file=sys.stderr)
+    accelerator.wait_for_everyone()
+    results = Evaluation(
+        accelerator=accelerator,
+        measure=measure,
+        data=data,
+        jobs=plan.distinct(target),
+        journal=journal,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+    ).run()
+    if accelerator.is_main_process:
+        write(Findings(measure=measure, data=data, plan=plan, results=results), options)
+        journal.remove()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run(evaluate, Options)

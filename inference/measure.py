@@ -1,0 +1,222 @@
+"""One job on one chunk of images: a pure function of the seed, the chunk and the job."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from attacks import EOT, NORMS, Attack, Model, WorstCase, image_seeds, input_gradient
+from attacks.contract import correct
+from attacks.losses import margin
+from data.loader import MICRO_BATCH, MicroBatch
+from inference.jobs import Job
+from inference.journal import Arrays, digest
+from inference.memory import FittingBatches
+from inference.targets import Target
+
+ATTACK_DRAW = 1_000_000
+"""The first of the draws that attackers see; those that are scored come from 0 on."""
+SMALL_STEP = 1 / 8
+"""The step that is to raise the loss, in units of epsilon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Images that are always attacked together, padded to one shape."""
+
+    number: int
+    images: Tensor
+    """(MICRO_BATCH, 3, H, W), zeros from `count` on."""
+    labels: Tensor
+    """(MICRO_BATCH,), int64."""
+    indices: np.ndarray
+    """(count,), int64: places in the source, which make the seeds."""
+    digest: str
+
+    @classmethod
+    def of(cls, number: int, batch: MicroBatch, device: torch.device) -> "Chunk":
+        count = batch["count"]
+        pixels, labels = batch["images"].numpy(), batch["labels"].numpy()
+        return cls(
+            number=number,
+            images=batch["images"].to(device),
+            labels=batch["labels"].to(device),
+            indices=batch["indices"][:count].numpy(),
+            digest=digest([pixels.tobytes(), labels.tobytes()]),
+        )
+
+    @property
+    def count(self) -> int:
+        """Images, without the padding."""
+        return len(self.indices)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 (count,): places of the images among all that are evaluated."""
+        return self.number * MICRO_BATCH + np.arange(self.count)
+
+
+class Measure:
+    """Predicts and attacks.
+
+    Args:
+        target: The model and its views.
+        ball: Norm and epsilon, an eighth of which is the small step that is to raise the loss.
+        seed: Of every draw.
+        draws: Draws of a random model that are scored.
+        eot: Draws of a random model that an adaptive attack averages over.
+        fit: Keeps batches in memory's bounds.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        ball: tuple[str, float],
+        seed: int,
+        draws: int,
+        eot: int,
+        fit: FittingBatches,
+    ) -> None:
+        self.target = target
+        self.ball = ball
+        self.seed = seed
+        self.draws = draws if target.random else 1
+        self.eot = eot
+        self.fit = fit
+
+    def clean(self, chunk: Chunk) -> Arrays:
+        """Without an attack: predictions, the twin's, and what the gradients look like.
+
+        Returns:
+            `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,); `gradient` float64 (n,),
+            L1 norms of the margin's gradient, NaN where not finite; `margin` float64 (n,);
+            `rises` bool (n,), whether a small step along the gradient raises the margin.
+        """
+        twin = torch.full((chunk.count,), -1)
+        if self.target.twin is not None:
+            self._seed(chunk, 0)
+            twin = self._predict(self.target.twin, chunk.images)[: chunk.count]
+        arrays = {"predictions": self._judge(chunk, chunk.images), "twin": twin.numpy()}
+        return arrays | self._gradients(chunk)
+
+    def attacked(self, job: Job, chunk: Chunk, right: np.ndarray, shown: np.ndarray) -> Arrays:
+        """Attack the images that are right when clean; the others come back as they were.
+
+        Args:
+            job: The attack.
+            chunk: The images.
+            right: bool (count,), or shorter where the job is for the first images only.
+            shown: Places of images to keep for the gallery.
+
+        Returns:
+            `predictions` int64 (n, draws), -1 for NaN; `distance` float64 (n,) in the job's norm;
+            `fooled_by` int64 (n,), which part of AutoAttack, else -1; `pictures` uint8
+            (shown, H, W, 3).
+        """
+        count = len(right)
+        rows = torch.from_numpy(right).nonzero().squeeze(1)
+        found, fooled_by = chunk.images.clone(), torch.full((count,), -1)
+        if len(rows):
+            attacks = job.attacks(early_stop=self.stops_early(job))
+
+            def attack(part: Tensor) -> Tensor:
+                images, fooled_by[part] = self._attack(job, attacks, chunk, part)
+                return images
+
+            self._seed(chunk, 0)
+            found[rows] = self.fit(attack, rows)
+        moved = (found - chunk.images)[:count]
+        pictures = (
+            (found[torch.from_numpy(shown)].permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+        )
+        return {
+            "predictions": self._judge(chunk, found)[:count],
+            "distance": NORMS[job.norm].size(moved).double().cpu().numpy(),
+            "fooled_by": fooled_by.numpy(),
+            "pictures": pictures.cpu().numpy(),
+        }
+
+    def stops_early(self, job: Job) -> bool:
+        """Whether fooling what the attacker sees is fooling the model."""
+        return not self.target.random and job.through != "twin"
+
+    def _attack(
+        self, job: Job, attacks: Mapping[str, Attack], chunk: Chunk, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Adversarial images, and the number of the attack that fooled each, -1 for none."""
+        seen = self._seen(job.through)
+        images, labels = chunk.images[rows], chunk.labels[rows]
+        seeds = image_seeds(self.seed, chunk.indices[rows.numpy()])
+        if len(attacks) == 1:
+            (only,) = attacks.values()
+            return only(seen, images, labels, seeds=seeds), torch.full((len(rows),), -1)
+        judge = self._averaged(self.target.model, self.eot) if self.target.random else None
+        outcome = WorstCase(attacks=attacks).run(
+            seen, images, labels, seeds=seeds, judge=judge or self.target.model
+        )
+        names = list(attacks)
+        fooled_by = [names.index(each) if each in names else -1 for each in outcome.fooled_by]
+        return outcome.images, torch.tensor(fooled_by)
+
+    def _seen(self, through: str) -> Model:
+        if through == "twin":
+            assert self.target.twin is not None
+            return self.target.twin
+        view = self.target.revealed if through == "revealed" else self.target.model
+        if not self.target.random:
+            return view
+        return self._averaged(view, self.eot if through == "revealed" else 1)
+
+    def _averaged(self, model: Model, draws: int) -> Model:
+        chosen = range(ATTACK_DRAW, ATTACK_DRAW + draws)
+        return EOT(model, chosen, lambda _, draw: self.target.set_draw(draw))
+
+    def _judge(self, chunk: Chunk, images: Tensor) -> np.ndarray:
+        """int64 (count, draws): what the deployed model says, always in the one batch shape."""
+        predictions = list[Tensor]()
+        for draw in range(self.draws):
+            self.target.set_draw(draw)
+            self._seed(chunk, 1 + draw)
+            predictions.append(self._predict(self.target.model, images)[: chunk.count])
+        return torch.stack(predictions, dim=1).numpy()
+
+    def _predict(self, model: Model, images: Tensor) -> Tensor:
+        def predict(rows: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits = model(images[rows]).float()
+            predictions = logits.argmax(dim=1)
+            return torch.where(correct(logits, predictions), predictions, -1).cpu()
+
+        return self.fit(predict, torch.arange(len(images)))
+
+    def _gradients(self, chunk: Chunk) -> Arrays:
+        norm, epsilon = NORMS[self.ball[0]], self.ball[1]
+        seen = self._seen("model")
+
+        def examine(rows: Tensor) -> Tensor:
+            images, labels = chunk.images[rows], chunk.labels[rows]
+            with torch.enable_grad():
+                gradient, logits = input_gradient(seen, images, labels, margin)
+            points = images + SMALL_STEP * epsilon * norm.direction(gradient.nan_to_num(), images)
+            with torch.no_grad():
+                moved = margin(seen(norm.project(points, images, epsilon)).float(), labels)
+            size = gradient.double().flatten(1).abs().sum(dim=1)
+            before = margin(logits, labels)
+            return torch.stack([size, before.double(), (moved > before).double()], dim=1).cpu()
+
+        if not self.target.differentiable:
+            nothing = np.zeros(chunk.count)
+            return {"gradient": nothing, "margin": nothing, "rises": nothing > 0}
+        self._seed(chunk, 0)
+        size, before, rises = self.fit(examine, torch.arange(chunk.count)).numpy().T
+        size = np.where(np.isfinite(size), size, np.nan)
+        return {"gradient": size, "margin": before, "rises": rises > 0}
+
+    def _seed(self, chunk: Chunk, purpose: int) -> None:
+        """Seed the global generators, for models that draw from them."""
+        state = np.random.SeedSequence([self.seed, chunk.number, purpose]).generate_state(1)
+        set_seed(int(state[0]))
