@@ -169,7 +169,7 @@ class PGD:
                 )
                 if len(rows) == 0:
                     return found
-            points = points + step_size * norm.direction(velocity, points)
+            points = torch.add(points, norm.direction(velocity, points), alpha=step_size)
             points = norm.project(points, images, self.epsilon)
         if not self.early_stop:
             return points

@@ -451,3 +451,18 @@ def test_build_attack():
         build_attack("fgsm", 0.1, steps=3)
     with pytest.raises(ValueError, match="norm to be one of l2"):
         build_attack("cw", 8, "linf")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_attacks_a_model_whose_gradient_is_one_number_for_all_pixels(norm):
+    """Autograd then gives an expanded tensor, which nothing may write to."""
+
+    def brightness(images):
+        total = images.sum((1, 2, 3))
+        return torch.stack([total, -total], dim=1)
+
+    images = torch.full((2, 3, 4, 4), 0.5)
+    for attack in (PGD(norm=norm, random_start=False), MIM(norm=norm)):
+        found = attack(brightness, images, torch.tensor([0, 1]))
+        assert (found[0] <= images[0]).all() and (found[1] >= images[1]).all()
+        assert (found.sum((1, 2, 3)) != images.sum((1, 2, 3))).all()
