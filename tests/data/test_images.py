@@ -159,7 +159,7 @@ def test_negative_grey_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("orientation", "expected"),
-    enumerate(["ab/cd", "ba/dc", "dc/ba", "cd/ab", "ac/bd", "ca/db", "db/ca", "bd/ac"], start=1),
+    [*enumerate(["ab/cd", "ba/dc", "dc/ba", "cd/ab", "ac/bd", "ca/db", "db/ca", "bd/ac"], start=1)],
 )
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_exif_orientation(tmp_path: Path, orientation: int, expected: str, ending: str) -> None:

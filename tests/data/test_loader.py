@@ -93,6 +93,17 @@ def test_each_epoch_has_its_order_and_its_augmentation(source: Source) -> None:
     assert sum(seen[0][index] != seen[1][index] for index in common) > len(common) / 2
 
 
+def test_an_image_is_augmented_alike_in_any_subset(source: Source) -> None:
+    """Its index in the source counts, not its position in the dataset."""
+    augmentation = build_augmentation("light", 8)
+    whole = ImageDataset(source, None, 8, augmentation, seed=1)
+    some = ImageDataset(source, np.array([70, 5, 40]), 8, augmentation, seed=1)
+    for position, index in enumerate((70, 5, 40)):
+        ours, theirs = some[2, position], whole[2, index]
+        assert ours["index"] == theirs["index"] == index
+        assert np.array_equal(ours["image"], theirs["image"])
+
+
 def test_the_seed_decides(source: Source) -> None:
     assert epochs(training(source, seed=1), 0) == epochs(training(source, seed=1), 0)
     assert epochs(training(source, seed=1), 0) != epochs(training(source, seed=2), 0)
