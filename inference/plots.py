@@ -171,12 +171,13 @@ def curve_svgs(report: Report, name: str) -> dict[str, str]:
 
 def _for_page(svg: str, prefix: str) -> str:
     svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg
     )
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     return svg

@@ -7,7 +7,7 @@ Equal input gives equal bytes in every file. docs/report.md explains the files t
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from inference import wording
 from inference.gallery import Pictures, gallery_rows, write_gallery
 from inference.page import measurement_groups, render_page
 from inference.plots import write_curves
-from inference.schema import Measurement, Report, Share
+from inference.schema import Measurement, Report, Through
 
 
 def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, folder: Path) -> None:
@@ -99,18 +99,14 @@ def print_table(report: Report, console: Console | None = None) -> None:
 
 
 def _measurements(report: Report) -> Table:
-    used = {one.through for one in report.measurements}
-    through = [key for key in wording.THROUGH if key in used]
+    used: set[Through] = {one.through for one in report.measurements}
+    through = sorted(used, key=list(wording.THROUGH).index)
     table = Table(caption="robust accuracy with its 95 % interval", caption_justify="left")
     table.add_column("attack", overflow="fold")
     for key in through:
         table.add_column(wording.THROUGH[key], justify="right")
     for group in measurement_groups(report):
-        cells = (
-            "\n".join(_cell(one.robust_accuracy) for one in group if one.through == key)
-            for key in through
-        )
-        table.add_row(Text(_attack(group[0])), *map(Text, cells))
+        table.add_row(Text(_attack(group[0])), *(_cells(group, key) for key in through))
     return table
 
 
@@ -119,5 +115,6 @@ def _attack(measurement: Measurement) -> str:
     return f"{measurement.attack} {norm} {wording.radius(measurement.epsilon, measurement.norm)}"
 
 
-def _cell(share: Share) -> str:
-    return f"{wording.share_percent(share)}\n{wording.interval(share)}"
+def _cells(group: Sequence[Measurement], through: Through) -> Text:
+    shares = [one.robust_accuracy for one in group if one.through == through]
+    return Text("\n".join(f"{wording.share_percent(s)}\n{wording.interval(s)}" for s in shares))
