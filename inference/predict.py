@@ -93,9 +93,11 @@ def predict(options: Options) -> None:
     torch.backends.cudnn.deterministic = True
     source = _open_source(options)
     indices = np.arange(len(source))[: options.limit]
-    ids = source.ids[indices]
     model = load_checkpoint(options.checkpoint).to(accelerator.device)
-    plan_layout(format, ids.tolist(), model.class_names, options.template, options.probabilities)
+    names, left_out = source.ids[indices].tolist(), source.ids[len(indices) :].tolist()
+    layout = plan_layout(  # before the work, so that a bad template shows at once
+        format, names, model.class_names, options.template, options.probabilities, left_out
+    )
     loader = evaluation_loader(
         ImageDataset(source, indices, model.image_size, skip_bad=options.skip_bad),
         batch_size=options.batch_size,
@@ -103,7 +105,8 @@ def predict(options: Options) -> None:
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    columns, unreadable = classify(model, loader, accelerator, options.probabilities)
+    probabilities = options.probabilities or layout.needs_probabilities
+    columns, unreadable = classify(model, loader, accelerator, probabilities)
     skipped = gather_skipped(accelerator, unreadable)
     kept = np.setdiff1d(indices, list(skipped))
     mine = columns.pop("index", torch.empty(0, dtype=torch.int64))
@@ -120,7 +123,7 @@ def predict(options: Options) -> None:
         class_names=model.class_names,
         probabilities=results.get("probabilities"),
     )
-    left_out = [str(source.ids[index]) for index in skipped]
+    left_out += source.ids[list(skipped)].tolist()
     write_predictions(options.out, predictions, format, options.template, left_out)
     print(f"{options.out}: {len(kept)} rows")
 

@@ -89,6 +89,20 @@ def test_limit_takes_the_first(small_run: Path, images: Path, tmp_path: Path):
     assert list(pd.read_json(out)["image_id"]) == [1, 2, 3]
 
 
+def test_a_template_decides_rows_columns_and_label_names(
+    small_run: Path, images: Path, tmp_path: Path
+):
+    digits = [f"p_{digit}" for digit in range(10)]
+    rows = "".join(f"{number},{','.join(['0.1'] * 10)}\n" for number in range(COUNT, 0, -1))
+    (tmp_path / "template.csv").write_text(f"id,{','.join(digits)}\n{rows}")
+    common = {"checkpoint": small_run, "images": images, "template": tmp_path / "template.csv"}
+    for limit in (None, 5):
+        predict(Options(out=tmp_path / "sub.csv", limit=limit, **common))
+        table = pd.read_csv(tmp_path / "sub.csv")
+        assert list(table.columns) == ["id", *digits]
+        assert list(table["id"]) == list(range(limit or COUNT, 0, -1))
+
+
 def test_a_random_classifier_predicts_the_same_bytes(images: Path, tmp_path: Path):
     from models.classifier import RobustClassifier
 
