@@ -93,45 +93,55 @@ def predict(options: Options) -> None:
     torch.backends.cudnn.deterministic = True
     source = _open_source(options)
     indices = np.arange(len(source))[: options.limit]
+    left_out = source.ids[len(indices) :].tolist()
     model = load_checkpoint(options.checkpoint).to(accelerator.device)
-    names, left_out = source.ids[indices].tolist(), source.ids[len(indices) :].tolist()
     layout = plan_layout(  # before the work, so that a bad template shows at once
-        format, names, model.class_names, options.template, options.probabilities, left_out
+        format,
+        source.ids[indices].tolist(),
+        model.class_names,
+        options.template,
+        options.probabilities,
+        left_out,
     )
-    loader = evaluation_loader(
-        ImageDataset(source, indices, model.image_size, skip_bad=options.skip_bad),
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
+    loader = _build_loader(options, source, indices, model.image_size, accelerator)
     probabilities = options.probabilities or layout.needs_probabilities
     columns, unreadable = classify(model, loader, accelerator, probabilities)
     skipped = gather_skipped(accelerator, unreadable)
     kept = np.setdiff1d(indices, list(skipped))
     mine = columns.pop("index", torch.empty(0, dtype=torch.int64))
     results = gather_by_index(accelerator, mine, columns, expected=kept)
-    if not accelerator.is_main_process:
-        return
-    for message in skipped.values():
+    for message in skipped.values() if accelerator.is_main_process else ():
         print(f"skipped: {message}")
     if not len(kept):
         raise ValueError(f"{options.images}: expected a readable image, found none.")
-    predictions = Predictions(
-        ids=source.ids[kept],
-        labels=results["label"],
-        class_names=model.class_names,
-        probabilities=results.get("probabilities"),
-    )
-    left_out += source.ids[list(skipped)].tolist()
-    write_predictions(options.out, predictions, format, options.template, left_out)
-    print(f"{options.out}: {len(kept)} rows")
+    if accelerator.is_main_process:
+        predictions = Predictions(
+            ids=source.ids[kept],
+            labels=results["label"],
+            class_names=model.class_names,
+            probabilities=results.get("probabilities"),
+        )
+        left_out += source.ids[list(skipped)].tolist()
+        write_predictions(options.out, predictions, format, options.template, left_out)
+        print(f"{options.out}: {len(kept)} rows")
 
 
 def _open_source(options: Options) -> Source:
     if options.images is None:
         return open_run_data(options.checkpoint, "test")
     return open_source("images", options.images)
+
+
+def _build_loader(
+    options: Options, source: Source, indices: np.ndarray, size: int, accelerator: Accelerator
+) -> EvaluationLoader:
+    return evaluation_loader(
+        ImageDataset(source, indices, size, skip_bad=options.skip_bad),
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
 
 
 if __name__ == "__main__":
