@@ -1,0 +1,130 @@
+"""Check a submission, one's own or a stranger's, as the organisers would: contract and budget.
+
+    python submission/check.py submission.zip --images validation
+
+The archive is unpacked within bounds and its model runs in a process of its own, with torch and
+numpy alone, no network, little time and memory. That bounds mistakes, not malice: run what you
+distrust in a container.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from cli.command import Names, run
+from data.images import resize_image
+from data.sources import open_source, stratified_subset
+from submission.examination import Images, Rules, examine
+from submission.isolation import Limits
+from submission.verdicts import STAGES, Verdict, judge
+
+COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to check, and against which rules."""
+
+    file: Path = field(metadata={"positional": True})
+    """The submission: a .zip or .onnx file."""
+    images: Path | None = None
+    """Labelled images for the checks of channel order and range: a folder for each class, or
+    images/ and label.txt."""
+    limit: int = 200
+    """At most so many of them, stratified by class."""
+    num_classes: int = 100
+    """Logits an image."""
+    image_size: int = 224
+    """Side of the input in pixels."""
+    max_parameters: float = 30e6
+    """There must be fewer."""
+    max_operations: float = 5e9
+    """Multiply-adds for an image; there must be fewer."""
+    packages: Names = Names("torch,numpy")
+    """All that the model may import beside Python's own library."""
+    timeout: float = 600.0
+    """Seconds for everything together."""
+    memory: float = 6e9
+    """Bytes, above what torch itself takes."""
+    seed: int = 0
+    """Of the choice of images."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "num_classes", "image_size", "timeout", "memory"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name}: expected more than 0, found {getattr(self, name)}.")
+
+    @property
+    def rules(self) -> Rules:
+        """As the examination takes them."""
+        return Rules(
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            max_parameters=self.max_parameters,
+            max_operations=self.max_operations,
+            packages=self.packages,
+            limits=Limits(seconds=self.timeout, memory=self.memory),
+        )
+
+
+def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Images:
+    """Images and labels of a folder of class folders, or of the challenge's folder.
+
+    Raises:
+        ValueError: the source's own errors.
+    """
+    name = "challenge" if (folder / "label.txt").is_file() else "folder"
+    split = "test" if name == "challenge" or (folder / "test").is_dir() else "train"
+    source = open_source(name, folder, split)
+    assert source.labels is not None
+    chosen = stratified_subset(source.labels, limit, seed)
+    pixels = [resize_image(source.image(int(index)), image_size) for index in chosen]
+    return Images(pixels=np.stack(pixels), labels=source.labels[chosen])
+
+
+def table(title: str, verdicts: list[Verdict]) -> Table:
+    """Verdicts for the terminal."""
+    drawn = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("check", "", "expected", "found", "how to mend it"):
+        drawn.add_column(column, overflow="fold")
+    for each in verdicts:
+        colour = COLOURS[each.status]
+        status = f"[{colour}]{each.status}[/{colour}]"
+        cells = (each.expected, each.found, each.mend)
+        drawn.add_row(each.check, status, *(cell.replace("[", r"\[") for cell in cells))
+    return drawn
+
+
+def check(options: Options) -> None:
+    """Print the table.
+
+    Raises:
+        ValueError: a check failed, or there is nothing to check.
+    """
+    rules, images = options.rules, None
+    if options.images is not None:
+        images = read_labelled(options.images, options.image_size, options.limit, options.seed)
+    with tqdm(total=len(STAGES), unit="check", leave=False) as bar:
+
+        def on_stage(stage: str) -> None:
+            bar.set_description(STAGES.get(stage, stage))
+            bar.update()
+
+        findings = examine(options.file, rules, images, on_stage=on_stage)
+    verdicts = judge(findings, rules)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table(str(options.file), verdicts))
+    failed = [verdict.check for verdict in verdicts if verdict.status == "fail"]
+    if failed:
+        count = "1 check" if len(failed) == 1 else f"{len(failed)} checks"
+        raise ValueError(f"{options.file}: {count} failed: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    run(check, Options)

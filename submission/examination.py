@@ -1,0 +1,152 @@
+"""Open a submission, whoever made it, and try its model in a process of its own."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from submission.isolation import Limits, Run, run_isolated
+from submission.unpack import Bounds, RefusedError, unpack
+
+HERE = Path(__file__).parent
+KINDS = (".zip", ".onnx", ".pt2")
+NEEDLESS = (".pyc", ".pyo", ".ds_store", ".git", ".ipynb", ".log")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the organisers ask for."""
+
+    num_classes: int = 100
+    image_size: int = 224
+    max_parameters: float = 30e6
+    max_operations: float = 5e9
+    packages: tuple[str, ...] = ("torch", "numpy")
+    limits: Limits = field(default_factory=Limits)
+    bounds: Bounds = field(default_factory=Bounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images to try a model on."""
+
+    pixels: np.ndarray
+    """uint8 (N, S, S, 3), RGB."""
+    labels: np.ndarray | None = None
+    """int64 (N,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that was seen of a submission, before it is judged."""
+
+    kind: str
+    """.zip, .onnx or .pt2."""
+    files: list[str]
+    """In the archive."""
+    refused: RefusedError | None = None
+    """Why the archive was not unpacked, or its model not run."""
+    run: Run | None = None
+    """How the trial ended; None where there was none."""
+    seconds: float = 0.0
+    images: Images | None = None
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the trial wrote; empty where it wrote nothing."""
+        return (self.run and self.run.result) or {}
+
+
+def examine(
+    path: Path,
+    rules: Rules,
+    images: Images | None = None,
+    *,
+    logits: bool = False,
+    on_stage: Callable[[str], object] = lambda stage: None,
+) -> Findings:
+    """Unpack and try a submission.
+
+    Args:
+        path: A .zip, .onnx or .pt2 file. A .pt2 is for one's own alone: reading it is not bounded.
+        rules: The limits.
+        images: What to try it on; patches of colour without.
+        logits: Whether `results["logits"]` is wanted for the images.
+        on_stage: Is told what is being done.
+
+    Raises:
+        ValueError: no such file, or of another kind.
+    """
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        found = path.suffix or "no ending"
+        raise ValueError(f"{path}: expected the ending {', '.join(KINDS)}, found {found}.")
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise ValueError(f"{path}: expected a submission, found {found}.")
+    request = {"image_size": rules.image_size, "logits": logits, "threads": _threads()}
+    with tempfile.TemporaryDirectory(prefix="submission-") as name:
+        base, files = Path(name).resolve(), [path.name]
+        if images is not None:
+            np.save(base / "images.npy", images.pixels)
+            request["images"] = str(base / "images.npy")
+        try:
+            if kind == ".zip":
+                (base / "content").mkdir()
+                files = unpack(path, base / "content", rules.bounds)
+                _check_layout(files)
+                request["folder"] = str(base / "content")
+            elif kind == ".onnx":
+                request["onnx"] = str(_bounded(path, rules.bounds).resolve())
+            else:
+                request["program"] = str(path.resolve())
+        except RefusedError as error:
+            return Findings(kind=kind, files=files, refused=error)
+        start = time.monotonic()
+        script, packages = HERE / "examine.py", rules.packages
+        if kind == ".onnx":
+            script, packages = HERE / "examine_onnx.py", ("numpy", "onnx", "onnxruntime")
+        run = run_isolated(script, request, packages, rules.limits, on_stage)
+        seconds = time.monotonic() - start
+        return Findings(kind=kind, files=files, run=run, seconds=seconds, images=images)
+
+
+def _threads() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
+
+
+def _bounded(path: Path, bounds: Bounds) -> Path:
+    size = path.stat().st_size
+    if size > bounds.total:
+        found = f"{size / 2**20:,.0f} MiB"
+        raise RefusedError(
+            f"at most {bounds.total / 2**20:,.0f} MiB", found, "export a smaller model"
+        )
+    return path
+
+
+def _check_layout(files: list[str]) -> None:
+    """Raise RefusedError unless model.py lies at the top."""
+    if "model.py" in files:
+        return
+    nested = [name for name in files if name.endswith("/model.py")]
+    if nested:
+        mend = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
+        raise RefusedError("model.py at the top level", f"{nested[0]}, a folder too deep", mend)
+    found = ", ".join(files[:3]) or "nothing"
+    raise RefusedError("model.py at the top level", found, "add a model.py with a class Model")
+
+
+def needless(files: list[str]) -> list[str]:
+    """Files that no model needs."""
+    return [
+        name
+        for name in files
+        if "__MACOSX" in name or "__pycache__" in name or name.lower().endswith(NEEDLESS)
+    ]

@@ -1,0 +1,154 @@
+"""Try an ONNX model: runs by itself, inside `run_isolated`; the result is that of examine.py."""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from submission.probing import (
+    BATCH,
+    REQUEST,
+    attempt,
+    describe_outputs,
+    limit_memory,
+    probe_images,
+    reactions,
+    stability,
+    write_result,
+)
+
+sys.path.remove(str(Path(__file__).parents[1]))
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime
+
+COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+UNCOUNTED = ("If", "Loop", "Scan", "LSTM", "GRU", "RNN", "Einsum", "Attention", "ConvInteger")
+FLOATS = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")}
+
+
+def session(model: onnx.ModelProto, plain: bool = False) -> onnxruntime.InferenceSession:
+    """A session on the CPU; `plain` keeps the graph as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = REQUEST["threads"]
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def load_model() -> onnx.ModelProto:
+    """Read the file alone, never what it points to."""
+    model = onnx.load(REQUEST["onnx"], load_external_data=False)
+    outside = onnx.TensorProto.EXTERNAL
+    if names := [each.name for each in model.graph.initializer if each.data_location == outside]:
+        raise ValueError(f"{len(names)} tensors in other files, {names[0]} first")
+    onnx.checker.check_model(model)
+    return model
+
+
+def interface(model: onnx.ModelProto) -> dict[str, Any]:
+    """Inputs, and the version of the operators."""
+    constants = {each.name for each in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in constants]
+    first = inputs[0].type.tensor_type
+    shape = [each.dim_param or each.dim_value or "?" for each in first.shape.dim]
+    return {
+        "inputs": len(inputs),
+        "shape": shape,
+        "float32": first.elem_type == onnx.TensorProto.FLOAT,
+        "opset": max(each.version for each in model.opset_import if not each.domain),
+    }
+
+
+def runner(model: onnx.ModelProto, fixed: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Images (N, 3, S, S) to outputs, in the batches that the model takes."""
+    ready = session(model)
+    name = ready.get_inputs()[0].name
+    batch = fixed or BATCH
+
+    def run(images: np.ndarray) -> np.ndarray:
+        found = list[np.ndarray]()
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            padding = np.zeros((batch - len(part) if fixed else 0, *images.shape[1:]), np.float32)
+            logits = ready.run(None, {name: np.concatenate([part, padding])})[0]
+            found.append(np.asarray(logits)[: len(part)])
+        return np.concatenate(found)
+
+    return run
+
+
+def sizes(model: onnx.ModelProto) -> dict[str, int]:
+    """How many floating-point numbers the graph holds."""
+    tensors = [*model.graph.initializer]
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            tensors += [each.t for each in node.attribute if each.name == "value"]
+    return {"total": sum(math.prod(each.dims) for each in tensors if each.data_type in FLOATS)}
+
+
+def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Of one node: output elements times the products that make each."""
+    first, second = (shapes[name] for name in node.input[:2])
+    out = math.prod(shapes[node.output[0]])
+    if node.op_type == "Conv":
+        return out * math.prod(second[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(first) * math.prod(second[1:])
+    turned = any(each.name == "transA" and each.i for each in node.attribute)
+    return out * first[0 if turned else -1]
+
+
+def operations(model: onnx.ModelProto, images: np.ndarray) -> dict[str, Any]:
+    """Multiply-adds for one image, from the shapes that really occur."""
+    model = onnx.inliner.inline_local_functions(model)
+    nodes = [node for node in model.graph.node if node.op_type in COUNTED]
+    shapes = {each.name: tuple(each.dims) for each in model.graph.initializer}
+    wanted = {name for node in nodes for name in (*node.input[:2], node.output[0])} - {*shapes}
+    given = {each.name for each in (*model.graph.input, *model.graph.output)}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - given))
+    ready = session(model, plain=True)
+    name = ready.get_inputs()[0].name
+    found = ready.run(None, {name: images})
+    names = [each.name for each in ready.get_outputs()]
+    shapes |= {key: np.asarray(value).shape for key, value in zip(names, found, strict=True)}
+    shapes[name] = images.shape
+    kinds = {node.op_type for node in model.graph.node}
+    total = sum(multiply_adds(node, shapes) for node in nodes) / len(images)
+    return {"graph": total, "uncounted": sorted(kinds & {*UNCOUNTED})}
+
+
+def examine() -> dict[str, Any]:
+    """Every probe in turn."""
+    results = dict[str, Any]()
+    model = attempt(results, "load", load_model)
+    if not isinstance(model, onnx.ModelProto):
+        return results
+    attempt(results, "parameters", lambda: sizes(model))
+    first = attempt(results, "interface", lambda: interface(model)).get("shape", ["?"])[0]
+    fixed = first if isinstance(first, int) else None
+    run = attempt(results, "load", lambda: runner(model, fixed))
+    if isinstance(run, dict):
+        return results
+    results["load"] = True
+    images = probe_images()
+    if REQUEST.get("logits"):
+        attempt(results, "logits", lambda: run(images).tolist())
+    found = attempt(results, "outputs", lambda: describe_outputs(run, images))
+    if len(found.get("shape", ())) == 2:
+        one = images[:1].repeat(fixed or 1, 0)
+        attempt(results, "stability", lambda: stability(run, images[:4]))
+        attempt(results, "operations", lambda: operations(model, one))
+        attempt(results, "reactions", lambda: reactions(run, images))
+    return results
+
+
+if __name__ == "__main__":
+    limit_memory()
+    write_result(examine())

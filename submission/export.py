@@ -1,0 +1,99 @@
+"""A classifier as the challenge takes it: a zip, an ONNX file or a program of torch.export."""
+
+import logging
+import pprint
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from torch import Tensor, nn
+
+from models.classifier import RobustClassifier
+from submission.architecture import WEIGHTS, UnsupportedError, describe
+
+TEMPLATE = Path(__file__).parent / "templates" / "model.py"
+BLANK = "CONFIG: dict = {}  # filled in by the packager\n"
+FOREVER = (1980, 1, 1, 0, 0, 0)  # the same checkpoint, the same bytes
+
+
+class ChannelsReversed(nn.Module):
+    """The classifier for images in the challenge's order, BGR."""
+
+    def __init__(self, classifier: RobustClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(images.flip(1))
+
+
+def zip_members(model: RobustClassifier, checkpoint: Path) -> dict[str, bytes]:
+    """The files of the zip: model.py, and the checkpoint's weights as they are.
+
+    Raises:
+        ValueError: model.py has no plain-torch twin of a part of the classifier.
+    """
+    try:
+        config = describe(model)
+    except UnsupportedError as error:
+        raise ValueError(
+            f"{checkpoint}: expected a ConvNeXt that plain torch can rebuild, found {error}.\n"
+            "It would need timm, which the organisers lack: submit it as ONNX, --out NAME.onnx."
+        ) from error
+    text = TEMPLATE.read_text()
+    assert BLANK in text
+    filled = f"CONFIG: dict = {pprint.pformat(config, width=96, sort_dicts=False)}\n"
+    weights = (checkpoint / SAFETENSORS_SINGLE_FILE).read_bytes()
+    return {"model.py": text.replace(BLANK, filled).encode(), WEIGHTS: weights}
+
+
+def write_zip(model: RobustClassifier, checkpoint: Path, path: Path) -> None:
+    """Write the package that holds `model.py` and the weights, nothing else, at its top level."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in zip_members(model, checkpoint).items():
+            entry = zipfile.ZipInfo(name, date_time=FOREVER)
+            entry.external_attr = 0o100644 << 16
+            entry.create_system = 3  # Unix, wherever it is written
+            deflate = zipfile.ZIP_DEFLATED if name == "model.py" else zipfile.ZIP_STORED
+            archive.writestr(entry, content, compress_type=deflate)
+
+
+def _example(model: RobustClassifier) -> tuple[Tensor]:
+    return (torch.zeros(2, 3, model.image_size, model.image_size),)
+
+
+def write_onnx(model: RobustClassifier, checkpoint: Path, path: Path) -> None:
+    """Write one ONNX file: input `images` (N, 3, S, S), BGR, 0 to 1; output `logits`."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its advice is about torchvision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        torch.onnx.export(
+            ChannelsReversed(model),
+            _example(model),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def write_program(model: RobustClassifier, checkpoint: Path, path: Path) -> None:
+    """Write a program of torch.export: `torch.export.load(path).module()(images)`, BGR too."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(
+        ChannelsReversed(model), _example(model), dynamic_shapes=shapes, strict=False
+    )
+    torch.export.save(program, path)
+
+
+WRITERS: dict[str, Callable[[RobustClassifier, Path, Path], None]] = {
+    ".zip": write_zip,
+    ".onnx": write_onnx,
+    ".pt2": write_program,
+}

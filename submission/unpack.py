@@ -1,0 +1,103 @@
+"""Unpack a stranger's zip: every entry checked before the first byte is written."""
+
+import stat
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+CHUNK = 1 << 20
+ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What an archive may grow to."""
+
+    total: int = 1 << 30
+    """Bytes in all."""
+    files: int = 1000
+    """Entries."""
+    ratio: float = 100.0
+    """Unpacked over packed size of an entry above 10 MiB; weights hardly shrink at all."""
+
+
+class RefusedError(ValueError):
+    """An archive that is not unpacked. `mend` says what to do about it."""
+
+    def __init__(self, expected: str, found: str, mend: str) -> None:
+        super().__init__(f"expected {expected}, found {found}")
+        self.expected, self.found, self.mend = expected, found, mend
+
+
+def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> list[str]:
+    """Unpack `archive` in the empty folder `folder`.
+
+    Returns:
+        The names of its files.
+
+    Raises:
+        RefusedError: no zip, damaged, encrypted; an entry that is no plain file, leaves the folder
+            or stands there twice; more than `bounds` allow.
+    """
+    bounds = bounds or Bounds()
+    try:
+        with zipfile.ZipFile(archive) as content:
+            entries = [entry for entry in content.infolist() if not entry.is_dir()]
+            _check_entries(entries, bounds)
+            left = bounds.total
+            for entry in entries:
+                left -= _write(content, entry, folder, left)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
+        raise RefusedError("a whole zip file", f"{error}", "zip it again and compare") from error
+    return [entry.filename for entry in entries]
+
+
+def _check_entries(entries: Sequence[zipfile.ZipInfo], bounds: Bounds) -> None:
+    mend = "pack only model.py and its weights"
+    if len(entries) > bounds.files:
+        raise RefusedError(f"at most {bounds.files} files", f"{len(entries)}", mend)
+    total = sum(entry.file_size for entry in entries)
+    if total > bounds.total:
+        found = f"{total / 2**20:,.0f} MiB unpacked (a zip bomb?)"
+        raise RefusedError(f"at most {bounds.total / 2**20:,.0f} MiB unpacked", found, mend)
+    names = [entry.filename.casefold() for entry in entries]
+    for entry in entries:
+        _check_entry(entry, bounds)
+        if names.count(entry.filename.casefold()) > 1:
+            raise RefusedError("each file once", f"{entry.filename} more than once", mend)
+
+
+def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
+    name = entry.filename
+    path = PurePosixPath(name)
+    unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+    if unsafe or ":" in path.parts[0]:
+        mend = "zip from inside the folder: zip ../submission.zip model.py model.safetensors"
+        raise RefusedError("paths inside the folder", f"{name!r}, which leaves it", mend)
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        what = "a link" if kind == stat.S_IFLNK else "a special file"
+        raise RefusedError("plain files", f"{name}, {what}", "pack the file itself")
+    if entry.flag_bits & 1:
+        raise RefusedError("an open zip", f"{name} encrypted", "zip it without a password")
+    if entry.file_size > ROUTINE and entry.file_size > bounds.ratio * max(entry.compress_size, 1):
+        ratio = entry.file_size / max(entry.compress_size, 1)
+        found = f"{name} shrunk {ratio:,.0f} times (a zip bomb?)"
+        raise RefusedError(f"at most {bounds.ratio:g} times", found, "pack real weights")
+
+
+def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, left: int) -> int:
+    """Write one entry, counting what really comes out of it; returns its size."""
+    target = folder.joinpath(*PurePosixPath(entry.filename).parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with content.open(entry) as packed, target.open("xb") as file:
+        while chunk := packed.read(CHUNK):
+            written += len(chunk)
+            if written > left:
+                raise RefusedError(
+                    "the size that it declares", f"{entry.filename} larger", "zip again"
+                )
+            file.write(chunk)
+    return written
