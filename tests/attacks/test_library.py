@@ -129,10 +129,18 @@ def test_autoattack_is_quiet_seeded_and_keeps_the_tracer(digits, capfd, caplog):
     def random_model(images):  # pyautoattack warns of such a model
         return digits.model(images + 0.01 * torch.rand_like(images)).softmax(1)
 
-    tracer = sys.gettrace()
-    with caplog.at_level(logging.DEBUG):
-        AutoAttack(attacks=("apgd-ce",))(random_model, digits.images[:4], digits.labels[:4])
-    assert sys.gettrace() is tracer
+    def tracer(frame, event, argument):
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        with caplog.at_level(logging.DEBUG):
+            AutoAttack(attacks=("apgd-ce",))(random_model, digits.images[:4], digits.labels[:4])
+        kept = sys.gettrace()
+    finally:
+        sys.settrace(before)
+    assert kept is tracer
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert capfd.readouterr() == ("", "")
     attack = AutoAttack(attacks=("square",), epsilon=0.05, queries=30, norm="l2")
