@@ -65,6 +65,7 @@ def _measurement(findings: Findings, job: Job) -> Measurement:
     robust, arrays, target = findings.robust(job), findings.arrays(job), findings.measure.target
     source = canonical(job, target)
     settings = source.settings(findings.measure.stops_early(source))
+    settings["seed"] = "of each image, from the report's seed and its index"
     if target.random:
         settings["draws_scored"] = findings.measure.draws
         if job.through == "revealed":

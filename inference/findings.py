@@ -75,4 +75,4 @@ def attack_robustness(robust: np.ndarray, clean: np.ndarray) -> Share:
     total = round(right.sum() / draws)
     by_draw = tuple(float(s / max(r, 1)) for s, r in zip(survived, right, strict=True))
     value = survived.sum() / max(right.sum(), 1)
-    return share(float(value * total), total, by_draw if draws > 1 and total else ())
+    return share(round(float(value * total), 6), total, by_draw if draws > 1 and total else ())
