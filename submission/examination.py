@@ -89,12 +89,16 @@ def examine(
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing there"
         raise ValueError(f"{path}: expected a submission, found {found}.")
-    request = {"image_size": rules.image_size, "logits": logits, "threads": _threads()}
+    request: dict[str, Any] = {
+        "image_size": rules.image_size,
+        "logits": logits,
+        "threads": _threads(),
+    }
     with tempfile.TemporaryDirectory(prefix="submission-") as name:
         base, files = Path(name).resolve(), [path.name]
         if images is not None:
             np.save(base / "images.npy", images.pixels)
-            request["images"] = str(base / "images.npy")
+            request |= {"images": str(base / "images.npy"), "labelled": images.labels is not None}
         try:
             if kind == ".zip":
                 (base / "content").mkdir()

@@ -145,7 +145,8 @@ def examine() -> dict[str, Any]:
         one = images[:1].repeat(fixed or 1, 0)
         attempt(results, "stability", lambda: stability(run, images[:4]))
         attempt(results, "operations", lambda: operations(model, one))
-        attempt(results, "reactions", lambda: reactions(run, images))
+        if REQUEST.get("labelled"):
+            attempt(results, "reactions", lambda: reactions(run, images))
     return results
 
 

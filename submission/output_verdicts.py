@@ -18,7 +18,7 @@ def judge_outputs(findings: Findings, rules: Rules) -> list[Verdict | None]:
     if "outputs" in results and not error_words(results["outputs"]):
         verdicts += [_type(results), _values(results), _logits(results)]
     verdicts += [_repeat(results), _batch(results), _modes(results), _distributed(results)]
-    if "reactions" in results and not error_words(results["reactions"]):
+    if "outputs" in results and not error_words(results.get("reactions")):
         verdicts += [_range(findings), _channels(findings)]
     return verdicts
 
@@ -124,35 +124,34 @@ def _better(first: np.ndarray, second: np.ndarray) -> bool:
 def _hits(findings: Findings) -> dict[str, np.ndarray] | None:
     if findings.images is None or findings.images.labels is None:
         return None
+    if "reactions" not in findings.results:
+        return None
     labels = findings.results["reactions"]["labels"]
     return {name: np.asarray(each) == findings.images.labels for name, each in labels.items()}
 
 
 def _range(findings: Findings) -> Verdict:
-    expected, mend = "images in 0 to 1", "do not divide by 255 in the model"
-    hits, spread = _hits(findings), findings.results["reactions"]["spread"]
-    if hits is not None:
-        shares = f"accuracy {hits['bgr'].mean():.1%} in 0 to 1, {hits['bgr255'].mean():.1%} in 255"
-        return decide("range", not _better(hits["bgr"], hits["bgr255"]), expected, shares, mend)
-    if spread["bgr"] < 0.02 * spread["bgr255"]:
-        found = "hardly moves for images in 0 to 1: does it divide by 255?"
-        return Verdict(check="range", status="note", expected=expected, found=found, mend=mend)
-    found = f"logits spread {spread['bgr']:.2g} in 0 to 1, {spread['bgr255']:.2g} in 255"
-    return decide("range", True, expected, found, "")
+    expected, hits = "images in 0 to 1", _hits(findings)
+    if hits is None:
+        return _not_judged("range", expected, "not judged", "give --images, a folder with labels")
+    found = f"accuracy {hits['bgr'].mean():.1%} in 0 to 1, {hits['bgr255'].mean():.1%} in 0 to 255"
+    good = not _better(hits["bgr"], hits["bgr255"])
+    return decide("range", good, expected, found, "do not divide by 255 in the model")
 
 
 def _channels(findings: Findings) -> Verdict:
-    expected, mend = "channels in order BGR", "flip them first: images = images.flip(1)"
-    hits = _hits(findings)
+    expected, hits = "channels in order BGR", _hits(findings)
+    mend = "give --images, a folder with labels and colours"
     if hits is None:
-        found, what = "not judged", "give --images, a folder with labels and colours"
-        return Verdict(check="channels", status="note", expected=expected, found=found, mend=what)
+        return _not_judged("channels", expected, "not judged", mend)
     if findings.results["reactions"]["grey"]:
-        found, what = "not judged: the images are grey", "give images with colours"
-        return Verdict(check="channels", status="note", expected=expected, found=found, mend=what)
+        return _not_judged("channels", expected, "not judged: the images are grey", mend)
     found = f"accuracy {hits['bgr'].mean():.1%} as BGR, {hits['rgb'].mean():.1%} as RGB"
-    if _better(hits["bgr"], hits["rgb"]):
-        return fail("channels", expected, found, mend)
-    if not _better(hits["rgb"], hits["bgr"]):
-        return Verdict(check="channels", status="note", expected=expected, found=found)
-    return decide("channels", True, expected, found, "")
+    if not _better(hits["bgr"], hits["rgb"]) and not _better(hits["rgb"], hits["bgr"]):
+        return _not_judged("channels", expected, f"{found}: no clear difference", mend)
+    good = _better(hits["rgb"], hits["bgr"])
+    return decide("channels", good, expected, found, "flip them first: images = images.flip(1)")
+
+
+def _not_judged(check: str, expected: str, found: str, mend: str) -> Verdict:
+    return Verdict(check=check, status="note", expected=expected, found=found, mend=mend)

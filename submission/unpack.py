@@ -2,6 +2,7 @@
 
 import stat
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -48,7 +49,7 @@ def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> list[st
             left = bounds.total
             for entry in entries:
                 left -= _write(content, entry, folder, left)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, zlib.error) as error:
         raise RefusedError("a whole zip file", f"{error}", "zip it again and compare") from error
     return [entry.filename for entry in entries]
 
