@@ -210,6 +210,8 @@ class Corruption:
     ) -> Tensor:
         """Corrupt a batch: see `Attack`. Asks the model nothing; rounds images to 8 bits."""
         check_batch(images, labels)
+        if len(images) == 0:
+            return images.detach().clone()
         if seeds is None and generator is not None:
             seeds = torch.randint(
                 2**62, (len(images),), generator=generator, device=generator.device
