@@ -100,10 +100,11 @@ class Evaluation:
                     continue
                 bar.set_description(job.name, refresh=False)
                 shown = np.array([row for row in gallery if all_ and row in rows], dtype=np.int64)
-                arrays = self.journal.load(job.key, chunk.number, chunk.digest)
+                key = job.key if all_ else f"{job.key}-curve"
+                arrays = self.journal.load(key, chunk.number, chunk.digest)
                 if arrays is None:
                     arrays = self.measure.attacked(job, chunk, right[rows], shown - rows[0])
-                    self.journal.save(job.key, chunk.number, chunk.digest, arrays)
+                    self.journal.save(key, chunk.number, chunk.digest, arrays)
                 pictures[job].append((shown, {"pictures": arrays.pop("pictures")}))
                 results[job].append((rows, arrays))
                 bar.update(len(rows))

@@ -164,11 +164,15 @@ def test_autoattack_says_which_part_fooled(small_run: Path, report_of: Run):
 
 
 def test_killed_ten_times_the_report_is_the_same(small_run: Path, finished: Path, tmp_path: Path):
-    """SIGKILL after a random number of new results and a random moment more."""
+    """SIGKILL after a random number of new results and a random moment more.
+
+    The first of the ten evaluations had fewer attacks: PGD for the curves alone.
+    """
     chosen, draw = options(small_run, tmp_path / "report"), random.Random(0)
     for kill in range(10):
-        process, before = start(chosen), written(chosen.out)
-        wanted = before + draw.randint(0 if kill else 1, 4)
+        before = written(chosen.out)
+        process = start(chosen if kill else replace(chosen, attacks=Names("fgsm")))
+        wanted = before + draw.randint(0, 2) if kill else 11
         while process.is_alive() and written(chosen.out) < wanted:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.05))
@@ -176,7 +180,6 @@ def test_killed_ten_times_the_report_is_the_same(small_run: Path, finished: Path
         process.join()
         assert process.exitcode == -9, "it was to be killed before it was done"
         assert not (chosen.out / "report.json").exists()
-    assert written(chosen.out) >= 5
     process = start(chosen)
     process.join()
     assert process.exitcode == 0
