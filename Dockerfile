@@ -1,12 +1,33 @@
-# Predicts without network: docker run --network none -v images:/in -v out:/out IMAGE
-# with a checkpoint in /in/checkpoint and the images in /in/images; writes /out/sub.csv.
-FROM python:3.11-slim-bookworm AS build
-ARG SOURCE_DATE_EPOCH
+# Predicts without network, read-only, as nobody in particular:
+#   docker build --tag robust-submission .
+#   docker run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL \
+#       -v "$PWD/runs/quickstart:/checkpoint:ro" -v "$PWD/images:/in:ro" -v "$PWD/out:/out" \
+#       robust-submission
+# writes out/sub.csv (out must be writable for user 10001, or give --user). Options of predict.py go
+# after the image's name. Trains with:
+#   docker run --rm --entrypoint train -v "$PWD/out:/out" robust-submission --output /out/run
+#
+# The default wheels are PyPI's, made for CUDA; they run on a CPU as well. For the small CPU wheels:
+#   make requirements.cpu.lock
+#   docker build --build-arg LOCK=requirements.cpu.lock \
+#       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+# A release pins FROM by digest: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+# Given, it makes every .pyc the same in each build.
+ARG SOURCE_DATE_EPOCH=315532800
+ARG LOCK=requirements.lock
+ARG TORCH_INDEX=
 RUN python -m venv /venv
-COPY requirements.txt pyproject.toml README.md LICENSE /app/
-RUN sed '/^-e /d' /app/requirements.txt > /tmp/pins.txt \
-    && /venv/bin/pip install --no-cache-dir --requirement /tmp/pins.txt
+COPY ${LOCK} /tmp/lock.txt
+RUN /venv/bin/pip install --no-cache-dir --no-deps --require-hashes \
+    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement /tmp/lock.txt
+
+FROM ${BASE}
+COPY --from=build /venv /venv
 WORKDIR /app
+COPY LICENSE ./
 COPY cli cli
 COPY data data
 COPY models models
@@ -14,12 +35,10 @@ COPY attacks attacks
 COPY training training
 COPY inference inference
 COPY submission submission
-RUN /venv/bin/pip install --no-cache-dir --no-deps --editable .
-
-FROM python:3.11-slim-bookworm
-COPY --from=build /venv /venv
-COPY --from=build /app /app
-WORKDIR /app
+RUN printf '#!/bin/sh\nexec accelerate launch /app/training/train.py "$@"\n' > /usr/local/bin/train \
+    && chmod 755 /usr/local/bin/train
+ENV PATH=/venv/bin:$PATH PYTHONPATH=/app HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib \
+    HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1
 USER 10001:10001
-ENTRYPOINT ["/venv/bin/python", "inference/predict.py"]
-CMD ["--checkpoint", "/in/checkpoint", "--images", "/in/images", "--out", "/out/sub.csv"]
+ENTRYPOINT ["python", "/app/inference/predict.py"]
+CMD ["--checkpoint", "/checkpoint", "--images", "/in", "--out", "/out/sub.csv"]

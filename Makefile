@@ -1,16 +1,21 @@
 # make run    train the quickstart, write and validate sub.csv, report its robustness
 # make test   lint, type check, tests
+# make container-check    build the container twice, compare, predict in it (docker or podman)
+# make requirements.lock  lock what the container installs, with hashes (takes uv from PyPI)
 PYTHON ?= python3
 BIN := .venv/bin
+# accelerate would give a CPU process one thread.
+THREADS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: run test clean
+.PHONY: run test container-check clean
 
 run: .venv/installed
-	$(BIN)/accelerate launch --num_processes 1 training/train.py --overwrite
+	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process $(THREADS) \
+		training/train.py --overwrite
 	$(BIN)/python inference/predict.py --out sub.csv
 	$(BIN)/python submission/validate.py sub.csv
 	$(BIN)/python inference/evaluate.py --checkpoint runs/quickstart --out report \
-		--attacks fgsm,pgd --limit 100
+		--attacks fgsm,pgd --steps 10 --limit 100
 	@echo "sub.csv is valid; the report is report/report.html"
 
 test: .venv/installed
@@ -25,6 +30,31 @@ test: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@
+
+container-check: .venv/installed
+	$(BIN)/python submission/container_check.py
+
+# The container's lock files. The second needs the index of torch's CPU wheels within reach.
+TOOLS := ruff|basedpyright|pytest|pytest-xdist|hypothesis
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+LOCKED := --generate-hashes --no-header --no-annotate \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28
+
+requirements.lock: requirements.txt .venv/uv
+	{ echo "# What the container installs: requirements.txt without the tools of development, and all that it"; \
+	echo "# needs, for Linux on x86-64 and Python 3.11. Made by \`make $@\` (uv); not by hand."; \
+	grep -vE '^(($(TOOLS))==|-e )' requirements.txt | .venv/uv/bin/uv pip compile $(LOCKED) -; } > $@.new
+	mv $@.new $@
+
+requirements.cpu.lock: requirements.txt .venv/uv
+	grep -vE '^(($(TOOLS))==|-e )' requirements.txt | sed -E 's/^(torch|torchvision)==.*/&+cpu/' \
+		| .venv/uv/bin/uv pip compile $(LOCKED) --extra-index-url $(CPU_INDEX) \
+		--index-strategy unsafe-best-match - > $@.new
+	mv $@.new $@
+
+.venv/uv: .venv/installed
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet uv
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

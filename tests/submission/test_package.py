@@ -220,7 +220,7 @@ def test_onnx_and_zip_give_the_same_labels(checkpoint: Path, images: Path, tmp_p
     with torch.inference_mode():
         expected = unpacked(model, tmp_path)(torch.from_numpy(pixels[:, ::-1].copy())).numpy()
     assert np.abs(found - expected).max() < 1e-4
-    assert (found.argmax(1) == expected.argmax(1)).all() and len(set(found.argmax(1))) > 3
+    assert (found.argmax(1) == expected.argmax(1)).all() and len(set(found.argmax(1))) > 1
 
 
 def test_a_resnet_goes_by_onnx_alone(tmp_path: Path):

@@ -1,0 +1,188 @@
+"""A package, loaded to be attacked: as it is, with its known masks off, and its undefended twin.
+
+Loading a package runs its model.py in this process. check.py runs a stranger's in a bounded one,
+but attacks need its gradients thousands of times over; so a package is loaded here only if it is
+byte for byte what package.py makes of a checkpoint, or if the caller vouches for it.
+"""
+
+import importlib.util
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from attacks import EOT
+from attacks.contract import Model
+from models.classifier import load_checkpoint, undefended
+from models.replace import replaced
+from submission.examination import Rules
+from submission.export import zip_members
+from submission.unpack import unpack
+
+EOT_DRAWS = range(1, 9)  # draw 0 is the one that is judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """Views of a package; each takes RGB images in 0 to 1."""
+
+    model: Model
+    """As handed in."""
+    revealed: Model
+    """With honest gradients, where it hides them in a way that we know; else the model."""
+    twin: Model | None
+    """Its undefended twin, or another model to transfer from."""
+    differentiable: bool
+    """Whether autograd can follow it."""
+    known: bool
+    """Whether its stages bear the names by which `revealed` finds them."""
+
+
+class StraightThrough(nn.Module):
+    """A stage's values with the identity's gradient (BPDA, Athalye et al. 2018)."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stage(images.detach()) + (images - images.detach())  # value + exact zero
+
+
+class _Reversed(nn.Module):
+    """RGB images for a model that takes BGR."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.flip(1)).float()
+
+
+def load_contestant(
+    package: Path, folder: Path, checkpoint: Path | None, twin: Path | None, trust: bool
+) -> Contestant:
+    """Load a package.
+
+    Args:
+        package: A .zip or .onnx file.
+        folder: An empty one, to unpack in; it must stay.
+        checkpoint: The run that it was made of.
+        twin: A checkpoint to transfer from, instead of the package's own undefended twin.
+        trust: Run its model.py though it is not what package.py makes of the checkpoint.
+
+    Raises:
+        ValueError: no such package, one that is not vouched for, or one that does not load.
+    """
+    if not package.is_file():
+        raise ValueError(f"{package}: expected a submission, found nothing there.")
+    other = undefended(load_checkpoint(twin)) if twin else None
+    if package.suffix.lower() == ".onnx":
+        model = _onnx(package)
+        if other is None and checkpoint is not None:
+            other = undefended(load_checkpoint(checkpoint))
+        return Contestant(
+            model=model, revealed=model, twin=_frozen(other), differentiable=False, known=False
+        )
+    if not trust and not _made_of(package, checkpoint):
+        raise ValueError(
+            f"{package}: expected what package.py makes of --checkpoint, found another package.\n"
+            "Scoring runs its code in this process: check it with check.py, read it, then --trust."
+        )
+    unpack(package, folder, Rules().bounds)
+    return _views(_load(folder), other)
+
+
+def _made_of(package: Path, checkpoint: Path | None) -> bool:
+    if checkpoint is None:
+        return False
+    expected = zip_members(load_checkpoint(checkpoint), checkpoint)
+    try:
+        with zipfile.ZipFile(package) as archive:
+            same = sorted(archive.namelist()) == sorted(expected)
+            return same and all(archive.read(name) == expected[name] for name in expected)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{package}: expected a zip file, found {error}.") from error
+
+
+def _load(folder: Path) -> nn.Module:
+    """`Model()` of the unpacked package."""
+    spec = importlib.util.spec_from_file_location("model", folder / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+        model = module.Model().float().eval()
+    except (OSError, ImportError, AttributeError, TypeError, RuntimeError, SyntaxError) as error:
+        raise ValueError(
+            f"{folder.name}: expected a package that check.py passes, found: {error}."
+        ) from error
+    finally:
+        sys.path.remove(str(folder))
+    return model.requires_grad_(False)
+
+
+def _frozen(model: nn.Module | None) -> nn.Module | None:
+    return None if model is None else model.eval().requires_grad_(False)
+
+
+def _views(package: nn.Module, other: nn.Module | None) -> Contestant:
+    conceal, randomize = (getattr(package, name, None) for name in ("conceal", "randomize"))
+    known = isinstance(conceal, nn.Module) and isinstance(randomize, nn.Module)
+    honest, bare = package, package
+    if known:
+        honest = replaced(package, lambda each: StraightThrough(each) if each is conceal else None)
+        hiding = (conceal, randomize)
+        bare = replaced(
+            package, lambda each: nn.Identity() if any(each is one for one in hiding) else None
+        )
+    revealed: Model = _Reversed(honest)
+    if hasattr(randomize, "draw"):
+        revealed = _expectation(_Reversed(honest), randomize)
+    twin = other or (_Reversed(bare) if known else None)
+    return Contestant(
+        model=_Reversed(package),
+        revealed=revealed,
+        twin=_frozen(twin),
+        differentiable=True,
+        known=known,
+    )
+
+
+def _expectation(model: nn.Module, randomize: Any) -> Model:
+    """The model's average over draws that it is not judged on."""
+
+    def set_draw(_: nn.Module, draw: int) -> None:
+        randomize.draw = draw
+
+    expected = EOT(model, EOT_DRAWS, set_draw)
+
+    def call(images: Tensor) -> Tensor:
+        try:
+            return expected(images)
+        finally:
+            randomize.draw = 0
+
+    return call
+
+
+def _onnx(package: Path) -> Callable[[Tensor], Tensor]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(package, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def call(images: Tensor) -> Tensor:
+        pixels = np.ascontiguousarray(images.detach().cpu().numpy()[:, ::-1])
+        return torch.from_numpy(np.asarray(session.run(None, {name: pixels})[0]).copy())
+
+    return call
