@@ -82,42 +82,45 @@ def examine(
     Raises:
         ValueError: no such file, or of another kind.
     """
-    kind = path.suffix.lower()
-    if kind not in KINDS:
+    _check_path(path)
+    request: dict[str, Any] = {"image_size": rules.image_size, "logits": logits}
+    request["threads"] = _threads()
+    with tempfile.TemporaryDirectory(prefix="submission-") as name:
+        base, kind = Path(name).resolve(), path.suffix.lower()
+        if images is not None:
+            np.save(base / "images.npy", images.pixels)
+            request |= {"images": str(base / "images.npy"), "labelled": images.labels is not None}
+        try:
+            place, files = _open(path, base / "content", rules.bounds)
+        except RefusedError as error:
+            return Findings(kind=kind, files=[], refused=error)
+        start = time.monotonic()
+        script, packages = HERE / "examine.py", rules.packages
+        if kind == ".onnx":
+            script, packages = HERE / "examine_onnx.py", ("numpy", "onnx", "onnxruntime")
+        run = run_isolated(script, {**request, **place}, packages, rules.limits, on_stage)
+        seconds = time.monotonic() - start
+        return Findings(kind=kind, files=files, run=run, seconds=seconds, images=images)
+
+
+def _check_path(path: Path) -> None:
+    if path.suffix.lower() not in KINDS:
         found = path.suffix or "no ending"
         raise ValueError(f"{path}: expected the ending {', '.join(KINDS)}, found {found}.")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing there"
         raise ValueError(f"{path}: expected a submission, found {found}.")
-    request: dict[str, Any] = {
-        "image_size": rules.image_size,
-        "logits": logits,
-        "threads": _threads(),
-    }
-    with tempfile.TemporaryDirectory(prefix="submission-") as name:
-        base, files = Path(name).resolve(), [path.name]
-        if images is not None:
-            np.save(base / "images.npy", images.pixels)
-            request |= {"images": str(base / "images.npy"), "labelled": images.labels is not None}
-        try:
-            if kind == ".zip":
-                (base / "content").mkdir()
-                files = unpack(path, base / "content", rules.bounds)
-                _check_layout(files)
-                request["folder"] = str(base / "content")
-            elif kind == ".onnx":
-                request["onnx"] = str(_bounded(path, rules.bounds).resolve())
-            else:
-                request["program"] = str(path.resolve())
-        except RefusedError as error:
-            return Findings(kind=kind, files=files, refused=error)
-        start = time.monotonic()
-        script, packages = HERE / "examine.py", rules.packages
-        if kind == ".onnx":
-            script, packages = HERE / "examine_onnx.py", ("numpy", "onnx", "onnxruntime")
-        run = run_isolated(script, request, packages, rules.limits, on_stage)
-        seconds = time.monotonic() - start
-        return Findings(kind=kind, files=files, run=run, seconds=seconds, images=images)
+
+
+def _open(path: Path, folder: Path, bounds: Bounds) -> tuple[dict[str, str], list[str]]:
+    """Where the model is, as the request says it, and the files that came with it."""
+    if path.suffix.lower() == ".zip":
+        folder.mkdir()
+        files = unpack(path, folder, bounds)
+        _check_layout(files)
+        return {"folder": str(folder)}, files
+    key = "onnx" if path.suffix.lower() == ".onnx" else "program"
+    return {key: str(_bounded(path, bounds).resolve())}, [path.name]
 
 
 def _threads() -> int:

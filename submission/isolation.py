@@ -108,9 +108,8 @@ def run_isolated(
         link_packages(places["packages"], packages)
         _link(importlib.metadata.distribution("ptflops"), places["tools"])
         paths = {key: str(places[key]) for key in shared}
-        request_file = base / "request"
-        request_file.write_text(json.dumps({**request, **paths, "memory": limits.memory}))
-        words = [sys.executable, "-I", "-S", "-B", str(script.resolve()), str(request_file)]
+        (base / "request").write_text(json.dumps({**request, **paths, "memory": limits.memory}))
+        words = [sys.executable, "-I", "-S", "-B", str(script.resolve()), str(base / "request")]
         with places["printed"].open("wb") as printed:
             process = subprocess.Popen(
                 words,
@@ -122,11 +121,13 @@ def run_isolated(
                 start_new_session=True,
             )
             in_time = _wait(process, limits.seconds, places["stage"], on_stage)
-        stage = _stage(places["stage"])
-        output = _tail(places["printed"])
-        result = _read_result(places["result"]) if in_time and process.returncode == 0 else None
-        found = _ending(process.returncode, in_time, limits)
-        return Run(result=result, stage=stage, found=found, output=output)
+        whole = in_time and process.returncode == 0
+        return Run(
+            result=_read_result(places["result"]) if whole else None,
+            stage=_stage(places["stage"]),
+            found=_ending(process.returncode, in_time, limits),
+            output=_tail(places["printed"]),
+        )
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -45,10 +45,9 @@ def _interface(results: dict[str, Any], rules: Rules) -> Verdict | None:
 
 def _shape(results: dict[str, Any], rules: Rules) -> Verdict:
     expected = f"2 x {rules.num_classes} for 2 images of {rules.image_size} px"
-    outputs = results.get("outputs")
-    if words := error_words(outputs):
+    outputs = results.get("outputs", {})
+    if words := error_words(outputs) if outputs else "nothing":
         return fail("output", expected, words, "take a float tensor N x 3 x H x W, give a tensor")
-    assert outputs is not None
     found = " x ".join(map(str, outputs["shape"])) or "a single number"
     good = outputs["shape"] == [2, rules.num_classes]
     return decide("output", good, expected, found, "give one logit a class, or set --num_classes")
