@@ -24,13 +24,20 @@ def judge(findings: Findings, rules: Rules) -> list[Verdict]:
     """Every verdict that the findings allow, in the order in which one would mend."""
     if (refused := findings.refused) is not None:
         return [fail("archive", refused.expected, refused.found, refused.mend)]
+    try:
+        return [each for each in _judge_run(findings, rules) if each]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        found = f"a result that the trial does not write ({type(error).__name__}: {error})"
+        return [fail("loading", "the trial's own result", found, "do not meddle with the trial")]
+
+
+def _judge_run(findings: Findings, rules: Rules) -> list[Verdict | None]:
     verdicts: list[Verdict | None] = [_archive(findings), _ending(findings, rules)]
     results = findings.results
     if results.get("load") is not True:
-        return [each for each in verdicts if each]
+        return verdicts
     verdicts += [_parameters(results, rules), _trainable(results), _operations(results, rules)]
-    verdicts += judge_outputs(findings, rules)
-    return [each for each in verdicts if each]
+    return verdicts + judge_outputs(findings, rules)
 
 
 def _archive(findings: Findings) -> Verdict | None:
@@ -74,6 +81,8 @@ def _loading(results: dict[str, Any], findings: Findings, rules: Rules) -> Verdi
     if findings.kind == ".onnx":
         expected = "one file that onnx and onnxruntime accept"
     words = error_words(results["load"])
+    if words is None and results["load"] is not True:
+        raise ValueError(f"load: {results['load']}")
     if words is None:
         return decide("loading", True, expected, f"loaded; all in {findings.seconds:.0f} s", "")
     error = results["load"]["error"]

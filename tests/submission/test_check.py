@@ -146,6 +146,13 @@ def test_each_error_has_its_own_message(error: tuple[str, str, str]):
     assert all(word in f"{found.expected} {found.found} {found.mend}" for word in expected), found
 
 
+@pytest.mark.parametrize("forged", [{}, {"load": True}, {"load": {"error": 3}}, {"load": [1]}])
+def test_a_forged_result_is_no_pass(forged: dict[str, object]):
+    run = Run(result=forged, stage="load", found="", output="")
+    (judged,) = judge(Findings(kind=".onnx", files=["model.onnx"], run=run), RULES)
+    assert judged.check == "loading" and judged.status == "fail"
+
+
 @pytest.mark.parametrize(("moved", "status"), [(0.0, "pass"), (9e-5, "pass"), (2e-4, "fail")])
 def test_modes_and_batches_must_agree(moved: float, status: str):
     results = {"load": True, "parameters": {"total": 9, "trainable": 9}, "modes": moved}
