@@ -149,9 +149,7 @@ def test_mixed_precision_trains(tmp_path: Path, precision: str):
         (["--resume"], "expected a run with a state to resume, found none."),
     ],
 )
-def test_bad_input_is_named_in_a_line_or_three(
-    tmp_path: Path, arguments: list[str], message: str
-):
+def test_bad_input_is_named_in_a_line_or_three(tmp_path: Path, arguments: list[str], message: str):
     (tmp_path / "bad.yaml").write_text("optimizer: {lrr: 1}\n")
     (tmp_path / "empty").mkdir()
     paths = {name: tmp_path / file for name, file in [("bad_key", "bad.yaml"), ("empty", "empty")]}

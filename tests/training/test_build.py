@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.command import parse
+from training.build import build_classifier, build_mixup, build_optimizer, build_scheduler
+from training.recipe import MixupConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, Recipe
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+SMALL = ModelConfig(backbone="test_convnext", randomize=26)
+NAMES = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses_and_builds_its_model(path: Path):
+    recipe = parse(Recipe, ["--config", str(path)], default_config=path)
+    assert recipe.output == Path("runs") / path.stem
+    model = build_classifier(recipe, NAMES)
+    assert model.image_size == recipe.model.image_size
+
+
+def test_one_seed_gives_one_start():
+    first, again, other = (
+        build_classifier(Recipe(seed=seed, model=SMALL), NAMES).state_dict() for seed in (0, 0, 1)
+    )
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
+
+
+def test_layer_decay_slows_the_layers_near_the_image():
+    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(layer_decay=0.5, weight_decay=0.1))
+    optimizer = build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
+    assert max(scales) == 1 and min(scales) < 0.2 and scales == sorted(scales)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
+    recipe = Recipe(epochs=4, model=SMALL, optimizer=OptimizerConfig(lr=1.0, warmup_epochs=1))
+    optimizer = build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
+    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=10)
+    rates = list[float]()
+    for update in range(40):
+        scheduler.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates[:10], np.arange(10) / 10)
+    cosine = 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
+    np.testing.assert_allclose(rates[10:], cosine, atol=1e-5)
+
+
+def test_an_unknown_schedule_is_named():
+    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(schedule="cosinus"))
+    optimizer = build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
+    with pytest.raises(ValueError, match="cosinus"):
+        build_scheduler(recipe, optimizer, updates_per_epoch=10)
+
+
+def test_mixing_is_off_unless_asked_for():
+    assert build_mixup(Recipe(), 3) is None
+    mixing = Recipe(mixup=MixupConfig(cutmix_alpha=1.0))
+    assert build_mixup(mixing, 3) is not None
+    with pytest.raises(ValueError, match="expected both alphas 0"):
+        Recipe(mixup=mixing.mixup, objective=ObjectiveConfig(name="adversarial"))
+    with pytest.raises(ValueError, match="even batch_size"):
+        Recipe(mixup=mixing.mixup, batch_size=7)
