@@ -3,8 +3,9 @@
 #   docker run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL \
 #       -v "$PWD/runs/quickstart:/checkpoint:ro" -v "$PWD/images:/in:ro" -v "$PWD/out:/out" \
 #       robust-submission
-# writes out/sub.csv (out must be writable for user 10001, or give --user). Options of predict.py go
-# after the image's name. Trains with:
+# writes out/sub.csv. User 10001 must be able to write out and to read the checkpoint, whose weights
+# may be yours alone (chmod a+r runs/quickstart/model.safetensors), or give --user "$(id -u)".
+# Options of predict.py go after the image's name. Trains with:
 #   docker run --rm --entrypoint train -v "$PWD/out:/out" robust-submission --output /out/run
 #
 # The default wheels are PyPI's, made for CUDA; they run on a CPU as well. For the small CPU wheels:

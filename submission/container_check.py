@@ -100,6 +100,8 @@ def prepare(folder: Path) -> None:
     for index in range(IMAGES):
         Image.fromarray(source.image(index)).save(folder / "images" / f"{index}.png")
     folder.chmod(0o755)
+    for file in (folder / "checkpoint").iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone
     (folder / "inside").chmod(0o777)
 
 

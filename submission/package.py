@@ -63,7 +63,7 @@ def proof_images(options: Options, image_size: int) -> tuple[np.ndarray, str]:
     if options.images is not None:
         source, name = open_source("images", options.images), f"images of {options.images}"
     elif (options.checkpoint / "recipe.yaml").is_file():
-        source, name = open_run_data(options.checkpoint, "test"), "test images of the run"
+        source, name = open_run_data(options.checkpoint, "train"), "training images of the run"
     else:
         shape = (options.limit, image_size, image_size, 3)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

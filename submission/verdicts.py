@@ -80,12 +80,13 @@ def _loading(results: dict[str, Any], findings: Findings, rules: Rules) -> Verdi
     expected = "a class Model that takes no arguments"
     if findings.kind == ".onnx":
         expected = "one file that onnx and onnxruntime accept"
-    words = error_words(results["load"])
-    if words is None and results["load"] is not True:
-        raise ValueError(f"load: {results['load']}")
-    if words is None:
+    load = results["load"]
+    if load is True:
         return decide("loading", True, expected, f"loaded; all in {findings.seconds:.0f} s", "")
-    error = results["load"]["error"]
+    words = error_words(load)
+    if words is None:
+        raise ValueError(f"load: {load}")
+    error = load["error"]
     if error["kind"] == "ModuleNotFoundError":
         module = error["module"].split(".")[0]
         mend = f"write out in model.py what {module} does, or submit ONNX (package.py --out x.onnx)"
