@@ -7,13 +7,13 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from .contract import Attack, Model
-from .eot import EOT
-from .gradient import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise, input_gradient
-from .library import AutoAttack, CarliniWagner
-from .norms import NORMS
-from .randomness import image_seeds
-from .worst_case import Outcome, WorstCase
+from attacks.contract import Attack, Model
+from attacks.eot import EOT
+from attacks.gradient import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise, input_gradient
+from attacks.library import AutoAttack, CarliniWagner
+from attacks.norms import NORMS
+from attacks.randomness import image_seeds
+from attacks.worst_case import Outcome, WorstCase
 
 __all__ = [
     "ATTACKS",

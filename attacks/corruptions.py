@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contract import Model, check_at_least, check_batch, check_choice
-from .randomness import image_seeds
+from attacks.contract import Model, check_at_least, check_batch, check_choice
+from attacks.randomness import image_seeds
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from .contract import Model
+from attacks.contract import Model
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 

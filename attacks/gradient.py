@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .contract import (
+from attacks.contract import (
     Model,
     check_at_least,
     check_batch,
@@ -23,9 +23,9 @@ from .contract import (
     differentiable,
     ordinary,
 )
-from .losses import LOSSES, Loss
-from .norms import NORMS, rescaled
-from .randomness import Draws
+from attacks.losses import LOSSES, Loss
+from attacks.norms import NORMS, rescaled
+from attacks.randomness import Draws
 
 
 def input_gradient(

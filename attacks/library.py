@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .contract import (
+from attacks.contract import (
     Model,
     check_at_least,
     check_batch,
@@ -22,7 +22,7 @@ from .contract import (
     differentiable,
     ordinary,
 )
-from .norms import NORMS
+from attacks.norms import NORMS
 
 
 class _InputGradient(torch.autograd.Function):

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .randomness import Draws
+from attacks.randomness import Draws
 
 
 class Norm(Protocol):

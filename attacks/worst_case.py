@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contract import Attack, Model, check_batch, correct, differentiable, ordinary
-from .losses import cross_entropy
+from attacks.contract import Attack, Model, check_batch, correct, differentiable, ordinary
+from attacks.losses import cross_entropy
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from data.sources import (
     Source,
@@ -14,6 +13,7 @@ from data.sources import (
     split_train_validation,
     stratified_subset,
 )
+from inference.run_data import read_recipe
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,7 @@ def open_evaluation_data(
 
 def _of_the_run(checkpoint: Path | None, split: str) -> tuple[Source, np.ndarray, str, str]:
     """The run's source, which of its images, where they are from, and which part they are."""
-    recipe = _read_recipe(checkpoint)
+    recipe = read_recipe(checkpoint, "--data.name")
     try:
         data, seed = recipe["data"], recipe["seed"]
         name, root = data["name"], data["root"]
@@ -117,16 +117,3 @@ def _of_the_run(checkpoint: Path | None, split: str) -> tuple[Source, np.ndarray
     if len(held_out) == 0:
         raise ValueError(f"{name}: expected images held out from training, found none.")
     return source, kept[held_out], name, f"held out from training (there is no {split})"
-
-
-def _read_recipe(checkpoint: Path | None) -> dict[str, Any]:
-    path = checkpoint / "recipe.yaml" if checkpoint else None
-    if path is None or not path.is_file():
-        raise ValueError(
-            f"{path or '--model'}: expected the run's recipe or --data.name, found neither."
-        )
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        line = str(error).splitlines()[0]
-        raise ValueError(f"{path}: expected a recipe in YAML, found {line}.") from error

@@ -1,28 +1,47 @@
 """The data that a run was trained on, as its run folder remembers it."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from data.sources import Source, open_source
+from data.sources import Source, available_splits, open_source
+
+
+def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
+    """The resolved recipe of a run.
+
+    Args:
+        checkpoint: A run folder.
+        otherwise: The option that makes the recipe unnecessary, for the error.
+
+    Raises:
+        ValueError: there is no recipe.yaml, or it holds no recipe.
+    """
+    path = checkpoint / "recipe.yaml" if checkpoint else None
+    if path is None or not path.is_file():
+        raise ValueError(
+            f"{path or '--checkpoint'}: expected a run's recipe, or {otherwise}; found neither."
+        )
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"{path}: expected a recipe in YAML, found {line}.") from error
+    if not isinstance(recipe, dict) or not {"name", "root"} <= set(recipe.get("data") or ()):
+        raise ValueError(f"{path}: expected a recipe with data.name and data.root, found none.")
+    return recipe
 
 
 def open_run_data(checkpoint: Path, split: str) -> Source:
-    """The images of the run's own data source.
-
-    Args:
-        checkpoint: A run folder with recipe.yaml.
-        split: train, val or test.
+    """The images of the data that the run was trained on.
 
     Raises:
-        ValueError: no recipe.yaml, or none that names a source; or the source's own error.
+        ValueError: no recipe, or its data has no such split.
     """
-    recipe = checkpoint / "recipe.yaml"
-    if not recipe.is_file():
-        raise ValueError(f"{recipe}: expected the run's recipe, or --images; found neither.")
-    try:
-        data = yaml.safe_load(recipe.read_text())["data"]
-        name, root = data["name"], data["root"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{recipe}: expected data.name and data.root, found {error}.") from error
-    return open_source(name, root, split)
+    data = read_recipe(checkpoint, "--images")["data"]
+    if split not in ("train", *available_splits(data["name"], data["root"])):
+        raise ValueError(
+            f"{checkpoint}: expected data with {split} images, or --images; found none."
+        )
+    return open_source(data["name"], data["root"], split)
