@@ -83,6 +83,7 @@ class RunFolder:
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".best-") as folder:
             model.save_pretrained(folder)
             for name in ("config.json", "model.safetensors"):
+                (Path(folder) / name).chmod(0o644)  # safetensors keeps its files to their owner
                 (Path(folder) / name).replace(self.path / name)
 
     def last_state(self) -> Path | None:

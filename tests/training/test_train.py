@@ -52,6 +52,7 @@ def test_leaves_a_whole_run_folder(small_run: Path):
     }
     assert [path.name for path in (small_run / "state").iterdir()] == ["epoch-0002"]
     assert list((small_run / "logs").glob("events.out.tfevents.*"))
+    assert (small_run / "model.safetensors").stat().st_mode & 0o444 == 0o444  # other users may read
     metrics = pd.read_csv(small_run / "metrics.csv")
     assert list(metrics.columns) == ["epoch", "train_loss", "lr", "val_loss", "val_accuracy"]
     assert metrics["train_loss"].is_monotonic_decreasing and len(metrics) == 2
