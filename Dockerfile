@@ -3,8 +3,7 @@
 #   docker run --rm --network none --read-only --tmpfs /tmp --cap-drop ALL \
 #       -v "$PWD/runs/quickstart:/checkpoint:ro" -v "$PWD/images:/in:ro" -v "$PWD/out:/out" \
 #       robust-submission
-# writes out/sub.csv. User 10001 must be able to write out and to read the checkpoint, whose weights
-# may be yours alone (chmod a+r runs/quickstart/model.safetensors), or give --user "$(id -u)".
+# writes out/sub.csv. User 10001 must be able to write out, or give --user "$(id -u)".
 # Options of predict.py go after the image's name. Trains with:
 #   docker run --rm --entrypoint train -v "$PWD/out:/out" robust-submission --output /out/run
 #

@@ -149,7 +149,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     optimizer = build_optimizer(recipe, classifier.backbone)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
     # Before prepare: it patches the classifier's forward, and a copy would call the original's.
-    ema = ModelEmaV3(classifier, decay=recipe.ema_decay) if recipe.ema_decay else None
+    ema = build_average(recipe, classifier)
     objective = build_objective(recipe.objective)
     model, prepared = accelerator.prepare(classifier, optimizer)
     return Training(
@@ -184,6 +184,13 @@ def build_scheduler(recipe: Recipe, optimizer: Optimizer, updates_per_epoch: int
             f"optimizer.schedule: expected a timm schedule, received {recipe.optimizer.schedule!r}."
         )
     return scheduler
+
+
+def build_average(recipe: Recipe, classifier: RobustClassifier) -> ModelEmaV3 | None:
+    """timm's average of the weights, its decay growing from 0 so that the start is forgotten."""
+    if recipe.ema_decay is None:
+        return None
+    return ModelEmaV3(classifier, decay=recipe.ema_decay, use_warmup=True)
 
 
 def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:

@@ -149,6 +149,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, received {getattr(self, name)}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected between 0 and 1, received {self.ema_decay}.")
         if self.mixes and self.objective.name != "standard":
             raise ValueError("mixup: expected both alphas 0 with the adversarial objective.")
         if self.mixes and self.batch_size % 2:

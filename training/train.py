@@ -62,7 +62,8 @@ def train(recipe: Recipe) -> None:
         log_with=list(recipe.trackers),  # pyright: ignore[reportArgumentType]
         project_dir=recipe.output,
     )
-    folder = RunFolder(recipe, is_main=accelerator.is_main_process)
+    with accelerator.main_process_first():  # the others find what it made
+        folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     data = load_data(recipe, accelerator)
     training = build_training(recipe, accelerator, data)
     if accelerator.is_main_process:

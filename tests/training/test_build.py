@@ -2,9 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cli.command import parse
-from training.build import build_classifier, build_mixup, build_optimizer, build_scheduler
+from training.build import (
+    build_average,
+    build_classifier,
+    build_mixup,
+    build_optimizer,
+    build_scheduler,
+)
 from training.recipe import MixupConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, Recipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -47,6 +54,20 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     np.testing.assert_allclose(rates[:10], np.arange(10) / 10)
     cosine = 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
     np.testing.assert_allclose(rates[10:], cosine, atol=1e-5)
+
+
+def test_the_average_forgets_the_start_of_a_short_run():
+    recipe = Recipe(model=SMALL, ema_decay=0.999)
+    classifier = build_classifier(recipe, NAMES)
+    average = build_average(recipe, classifier)
+    assert average is not None and build_average(Recipe(), classifier) is None
+    start = average.module.state_dict()["backbone.head.fc.weight"].clone()
+    with torch.no_grad():
+        classifier.backbone.get_parameter("head.fc.weight").add_(1)
+    for step in range(1, 101):
+        average.update(classifier, step=step)
+    moved = (average.module.state_dict()["backbone.head.fc.weight"] - start).mean()
+    assert moved > 0.95  # without warm-up 1 - 0.999**100 = 0.095
 
 
 def test_an_unknown_schedule_is_named():
