@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -23,7 +24,22 @@ from timm.utils import ModelEmaV3
 
 from cli.files import atomic_write
 from models.classifier import RobustClassifier
-from training.recipe import Recipe
+from training.recipe import Recipe, as_plain
+
+MAY_CHANGE = {"output", "trackers", "gradient_accumulation", "root", "download", "num_workers"}
+"""Keys of a recipe that decide no weight, or where things are: a resumed run may set them anew."""
+
+
+def changed_key(former: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> str | None:
+    """The first difference in a key that decides the weights, in words; None where all agree."""
+    for key in [each for each in recipe if each not in MAY_CHANGE]:
+        name, old, new = f"{prefix}{key}", former.get(key), recipe[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            if inner := changed_key(old, new, f"{name}."):
+                return inner
+        elif old != new:
+            return f"{name} = {old} as before, found {new}"
+    return None
 
 
 class RunFolder:
@@ -35,7 +51,7 @@ class RunFolder:
 
     Raises:
         ValueError: a run stands there and the recipe neither overwrites nor resumes it; there is
-            no state to resume; or the folder cannot be made or written to.
+            no state to resume, or one of another recipe; the folder cannot be made or written to.
     """
 
     def __init__(self, recipe: Recipe, *, is_main: bool) -> None:
@@ -43,7 +59,11 @@ class RunFolder:
         self.rows = list[dict[str, float]]()
         if recipe.resume and self.last_state() is None:
             raise ValueError(f"{self.path}: expected a run with a state to resume, found none.")
-        if (self.path / "recipe.yaml").exists() and not recipe.resume:
+        if recipe.resume:
+            former = yaml.safe_load((self.path / "recipe.yaml").read_text())
+            if difference := changed_key(former, as_plain(recipe)):
+                raise ValueError(f"{self.path}: expected {difference}; resume what was begun.")
+        elif (self.path / "recipe.yaml").exists():
             if not recipe.overwrite:
                 raise ValueError(
                     f"{self.path}: expected no run there, found one; "

@@ -171,3 +171,20 @@ def test_a_run_is_not_overwritten_unasked(small_run: Path):
     done = run_command("training/train.py", "--output", small_run, "--epochs", 1, *SMALL)
     assert done.returncode == 1 and "--resume" in done.stderr
     assert (small_run / "model.safetensors").read_bytes() == before
+
+
+def test_only_the_run_that_was_begun_is_resumed(small_run: Path):
+    changed = [*SMALL[:-1], "1e-3"]
+    done = run_command(
+        "training/train.py", "--output", small_run, "--resume", "--epochs", 2, *changed
+    )
+    assert done.returncode == 1
+    assert "expected optimizer.lr = 0.002 as before, found 0.001" in done.stderr
+
+
+def test_resuming_a_finished_run_only_measures_it_again(small_run: Path):
+    before = {name: (small_run / name).read_bytes() for name in ("summary.json", "metrics.csv")}
+    arguments = ("--output", small_run, "--resume", "--data.num_workers", 1, "--epochs", 2, *SMALL)
+    done = run_command("training/train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert {name: (small_run / name).read_bytes() for name in before} == before
