@@ -33,7 +33,8 @@ def curve_figures(report: Report) -> list[dict[str, Any]]:
     for name, (heading, hint) in CURVES.items():
         for norm, svg in curve_svgs(report, name).items():
             curves = [one for one in report.curves if (one.name, one.norm) == (name, norm)]
-            title = f"{heading}, {wording.NORMS.get(norm, norm)}"
+            images = curves[0].accuracy[0].total
+            title = f"{heading}, {wording.NORMS.get(norm, norm)}, {images:,} images"
             figures.append(
                 {"title": title, "hint": hint, "svg": Markup(svg), "curves": curves, "name": name}
             )

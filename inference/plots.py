@@ -97,7 +97,9 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 
 
 def _draw_levels(axes: Axes, report: Report) -> None:
-    axes.axhline(100 * report.clean.value, color=MUTED, linewidth=1, label="clean", zorder=1)
+    of_all = any(point.total != report.clean.total for point in report.curves[0].accuracy)
+    label = f"clean, all {report.clean.total:,}" if of_all else "clean"
+    axes.axhline(100 * report.clean.value, color=MUTED, linewidth=1, label=label, zorder=1)
     classes = report.model.get("num_classes")
     if classes:
         axes.axhline(100 / classes, color=MUTED, linewidth=1.2, linestyle=":", label="chance")
