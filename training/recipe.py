@@ -78,7 +78,11 @@ class ObjectiveConfig:
 
 @dataclass(kw_only=True)
 class MixupConfig:
-    """timm's MixUp and CutMix; off while both alphas are 0."""
+    """timm's MixUp and CutMix; off while both alphas are 0.
+
+    Images are paired within a process's share of the batch: with mixing on, one and two processes
+    train on other pairs.
+    """
 
     mixup_alpha: float = 0.0
     """Beta(alpha, alpha) of MixUp (Zhang et al. 2018)."""
@@ -125,7 +129,7 @@ class Recipe:
     epochs: int = 5
     """Passes over the training images."""
     batch_size: int = 32
-    """Images a step over all processes; the same run on one process or many."""
+    """Images a step over all processes together, however many there are."""
     gradient_accumulation: int = 1
     """Parts that a process cuts its share of a step into, to fit in memory."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

@@ -123,9 +123,8 @@ class RunFolder:
         if ema:
             save_file(ema.module.state_dict(), partial / "ema.safetensors")
         (partial / "metrics.json").write_text(json.dumps(self.rows))
-        former = self.last_state()
-        partial.rename(partial.with_name(f"epoch-{len(self.rows):04d}"))
-        if former:
+        complete = partial.rename(partial.with_name(f"epoch-{len(self.rows):04d}"))
+        for former in set(complete.parent.glob("epoch-*")) - {complete}:
             shutil.rmtree(former)
 
     def load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> int:

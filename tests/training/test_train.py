@@ -173,6 +173,13 @@ def test_a_run_is_not_overwritten_unasked(small_run: Path):
     assert (small_run / "model.safetensors").read_bytes() == before
 
 
+def test_what_a_crash_left_of_older_states_is_cleared(tmp_path: Path):
+    stale = tmp_path / "run" / "state" / "epoch-0000"
+    stale.mkdir(parents=True)
+    train(tmp_path / "run", "--epochs", 1, "--trackers", "", *SMALL)
+    assert [path.name for path in stale.parent.iterdir()] == ["epoch-0001"]
+
+
 def test_only_the_run_that_was_begun_is_resumed(small_run: Path):
     changed = [*SMALL[:-1], "1e-3"]
     done = run_command(
