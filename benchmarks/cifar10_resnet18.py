@@ -13,8 +13,13 @@ import torch
 from pyautoattack.examples.resnet import ResNet18
 from torch import nn
 
+from models.classifier import RobustClassifier
 from models.gcm import GCM
 
+CLASSES = [
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+]
 WEIGHTS = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
 
 
@@ -31,3 +36,15 @@ def with_gcm() -> nn.Module:
     model = nn.Sequential(GCM(), vanilla())
     model.image_size = 32  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return model.eval()
+
+
+def classifier() -> RobustClassifier:
+    """The same network as a RobustClassifier without GCM, to train a TRN for."""
+    return RobustClassifier(
+        class_names=CLASSES,
+        image_size=32,
+        backbone=vanilla(),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        conceal=False,
+    ).eval()

@@ -24,9 +24,9 @@ from cli.files import atomic_write
 from data.dataset import ImageDataset
 from data.loader import evaluation_loader, micro_batches
 from inference.evaluation_data import DataOptions, EvaluationData, open_evaluation_data
-from inference.named_models import load_named
 from inference.schema import Share, share
 from models.classifier import reveal, undefended
+from models.named_models import load_named
 
 PAPER_VALUES = 3 * 224**2
 

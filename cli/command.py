@@ -6,6 +6,7 @@ Set ROBUST_TRACEBACK=1 to see where an error came from.
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -105,7 +106,10 @@ def _add_options(parser: ArgumentParser, options: type) -> None:
 
 
 def parse(
-    options: type[Options], arguments: Sequence[str], default_config: Path | None = None
+    options: type[Options],
+    arguments: Sequence[str],
+    default_config: Path | None = None,
+    description: str | None = None,
 ) -> Options:
     """Build the dataclass `options` from command-line arguments.
 
@@ -114,12 +118,13 @@ def parse(
             metadata {"positional": True} is given without its name.
         arguments: The command line without the program's name.
         default_config: A YAML file for commands that take `--config`, read when none is given.
+        description: What `--help` says first.
 
     Raises:
         UsageError: an unknown option, a value of the wrong type, a missing required option.
         ValueError: a bad configuration file or key, or a value that the dataclass refuses.
     """
-    parser = _build_parser(options, takes_config=default_config is not None)
+    parser = _build_parser(options, description, takes_config=default_config is not None)
     actions = [each for each in parser._actions if each.dest not in ("help", "print_config")]
     flags = {f"--{each.dest}" for each in actions if getattr(each, "_typehint", None) is bool}
     if default_config:
@@ -135,10 +140,10 @@ def parse(
     return options(**values)
 
 
-def _build_parser(options: type, takes_config: bool) -> ArgumentParser:
+def _build_parser(options: type, description: str | None, takes_config: bool) -> ArgumentParser:
     assert is_dataclass(options)
     parser = ArgumentParser(
-        description=(sys.modules[options.__module__].__doc__ or "").strip(),
+        description=(description or "").strip(),
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
@@ -162,7 +167,9 @@ def run(
 ) -> NoReturn:
     """Parse the command line into `options`, do the work, end the process with its exit status."""
     try:
-        work(parse(options, sys.argv[1:], default_config))
+        script = inspect.getmodule(work)
+        description = script.__doc__ if script else None
+        work(parse(options, sys.argv[1:], default_config, description))
     except UsageError as error:
         status, message = 2, f"{error}\nSee --help."
     except (ValueError, OSError, FloatingPointError) as error:

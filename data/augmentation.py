@@ -5,7 +5,6 @@ the state is replaced before each call, so that neither workers nor earlier call
 albumentations is imported at the first use: prediction never needs it.
 """
 
-import os
 import random
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,17 @@ from data.images import resize_image
 if TYPE_CHECKING:
     import albumentations
 
-AUGMENTATIONS = ("none", "light", "imagenet")
+AUGMENTATIONS = ("none", "light", "augmix", "imagenet", "challenge")
+
+
+def apply_transform(
+    transform: "albumentations.BasicTransform | albumentations.BaseCompose",
+    image: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """albumentations' `transform` as a function of (image, rng); leaves `image` as it is."""
+    transform.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+    return transform(image=image)["image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +35,18 @@ class Augmentation:
     """What happens to a training image, and how strongly."""
 
     name: str = "none"
-    """none (resize only), light (shift by a padded crop, flip) or imagenet (random crop, flip)."""
+    """none (resize only), light (shift by a padded crop, flip), augmix (light, then a mix of chains
+    of mild operations), imagenet (random crop, flip) or challenge (random crop, then 32 operations,
+    each with probability 0.05; the challenge's 2nd place)."""
     image_size: int = 32
     """Side of the result in pixels."""
     flip: bool = True
-    """Mirror half of the images left to right; off for digits and letters."""
+    """Mirror half of the images left to right; off for digits and letters. challenge: mirror 5 %,
+    and 5 % upside down."""
     padding: float = 4 / 32
-    """light: the largest shift, as a share of the side; the edge is filled by reflection."""
+    """light, augmix: the largest shift, as a share of the side; the edge is reflected."""
     min_scale: float = 0.08
-    """imagenet: the smallest share of the image's area that a crop takes."""
+    """imagenet, challenge: the smallest share of the image's area that a crop takes."""
 
     def __post_init__(self) -> None:
         if self.name not in AUGMENTATIONS:
@@ -59,10 +71,9 @@ class Augmentation:
         """
         if self.name == "none":
             return resize_image(image, self.image_size)
-        if self.name == "light":
+        if self.name in ("light", "augmix"):
             image = resize_image(image, self.image_size)
-        self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        return self._compose(image=image)["image"]
+        return apply_transform(self._compose, image, rng)
 
     def __getstate__(self) -> dict[str, object]:
         """The settings alone: a worker process builds its own transforms."""
@@ -70,34 +81,13 @@ class Augmentation:
 
     @cached_property
     def _compose(self) -> "albumentations.Compose":
-        # Set before the import, which else looks for a newer version over the network.
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        import albumentations
-        import cv2
+        from data.transforms import compose
 
-        cv2.setNumThreads(0)  # workers are the parallelism, and OpenCV's threads don't survive fork
-        size = (self.image_size, self.image_size)
-        pixels = round(self.padding * self.image_size)
-        transforms: dict[str, list[albumentations.BasicTransform]] = {
-            "light": [
-                albumentations.Pad(padding=pixels, border_mode=cv2.BORDER_REFLECT_101),
-                albumentations.RandomCrop(*size),
-            ],
-            "imagenet": [
-                albumentations.RandomResizedCrop(
-                    size=size,
-                    scale=(self.min_scale, 1.0),
-                    interpolation=cv2.INTER_CUBIC,
-                    area_for_downscale="image",
-                ),
-            ],
-        }
-        flips = [albumentations.HorizontalFlip(p=0.5)] if self.flip else []
-        return albumentations.Compose([*transforms[self.name], *flips])
+        return compose(self)
 
 
 def build_augmentation(name: str, image_size: int, *, flip: bool = True) -> Augmentation:
-    """The augmentation `name` (none, light, imagenet) at its usual strength.
+    """The augmentation `name`, one of `AUGMENTATIONS`, at its usual strength.
 
     Raises:
         ValueError: an unknown name.

@@ -30,9 +30,12 @@ _DECODER_ERRORS = (
 )
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
+    """The `size` bytes of an image file from `offset` on, by default all; ValueError without."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
     except FileNotFoundError:
         raise ValueError(f"{path}: expected an image file, found nothing there.") from None
     except IsADirectoryError:
@@ -40,9 +43,6 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         found = error.strerror or str(error)
         raise ValueError(f"{path}: expected a readable image file, found: {found}.") from error
-    if not content:
-        raise ValueError(f"{path}: expected an image file, found 0 bytes.")
-    return content
 
 
 def _sixteen_to_eight_bits(values: np.ndarray) -> np.ndarray:
@@ -98,18 +98,27 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as uint8 (H, W, 3), RGB.
+    """Read an image file as uint8 (H, W, 3), RGB; see `decode_image`.
+
+    Raises:
+        ValueError: nothing there, unreadable, or no whole image.
+    """
+    return decode_image(read_bytes(Path(path)), str(path))
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of an image file as uint8 (H, W, 3), RGB; messages begin with `name`.
 
     Transparent pixels are laid over white. 16- and 32-bit grey is scaled to 8 bits; a float grey
     counts as 0 to 1 where no value exceeds 1, else as 0 to 255. CMYK and LAB are converted, the
     EXIF orientation is applied, and of an animation the first frame is taken.
 
     Raises:
-        ValueError: nothing there, unreadable, empty, no image, truncated or damaged, or more
-            pixels than Pillow holds safe to decode (`PIL.Image.MAX_IMAGE_PIXELS`).
+        ValueError: empty, no image, truncated or damaged, or more pixels than Pillow holds safe
+            to decode (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
-    path = Path(path)
-    content = _read_bytes(path)
+    if not content:
+        raise ValueError(f"{name}: expected an image file, found 0 bytes.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -119,15 +128,15 @@ def read_image(path: str | Path) -> np.ndarray:
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
         found = f"{len(content)} bytes of something else, or damaged at their start"
-        raise ValueError(f"{path}: expected an image ({kinds}), found {found}.") from None
+        raise ValueError(f"{name}: expected an image ({kinds}), found {found}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(
-            f"{path}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, found more."
+            f"{name}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, found more."
         ) from None
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path}: expected a whole image, found it truncated or damaged ({reason})."
+            f"{name}: expected a whole image, found it truncated or damaged ({reason})."
         ) from error
 
 

@@ -23,7 +23,8 @@ class Row(NamedTuple):
     split: str
 
 
-def _read_text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
+    """A text file in UTF-8, with a byte order mark or not; ValueError without one."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
@@ -52,7 +53,7 @@ def _check_images(path: Path, folder: Path, rows: list[Row]) -> None:
 
 
 def _challenge_rows(path: Path) -> list[Row]:
-    text = _read_text(path, "the challenge's label.txt")
+    text = read_text(path, "the challenge's label.txt")
     rows = list[Row]()
     for number, line in enumerate(text.rstrip().splitlines(), start=1):
         words = line.split()
@@ -88,7 +89,7 @@ def open_challenge(root: Path, split: str) -> FileSource:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a manifest, checked one by one."""
-    text = _read_text(path, "a CSV manifest")
+    text = read_text(path, "a CSV manifest")
     reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
     columns = reader.fieldnames or []
     if not {"image", "label"} <= set(columns):

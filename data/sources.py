@@ -3,6 +3,7 @@
 open_source("digits")                                  embedded, no files needed
 open_source("cifar10", Path("data/raw"), download=True)
 open_source("folder", Path("data/raw/cifar10"), "test")
+open_source("shards", Path("shards"), "test")          tar files in WebDataset's format
 open_source("images", Path("test_images"))             no labels
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 from data.arrays import TORCHVISION_FILES, open_digits, open_torchvision
 from data.folders import SPLITS, folder_splits, open_folder, open_images
 from data.manifests import manifest_splits, open_challenge, open_csv
+from data.shards import open_shards, shard_splits
 from data.splits import split_train_validation, stratified_subset
 
 __all__ = [
@@ -25,7 +27,7 @@ __all__ = [
     "stratified_subset",
 ]
 
-SOURCES = ("digits", *TORCHVISION_FILES, "folder", "challenge", "csv", "images")
+SOURCES = ("digits", *TORCHVISION_FILES, "folder", "shards", "challenge", "csv", "images")
 DOWNLOADS = Path("data/raw")
 
 
@@ -73,9 +75,8 @@ def available_splits(name: str, root: str | Path | None = None) -> tuple[str, ..
     if name == "digits" or name in TORCHVISION_FILES:
         return ("train", "test")
     root = _require_root(name, Path(root) if root is not None else None)
-    if name == "folder":
-        return folder_splits(root)
-    return manifest_splits(root) if name == "csv" else ()
+    finders = {"folder": folder_splits, "shards": shard_splits, "csv": manifest_splits}
+    return finders[name](root) if name in finders else ()
 
 
 def open_source(
@@ -84,8 +85,9 @@ def open_source(
     """Open a dataset.
 
     Args:
-        name: digits, cifar10, svhn, fashion_mnist, folder (class folders), challenge (images/
-            and label.txt), csv (a manifest image,label[,split]) or images (no labels).
+        name: digits, cifar10, svhn, fashion_mnist, folder (class folders), shards (WebDataset tar
+            files), challenge (images/ and label.txt), csv (a manifest image,label[,split]) or
+            images (no labels).
         root: The folder, or the manifest's path; digits needs none, and torchvision's sets are
             kept in data/raw unless it is given.
         split: train, val or test; a source that isn't divided gives all of itself for train and
@@ -105,5 +107,10 @@ def open_source(
         return open_torchvision(name, root, split, download=download)
     if name == "images":
         return open_images(root)
-    openers = {"folder": open_folder, "challenge": open_challenge, "csv": open_csv}
+    openers = {
+        "folder": open_folder,
+        "shards": open_shards,
+        "challenge": open_challenge,
+        "csv": open_csv,
+    }
     return openers[name](root, split)

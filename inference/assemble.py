@@ -12,14 +12,14 @@ from data.images import resize_image
 from inference.evidence import run_checks
 from inference.findings import Findings, accuracy, attack_robustness
 from inference.jobs import BLACK_BOX, Job, canonical, radius
-from inference.schema import Curve, Measurement, Picture, Report, Through
+from inference.schema import ADAPTIVE, Curve, Measurement, Picture, Report, Through
 
 
 def build_report(findings: Findings, settings: dict[str, Any], seed: int) -> Report:
     """The report; `settings` are the options that decide it."""
     target, clean = findings.measure.target, findings.clean
     oblivious = findings.worst(findings.headline("model"))
-    adaptive = findings.worst(findings.headline("model", "revealed", "twin"))
+    adaptive = findings.worst(findings.headline("model", *ADAPTIVE, "twin"))
     found = run_checks(findings)
     twin = findings.results.clean["twin"] == findings.labels
     return Report(
@@ -68,7 +68,7 @@ def _measurement(findings: Findings, job: Job) -> Measurement:
     settings["seed"] = "of each image, from the report's seed and its index"
     if target.random:
         settings["draws_scored"] = findings.measure.draws
-        if job.through == "revealed":
+        if job.through in ADAPTIVE:
             settings["draws_averaged"] = findings.measure.eot
     if job.attack == "autoattack":
         parts = arrays["fooled_by"]
@@ -115,7 +115,7 @@ def _strongest(findings: Findings, row: int, jobs: list[Job]) -> Job:
 
 def _shown(findings: Findings) -> list[tuple[int, Job, Job]]:
     """Rows of the gallery with the oblivious and the adaptive attack to show."""
-    oblivious, adaptive = findings.headline("model"), findings.headline("revealed", "twin")
+    oblivious, adaptive = findings.headline("model"), findings.headline(*ADAPTIVE, "twin")
     return [
         (row, _strongest(findings, row, oblivious), _strongest(findings, row, adaptive))
         for row in findings.results.gallery
@@ -174,7 +174,7 @@ def per_image_table(findings: Findings) -> pd.DataFrame:
         columns[f"{job.name} prediction"] = names[findings.arrays(job)["predictions"][order, 0]]
     views: dict[str, tuple[Through, ...]] = {
         "oblivious": ("model",),
-        "adaptive": ("model", "revealed", "twin"),
+        "adaptive": ("model", *ADAPTIVE, "twin"),
     }
     for name, through in views.items():
         worst = findings.worst(findings.headline(*through))

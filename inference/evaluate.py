@@ -32,9 +32,9 @@ from inference.jobs import plan_jobs
 from inference.journal import Journal, code_digest, digest, model_digest
 from inference.measure import Measure
 from inference.memory import FittingBatches
-from inference.named_models import load_named
 from inference.robustness import Evaluation
 from inference.targets import Target, build_target
+from models.named_models import load_named
 
 ROOT = Path(__file__).parents[1]
 CODE = tuple(ROOT / room for room in ("attacks", "data", "models", "inference"))
@@ -51,6 +51,8 @@ class Options:
     model: str | None = None
     """Instead of a checkpoint: package.module:function, which gives a callable from images (0 to 1)
     to logits; a timm model with its published weights; or a Hugging Face hub id."""
+    trn: Path | None = None
+    """Run folder of a TRN to put before the model."""
     image_size: int | None = None
     """Side of the images for --model, where the model does not say it."""
     twin: Path | None = None
@@ -98,8 +100,8 @@ class Options:
 
 def load_target(options: Options, data: EvaluationData, device: torch.device) -> Target:
     """The model, tried on the first images."""
-    named = load_named(options.checkpoint, options.model, options.image_size)
-    twin = load_named(options.twin, None, None).model if options.twin else None
+    named = load_named(options.checkpoint, options.model, options.image_size, options.trn)
+    twin = load_named(options.twin, None).model if options.twin else None
     few = ImageDataset(data.source, data.indices[:8], named.image_size)
     images = collate([few[place] for place in range(len(few))], named.image_size)["images"]
     return build_target(named, twin, images, data.class_names, device)

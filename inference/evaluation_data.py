@@ -21,7 +21,8 @@ class DataOptions:
     """The images."""
 
     name: str | None = None
-    """digits, cifar10, svhn, fashion_mnist, folder, challenge or csv; by default the run's own."""
+    """digits, cifar10, svhn, fashion_mnist, folder, challenge, csv or shards; by default the
+    run's own."""
     root: Path | None = None
     """Folder (or manifest) of the data; not needed for digits."""
     split: str = "test"

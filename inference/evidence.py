@@ -8,7 +8,7 @@ from attacks import AutoAttack
 from inference import checks
 from inference.findings import Findings, accuracy
 from inference.jobs import BLACK_BOX, WORDS, Job
-from inference.schema import Check
+from inference.schema import ADAPTIVE, Check
 
 SINGLE_STEP = ("fgsm", "ffgsm")
 
@@ -37,7 +37,7 @@ def _comparisons(findings: Findings) -> Iterable[Check]:
     """Attacks against each other, on the images that are right when clean."""
     survival, worst = findings.survival, findings.worst
     model = [job for job in findings.headline("model") if job.attack not in BLACK_BOX]
-    revealed = [job for job in findings.headline("revealed") if job.attack not in BLACK_BOX]
+    revealed = [job for job in findings.headline(*ADAPTIVE) if job.attack not in BLACK_BOX]
     yield checks.check_gap(survival(worst(model)), survival(worst(revealed)))
     white = [job for job in model if job.attack not in SINGLE_STEP]
     if white:

@@ -11,7 +11,12 @@ from attacks import PGD, Attack, AutoAttack, build_attack
 from inference.schema import Through
 from inference.targets import Target
 
-WORDS: dict[Through, str] = {"model": "oblivious", "revealed": "adaptive", "twin": "transfer"}
+WORDS: dict[Through, str] = {
+    "model": "oblivious",
+    "revealed": "adaptive",
+    "bypassed": "adaptive-bypass",
+    "twin": "transfer",
+}
 BLACK_BOX = ("noise", "square")
 EPSILONS = (0, 1 / 4, 1 / 2, 1, 2, 4)
 """Points of the curve, in units of epsilon; one at which no image can be told closes it."""
@@ -126,10 +131,12 @@ def plan_jobs(
             model that has none.
     """
     main = list[Job]()
+    everywhere: tuple[Through, ...] = ("model", "revealed")
     for epsilon in epsilons:
         for attack in dict.fromkeys(attacks):
             number = steps if attack in _ITERATIVE else None
-            for through in ("model", "revealed"):
+            guided = target.bypassed is not None and attack not in BLACK_BOX
+            for through in (*everywhere, "bypassed") if guided else everywhere:
                 job = Job(attack=attack, through=through, norm=norm, epsilon=epsilon, steps=number)
                 main.append(job)
         main += _controls(norm, epsilon, steps, target)
@@ -142,12 +149,11 @@ def plan_jobs(
             )
     if not curves or not target.differentiable:
         return Plan(main=list(dict.fromkeys(main)), epsilon_curves={}, steps_curves={})
-    views: tuple[Through, ...] = ("model", "revealed")
     curve = _Curve(norm, epsilons[0], steps, target.image_size)
     return Plan(
         main=list(dict.fromkeys(main)),
-        epsilon_curves={through: curve.over_epsilon(through) for through in views},
-        steps_curves={through: curve.over_steps(through) for through in views},
+        epsilon_curves={through: curve.over_epsilon(through) for through in everywhere},
+        steps_curves={through: curve.over_steps(through) for through in everywhere},
     )
 
 

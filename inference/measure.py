@@ -15,6 +15,7 @@ from data.loader import MICRO_BATCH, MicroBatch
 from inference.jobs import Job
 from inference.journal import Arrays, digest
 from inference.memory import FittingBatches
+from inference.schema import Through
 from inference.targets import Target
 
 ATTACK_DRAW = 1_000_000
@@ -162,14 +163,14 @@ class Measure:
         fooled_by = [names.index(each) if each in names else -1 for each in outcome.fooled_by]
         return outcome.images, torch.tensor(fooled_by)
 
-    def _seen(self, through: str) -> Model:
-        if through == "twin":
-            assert self.target.twin is not None
-            return self.target.twin
-        view = self.target.revealed if through == "revealed" else self.target.model
-        if not self.target.random:
+    def _seen(self, through: Through) -> Model:
+        target = self.target
+        views = {"model": target.model, "revealed": target.revealed, "bypassed": target.bypassed}
+        view = views.get(through, target.twin)
+        assert view is not None
+        if not target.random or through == "twin":
             return view
-        return self._averaged(view, self.eot if through == "revealed" else 1)
+        return self._averaged(view, 1 if through == "model" else self.eot)
 
     def _averaged(self, model: Model, draws: int) -> Model:
         chosen = range(ATTACK_DRAW, ATTACK_DRAW + draws)

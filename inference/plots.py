@@ -55,6 +55,7 @@ class _Look:
 LOOKS: dict[Through, _Look] = {
     "model": _Look(color="#b34a00", marker="o", line="--", hollow=True),
     "revealed": _Look(color="#005f9e", marker="s", line="-", hollow=False),
+    "bypassed": _Look(color="#005f9e", marker="D", line=":", hollow=False),
     "twin": _Look(color="#4b7a3a", marker="^", line="-.", hollow=True),
 }
 _VARIABLES = {

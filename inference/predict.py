@@ -35,6 +35,8 @@ class Options:
     """The prediction file."""
     checkpoint: Path = Path("runs/quickstart")
     """A run folder, or any folder with config.json and model.safetensors."""
+    trn: Path | None = None
+    """Run folder of a TRN to put before the classifier."""
     images: Path | None = None
     """Folder of images, nested or flat; the run's own test images if not given."""
     format: Literal["csv", "json", "neurips"] | None = None
@@ -94,7 +96,7 @@ def predict(options: Options) -> None:
     source = _open_source(options)
     indices = np.arange(len(source))[: options.limit]
     left_out = source.ids[len(indices) :].tolist()
-    model = load_checkpoint(options.checkpoint).to(accelerator.device)
+    model = load_checkpoint(options.checkpoint, options.trn).to(accelerator.device)
     layout = plan_layout(  # before the work, so that a bad template shows at once
         format,
         source.ids[indices].tolist(),

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from scipy.stats import binomtest
 
-Through = Literal["model", "revealed", "twin"]
+Through = Literal["model", "revealed", "bypassed", "twin"]
 """What the attacker differentiates: the model as it is (oblivious), the model with its masking
-revealed (adaptive), or its undefended twin (transfer). All are scored on the model as it is."""
+revealed (adaptive), the same with the gradient passed straight through its TRN too (adaptive), or
+its undefended twin (transfer). All are scored on the model as it is."""
+ADAPTIVE: tuple[Through, ...] = ("revealed", "bypassed")
 
 
 @dataclass(frozen=True, kw_only=True)

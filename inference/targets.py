@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.contract import Model
-from inference.named_models import Named
 from models.classifier import RobustClassifier, random_stages, reveal, set_draw, undefended
 from models.gcm import GCM
+from models.named_models import Named
+from models.trn import TRN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Target:
     """As deployed: what every result is scored on."""
     revealed: Model
     """Honest gradients and the same predictions; the model itself where it hides nothing known."""
+    bypassed: Model | None = None
+    """The same with the gradient passed straight through TRN too; None where there is no TRN."""
     twin: Model | None
     """Without its defences; None where it has none to take away and no other twin was named."""
     image_size: int
@@ -39,7 +42,7 @@ class Target:
 
     def set_draw(self, draw: int) -> None:
         """Put a draw in force in every random stage, of the revealed model and the twin too."""
-        for view in (self.model, self.revealed, self.twin):
+        for view in (self.model, self.revealed, self.bypassed, self.twin):
             if isinstance(view, nn.Module):
                 set_draw(view, draw)
 
@@ -51,7 +54,7 @@ class Target:
             stages += [repr(stage) for stage in random_stages(self.model)]
         if isinstance(self.model, RobustClassifier):
             restore = self.model.restore
-            stages += [] if isinstance(restore, nn.Identity) else [type(restore).__name__]
+            stages += [] if isinstance(restore, nn.Identity) else [repr(restore)]
         weights = self.model.parameters() if isinstance(self.model, nn.Module) else ()
         return {
             "name": self.name,
@@ -101,11 +104,16 @@ def build_target(
         twin = _ready(twin, device)
         _check_logits("--twin", _try("--twin", twin, images), class_names)
     softmax = _probabilities(_try(named.name, model, images))
-    revealed = reveal(model) if isinstance(model, nn.Module) else model
+    revealed, bypassed = model, None
+    if isinstance(model, nn.Module):
+        revealed = reveal(model)
+        if any(isinstance(stage, TRN) for stage in model.modules()):
+            bypassed = reveal(model, bypass=True)
     return Target(
         name=named.name,
         model=model,
         revealed=LogProbabilities(revealed) if softmax else revealed,
+        bypassed=bypassed,
         twin=None if twin is model else twin,
         image_size=named.image_size,
         num_classes=len(class_names),

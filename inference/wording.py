@@ -13,6 +13,7 @@ NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 THROUGH: dict[Through, str] = {
     "model": "oblivious",
     "revealed": "adaptive",
+    "bypassed": "adaptive, past TRN",
     "twin": "transfer",
 }
 OUTCOMES = {

@@ -5,13 +5,13 @@ model.save_pretrained("runs/pets")
 model = load_checkpoint("runs/pets")
 """
 
-import copy
 import difflib
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -22,11 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.gcm import GCM, StraightThroughGCM
+from models.gradient_map import evaluating
 from models.replace import replaced
 from models.resize_pad import RandomResizePad
+from models.trn import TRN, DifferentiableTRN, StraightThroughTRN
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Loaded = TypeVar("Loaded", "RobustClassifier", TRN)
 
 
 class Normalize(nn.Module):
@@ -56,13 +59,15 @@ class RobustClassifier(
 
     Args:
         class_names: Names in label order; their number is the number of logits.
-        backbone: Any timm model name.
+        backbone: Any timm model name; or a network of your own, from normalised images to logits,
+            which can be trained and evaluated but not saved.
         backbone_args: Further arguments of the timm model, such as `patch_size`.
         image_size: Side of the square input in pixels.
         mean: Per-channel mean (RGB, 0 to 1) that `normalize` subtracts.
         std: Per-channel standard deviation that `normalize` divides by.
         conceal: Put GCM (arXiv 2205.10617) before everything that computes.
         randomize: Arguments of `RandomResizePad` (`min_size`, `seed`), or None.
+        restore: Arguments of `TRN`, or None; see also `attach_trn`.
 
     Raises:
         ValueError: no class, an unknown backbone, or a backbone that refuses its arguments.
@@ -72,31 +77,70 @@ class RobustClassifier(
         self,
         *,
         class_names: list[str],
-        backbone: str = "convnext_tiny",
+        backbone: str | nn.Module = "convnext_tiny",
         backbone_args: dict[str, Any] | None = None,
         image_size: int = 224,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         conceal: bool = True,
         randomize: dict[str, int] | None = None,
+        restore: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not class_names:
             raise ValueError("class_names: expected at least one class, received none.")
         self.class_names = list(class_names)
         self.image_size = image_size
-        self.restore = nn.Identity()
+        self.restore = TRN(**restore) if restore else nn.Identity()
         self.conceal = GCM() if conceal else nn.Identity()
         self.randomize = RandomResizePad(image_size, **randomize) if randomize else nn.Identity()
         self.normalize = Normalize(mean, std)
-        self.backbone = _create_backbone(backbone, len(class_names), backbone_args or {})
+        self.rebuildable = isinstance(backbone, str)
+        if isinstance(backbone, str):
+            backbone = _create_backbone(backbone, len(class_names), backbone_args or {})
+        self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of RGB images (B, 3, H, W), floating point, 0 to 1."""
-        images = self.restore(images)
+        images = self.restored(images)
         images = self.conceal(images)
         images = self.randomize(images)
+        return self.classify(images)
+
+    def restored(self, images: Tensor) -> Tensor:
+        """What TRN makes of the images; without it the images themselves."""
+        if isinstance(self.restore, nn.Identity):
+            return images
+        with evaluating(self.backbone):  # a gradient map is a property of the image alone
+            return self.restore(images, self.classify)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits without restoring, concealing or randomizing: the source of gradient maps."""
         return self.backbone(self.normalize(images))
+
+    def attach_trn(self, trn: TRN) -> None:
+        """Put a trained TRN in front, to be saved with the model.
+
+        Raises:
+            ValueError: its surrogate has another number of classes.
+        """
+        surrogate = trn.surrogate
+        if surrogate and surrogate.head.out_features != len(self.class_names):
+            raise ValueError(
+                f"TRN: expected a surrogate of {len(self.class_names)} classes, "
+                f"found {surrogate.head.out_features}."
+            )
+        self.restore = trn
+        config: Any = self._hub_mixin_config  # what PyTorchModelHubMixin saves
+        config["restore"] = trn._hub_mixin_config
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if not self.rebuildable:
+            raise ValueError(
+                "expected a backbone of timm, given by its name, to save: "
+                f"found a {type(self.backbone).__name__}."
+            )
+        super()._save_pretrained(save_directory)
 
     @classmethod
     def _from_pretrained(
@@ -171,48 +215,65 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(found, strict=True)
 
 
-def load_checkpoint(path: str | Path) -> RobustClassifier:
+def load_checkpoint(path: str | Path, trn: str | Path | None = None) -> RobustClassifier:
     """The classifier of a run folder, in eval mode on the CPU.
 
     Args:
         path: A folder with config.json and model.safetensors.
+        trn: Such a folder of a TRN to put in front.
 
     Raises:
-        ValueError: either file is missing, damaged, or they do not belong together.
+        ValueError: a file is missing, damaged, or they do not belong together.
     """
+    model = _load(RobustClassifier, path, required="class_names")
+    if trn is not None:
+        model.attach_trn(load_trn(trn))
+    return model
+
+
+def load_trn(path: str | Path) -> TRN:
+    """The TRN of a run folder, in eval mode on the CPU.
+
+    Raises:
+        ValueError: a file is missing, damaged, or they do not belong together.
+    """
+    return _load(TRN, path, required="estimator")
+
+
+def _load(kind: type[Loaded], path: str | Path, required: str) -> Loaded:
+    """Rebuild a model from a folder's config.json and load its tensors strictly."""
     config = Path(path) / CONFIG_NAME
     if not Path(path).is_dir():
         raise ValueError(f"{path}: expected the folder of a checkpoint, found none.")
     if not config.is_file():
         raise ValueError(f"{path}: expected a checkpoint with {CONFIG_NAME}, found none in it.")
-    _check_config(config)
-    return RobustClassifier.from_pretrained(path)
-
-
-def _check_config(path: Path) -> None:
-    """Raise ValueError unless the file holds arguments of RobustClassifier and nothing else."""
     try:
-        config = json.loads(path.read_text())
+        arguments = json.loads(config.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON object, found {error}.") from error
-    known = inspect.signature(RobustClassifier).parameters
-    if not isinstance(config, dict) or "class_names" not in config:
-        raise ValueError(f"{path}: expected a JSON object with class_names, found none.")
-    if unknown := sorted(config.keys() - known.keys()):
+        raise ValueError(f"{config}: expected a JSON object, found {error}.") from error
+    known = inspect.signature(kind).parameters
+    if not isinstance(arguments, dict) or required not in arguments:
+        raise ValueError(f"{config}: expected a JSON object with {required}, found none.")
+    if unknown := sorted(arguments.keys() - known.keys()):
         raise ValueError(
-            f"{path}: expected arguments of RobustClassifier ({', '.join(known)}), "
+            f"{config}: expected arguments of {kind.__name__} ({', '.join(known)}), "
             f"found {unknown[0]}."
         )
+    model = kind(**arguments)
+    load_weights(model, Path(path) / SAFETENSORS_SINGLE_FILE)
+    return model.eval()
 
 
-def reveal(model: nn.Module) -> nn.Module:
+def reveal(model: nn.Module, *, bypass: bool = False) -> nn.Module:
     """The same weights and logits with honest gradients: what an attacker who knows all uses.
 
-    Every GCM, at any depth of any model, passes the gradient straight through (BPDA). Randomness
-    stays, seeded: average over `set_draw` for its expectation. Parameters and mode are shared with
-    `model`, which is left as it is. A model that hides nothing that we know of is returned itself.
+    Every GCM, at any depth of any model, passes the gradient straight through (BPDA). A TRN is
+    differentiated as it is, through its gradient map too (second order), or with `bypass` passes
+    the gradient straight through as well. Randomness stays, seeded: average over `set_draw` for its
+    expectation. Parameters and mode are shared with `model`, which is left as it is. A model that
+    hides nothing that we know of is returned itself.
     """
-    return _exchanged(model, _reveal_stage)
+    return _exchanged(model, partial(_reveal_stage, bypass=bypass))
 
 
 def undefended(model: nn.Module) -> nn.Module:
@@ -220,21 +281,19 @@ def undefended(model: nn.Module) -> nn.Module:
 
     A model without any of them is returned itself.
     """
-    twin = _exchanged(model, _drop_stage)
-    if isinstance(twin, RobustClassifier) and not isinstance(twin.restore, nn.Identity):
-        twin = copy.copy(twin)
-        twin._modules = {**twin._modules, "restore": nn.Identity()}
-    return twin
+    return _exchanged(model, _drop_stage)
 
 
-def _reveal_stage(stage: nn.Module) -> nn.Module | None:
-    if not isinstance(stage, GCM) or isinstance(stage, StraightThroughGCM):
-        return None
-    return StraightThroughGCM(stage.omega, stage.epsilon)
+def _reveal_stage(stage: nn.Module, bypass: bool) -> nn.Module | None:
+    if isinstance(stage, (StraightThroughGCM, DifferentiableTRN, StraightThroughTRN)):
+        return stage
+    if isinstance(stage, TRN):
+        return StraightThroughTRN(stage) if bypass else DifferentiableTRN(stage)
+    return StraightThroughGCM(stage.omega, stage.epsilon) if isinstance(stage, GCM) else None
 
 
 def _drop_stage(stage: nn.Module) -> nn.Module | None:
-    return nn.Identity() if isinstance(stage, (GCM, RandomResizePad)) else None
+    return nn.Identity() if isinstance(stage, (GCM, RandomResizePad, TRN)) else None
 
 
 def _exchanged(model: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 from models.classifier import Normalize, RobustClassifier
 from models.gcm import GCM
 from models.resize_pad import RandomResizePad
+from models.trn import TRN
 
 WEIGHTS = "model.safetensors"
 _NORMS: dict[type[nn.Module], str] = {
@@ -40,17 +41,34 @@ def describe(model: RobustClassifier) -> dict[str, Any]:
     Raises:
         UnsupportedError: a stage, or a part of the backbone, that model.py cannot rebuild.
     """
-    if not isinstance(model.restore, nn.Identity):
-        raise UnsupportedError(f"the restoration stage {type(model.restore).__name__}")
     assert isinstance(model.normalize, Normalize)
     return {
         "num_classes": len(model.class_names),
+        "restore": _restore(model.restore, len(model.class_names)),
         "conceal": _conceal(model.conceal),
         "randomize": _randomize(model.randomize),
         "mean": model.normalize.mean.flatten().tolist(),
         "std": model.normalize.std.flatten().tolist(),
         "backbone": _backbone(model.backbone),
         "weights": WEIGHTS,
+    }
+
+
+def _restore(stage: nn.Module, num_classes: int) -> dict[str, Any] | None:
+    if isinstance(stage, nn.Identity):
+        return None
+    if type(stage) is not TRN or stage.channels != 3:
+        raise UnsupportedError(f"the restoration stage {type(stage).__name__}")
+    surrogate = stage.surrogate
+    return {
+        "streams": list(stage.stems),
+        "width": stage.head.in_channels // len(stage.stems),
+        "depth": stage.depth,
+        "fusions": len(stage.fusions),
+        "stride": stage.stride,
+        "estimator": stage.estimator,
+        "top_k": min(stage.top_k or num_classes, num_classes),
+        "surrogate": None if surrogate is None else surrogate.arguments,
     }
 
 

@@ -5,6 +5,7 @@ but attacks need its gradients thousands of times over; so a package is loaded h
 byte for byte what package.py makes of a checkpoint, or if the caller vouches for it.
 """
 
+import copy
 import importlib.util
 import sys
 import zipfile
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from attacks import EOT
 from attacks.contract import Model
-from models.classifier import load_checkpoint, undefended
+from models.classifier import RobustClassifier, load_checkpoint, undefended
 from models.replace import replaced
 from submission.examination import Rules
 from submission.export import zip_members
@@ -67,15 +68,29 @@ class _Reversed(nn.Module):
         return self.model(images.flip(1)).float()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a package is said to be made of."""
+
+    checkpoint: Path | None = None
+    """The run of its classifier."""
+    trn: Path | None = None
+    """The run of its TRN."""
+
+    def load(self) -> RobustClassifier | None:
+        """The classifier; None where no run was named."""
+        return load_checkpoint(self.checkpoint, self.trn) if self.checkpoint else None
+
+
 def load_contestant(
-    package: Path, folder: Path, checkpoint: Path | None, twin: Path | None, trust: bool
+    package: Path, folder: Path, origin: Origin, twin: Path | None, trust: bool
 ) -> Contestant:
     """Load a package.
 
     Args:
         package: A .zip or .onnx file.
         folder: An empty one, to unpack in; it must stay.
-        checkpoint: The run that it was made of.
+        origin: The runs that it was made of.
         twin: A checkpoint to transfer from, instead of the package's own undefended twin.
         trust: Run its model.py though it is not what package.py makes of the checkpoint.
 
@@ -87,12 +102,12 @@ def load_contestant(
     other = undefended(load_checkpoint(twin)) if twin else None
     if package.suffix.lower() == ".onnx":
         model = _onnx(package)
-        if other is None and checkpoint is not None:
-            other = undefended(load_checkpoint(checkpoint))
+        if other is None and (made_of := origin.load()) is not None:
+            other = undefended(made_of)
         return Contestant(
             model=model, revealed=model, twin=_frozen(other), differentiable=False, known=False
         )
-    if not trust and not _made_of(package, checkpoint):
+    if not trust and not _made_of(package, origin):
         raise ValueError(
             f"{package}: expected what package.py makes of --checkpoint, found another package.\n"
             "Scoring runs its code in this process: check it with check.py, read it, then --trust."
@@ -101,10 +116,10 @@ def load_contestant(
     return _views(_load(folder), other)
 
 
-def _made_of(package: Path, checkpoint: Path | None) -> bool:
-    if checkpoint is None:
+def _made_of(package: Path, origin: Origin) -> bool:
+    if (model := origin.load()) is None:
         return False
-    expected = zip_members(load_checkpoint(checkpoint), checkpoint)
+    expected = zip_members(model)
     try:
         with zipfile.ZipFile(package) as archive:
             same = sorted(archive.namelist()) == sorted(expected)
@@ -121,6 +136,7 @@ def _load(folder: Path) -> nn.Module:
     sys.path.insert(0, str(folder))
     try:
         spec.loader.exec_module(module)
+        sys.modules.pop("trn", None)  # another package's
         model = module.Model().float().eval()
     except (OSError, ImportError, AttributeError, TypeError, RuntimeError, SyntaxError) as error:
         raise ValueError(
@@ -137,13 +153,17 @@ def _frozen(model: nn.Module | None) -> nn.Module | None:
 
 def _views(package: nn.Module, other: nn.Module | None) -> Contestant:
     conceal, randomize = (getattr(package, name, None) for name in ("conceal", "randomize"))
+    restore = getattr(package, "restore", None)
     known = isinstance(conceal, nn.Module) and isinstance(randomize, nn.Module)
     honest, bare = package, package
     if known:
         honest = replaced(package, lambda each: StraightThrough(each) if each is conceal else None)
+        if isinstance(restore, nn.Module):
+            honest = _with_restore(honest, _differentiable(restore))
+            bare = _with_restore(bare, None)
         hiding = (conceal, randomize)
         bare = replaced(
-            package, lambda each: nn.Identity() if any(each is one for one in hiding) else None
+            bare, lambda each: nn.Identity() if any(each is one for one in hiding) else None
         )
     revealed: Model = _Reversed(honest)
     if hasattr(randomize, "draw"):
@@ -156,6 +176,19 @@ def _views(package: nn.Module, other: nn.Module | None) -> Contestant:
         differentiable=True,
         known=known,
     )
+
+
+def _with_restore(package: nn.Module, restore: nn.Module | None) -> nn.Module:
+    changed = copy.copy(package)
+    changed._modules = {**package._modules, "restore": restore}
+    return changed
+
+
+def _differentiable(restore: nn.Module) -> nn.Module:
+    """The package's TRN with its gradient map differentiated too."""
+    changed = copy.copy(restore)
+    changed.differentiable = True  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    return changed
 
 
 def _expectation(model: nn.Module, randomize: Any) -> Model:

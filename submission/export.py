@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from models.classifier import RobustClassifier
+from models.trn import TRN
 from submission.architecture import WEIGHTS, UnsupportedError, describe
 
-TEMPLATE = Path(__file__).parent / "templates" / "model.py"
+TEMPLATES = Path(__file__).parent / "templates"
 BLANK = "CONFIG: dict = {}  # filled in by the packager\n"
 FOREVER = (1980, 1, 1, 0, 0, 0)  # the same checkpoint, the same bytes
 
@@ -30,8 +31,8 @@ class ChannelsReversed(nn.Module):
         return self.classifier(images.flip(1))
 
 
-def zip_members(model: RobustClassifier, checkpoint: Path) -> dict[str, bytes]:
-    """The files of the zip: model.py, and the checkpoint's weights as they are.
+def zip_members(model: RobustClassifier) -> dict[str, bytes]:
+    """The files of the zip: model.py, the weights, and trn.py where there is a TRN.
 
     Raises:
         ValueError: model.py has no plain-torch twin of a part of the classifier.
@@ -40,24 +41,27 @@ def zip_members(model: RobustClassifier, checkpoint: Path) -> dict[str, bytes]:
         config = describe(model)
     except UnsupportedError as error:
         raise ValueError(
-            f"{checkpoint}: expected a ConvNeXt that plain torch can rebuild, found {error}.\n"
+            f"expected a ConvNeXt that plain torch can rebuild, found {error}.\n"
             "It would need timm, which the organisers lack: submit it as ONNX, --out NAME.onnx."
         ) from error
-    text = TEMPLATE.read_text()
+    text = (TEMPLATES / "model.py").read_text()
     assert BLANK in text
     filled = f"CONFIG: dict = {pprint.pformat(config, width=96, sort_dicts=False)}\n"
-    weights = (checkpoint / SAFETENSORS_SINGLE_FILE).read_bytes()
-    return {"model.py": text.replace(BLANK, filled).encode(), WEIGHTS: weights}
+    weights = save(model.state_dict(), metadata={"format": "pt"})
+    members = {"model.py": text.replace(BLANK, filled).encode(), WEIGHTS: weights}
+    if config["restore"]:
+        members["trn.py"] = (TEMPLATES / "trn.py").read_bytes()
+    return members
 
 
-def write_zip(model: RobustClassifier, checkpoint: Path, path: Path) -> None:
-    """Write the package that holds `model.py` and the weights, nothing else, at its top level."""
+def write_zip(model: RobustClassifier, path: Path) -> None:
+    """Write the package that holds `zip_members`, nothing else, at its top level."""
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in zip_members(model, checkpoint).items():
+        for name, content in zip_members(model).items():
             entry = zipfile.ZipInfo(name, date_time=FOREVER)
             entry.external_attr = 0o100644 << 16
             entry.create_system = 3  # Unix, wherever it is written
-            deflate = zipfile.ZIP_DEFLATED if name == "model.py" else zipfile.ZIP_STORED
+            deflate = zipfile.ZIP_STORED if name == WEIGHTS else zipfile.ZIP_DEFLATED
             archive.writestr(entry, content, compress_type=deflate)
 
 
@@ -65,8 +69,18 @@ def _example(model: RobustClassifier) -> tuple[Tensor]:
     return (torch.zeros(2, 3, model.image_size, model.image_size),)
 
 
-def write_onnx(model: RobustClassifier, checkpoint: Path, path: Path) -> None:
+def _check_traceable(model: RobustClassifier) -> None:
+    trn = model.restore
+    if isinstance(trn, TRN) and trn.surrogate is None and "gradient" in trn.stems:
+        raise ValueError(
+            "expected a TRN with a surrogate: the classifier's own gradient map needs autograd, "
+            "which a traced program lacks. Train one with --trn.surrogate, or pack a .zip."
+        )
+
+
+def write_onnx(model: RobustClassifier, path: Path) -> None:
     """Write one ONNX file: input `images` (N, 3, S, S), BGR, 0 to 1; output `logits`."""
+    _check_traceable(model)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its advice is about torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
@@ -83,8 +97,9 @@ def write_onnx(model: RobustClassifier, checkpoint: Path, path: Path) -> None:
         )
 
 
-def write_program(model: RobustClassifier, checkpoint: Path, path: Path) -> None:
+def write_program(model: RobustClassifier, path: Path) -> None:
     """Write a program of torch.export: `torch.export.load(path).module()(images)`, BGR too."""
+    _check_traceable(model)
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(
         ChannelsReversed(model), _example(model), dynamic_shapes=shapes, strict=False
@@ -92,7 +107,7 @@ def write_program(model: RobustClassifier, checkpoint: Path, path: Path) -> None
     torch.export.save(program, path)
 
 
-WRITERS: dict[str, Callable[[RobustClassifier, Path, Path], None]] = {
+WRITERS: dict[str, Callable[[RobustClassifier, Path], None]] = {
     ".zip": write_zip,
     ".onnx": write_onnx,
     ".pt2": write_program,

@@ -40,6 +40,8 @@ class Options:
     """The package: its ending, .zip, .onnx or .pt2, decides what it is."""
     checkpoint: Path = Path("runs/quickstart")
     """A run folder, or any folder with config.json and model.safetensors."""
+    trn: Path | None = None
+    """Run folder of a TRN to put before the classifier."""
     images: Path | None = None
     """Folder of images for the proof; by default the run's own test images."""
     limit: int = 64
@@ -126,7 +128,7 @@ def package(options: Options) -> None:
         found = options.out.suffix or "no ending"
         expected = ", ".join(WRITERS)
         raise ValueError(f"{options.out}: expected the ending {expected}, found {found}.")
-    model = load_checkpoint(options.checkpoint)
+    model = load_checkpoint(options.checkpoint, options.trn)
     rules = Rules(
         num_classes=len(model.class_names),
         image_size=model.image_size,
@@ -137,7 +139,7 @@ def package(options: Options) -> None:
     pixels, name = proof_images(options, model.image_size)
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         draft = Path(folder) / f"draft{options.out.suffix.lower()}"
-        write(model, options.checkpoint, draft)
+        write(model, draft)
         findings, largest = prove(draft, model, pixels, rules)
         with atomic_write(options.out) as temporary:
             shutil.copyfile(draft, temporary)

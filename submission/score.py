@@ -25,7 +25,7 @@ from cli.provenance import provenance
 from data.loader import ImageDataset, evaluation_loader, micro_batches
 from inference.evaluation_data import DataOptions, open_evaluation_data
 from models.classifier import load_checkpoint
-from submission.contestant import load_contestant
+from submission.contestant import Origin, load_contestant
 from submission.scoring import PARTS, Score, Scorer, Setting, interval
 
 WEIGHTS = Path(__file__).parent / "weights.yaml"
@@ -54,6 +54,8 @@ class Options:
     """The submission: a .zip or .onnx file."""
     checkpoint: Path | None = None
     """The run that it was made of: gives the images, and vouches for the package."""
+    trn: Path | None = None
+    """The run of the TRN that it was made of."""
     twin: Path | None = None
     """A checkpoint to transfer attacks from; by default the package without its defences."""
     trust: bool = False
@@ -154,8 +156,9 @@ def score(options: Options) -> None:
     if options.image_size is None and options.checkpoint is not None:
         size = load_checkpoint(options.checkpoint).image_size
     with tempfile.TemporaryDirectory(prefix="score-") as folder:
+        origin = Origin(checkpoint=options.checkpoint, trn=options.trn)
         contestant = load_contestant(
-            options.file, Path(folder), options.checkpoint, options.twin, options.trust
+            options.file, Path(folder), origin, options.twin, options.trust
         )
         logits = contestant.model(torch.zeros(1, 3, size, size))
         if logits.shape != (1, len(data.class_names)):

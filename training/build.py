@@ -1,10 +1,12 @@
 """From a recipe to the objects of a run."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -13,6 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from cli.processes import start_accelerator
 from data.augmentation import build_augmentation
 from data.loader import (
     MICRO_BATCH,
@@ -29,10 +32,11 @@ from data.sources import (
     split_train_validation,
     stratified_subset,
 )
-from models.classifier import RobustClassifier
+from models.classifier import RobustClassifier, load_trn, load_weights
 from training.loop import Training
-from training.objectives import build_objective, validation_attack
-from training.recipe import DataConfig, Recipe
+from training.objectives import attack_revealed, build_objective, validation_attack
+from training.recipe import DataConfig, Recipe, RunRecipe
+from training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,24 @@ class TrainingData:
     test: EvaluationLoader | None
 
 
-def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
+def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
+    """The processes and the run folder.
+
+    Raises:
+        ValueError: see `RunFolder`.
+    """
+    accelerator = start_accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        log_with=list(recipe.trackers),  # pyright: ignore[reportArgumentType]
+        project_dir=recipe.output,
+    )
+    with accelerator.main_process_first():  # the others find what it made
+        folder = RunFolder(recipe, is_main=accelerator.is_main_process)
+    return accelerator, folder
+
+
+def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> TrainingData:
     """Training, validation and test images of this process.
 
     Validation images are the source's own val split, else a stratified share of the training
@@ -68,14 +89,19 @@ def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
     chosen = stratified_subset(source.labels, config.limit, recipe.seed)
     fraction = 0 if "val" in splits else config.validation_fraction
     kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
-    validation = (_open(config, "val"), None) if "val" in splits else (source, chosen[held_out])
+    held_out = chosen[held_out]
+    validation = source
+    if "val" in splits:
+        validation = _open(config, "val")
+        held_out = np.arange(len(validation))
+    assert validation.labels is not None
+    some = stratified_subset(validation.labels[held_out], config.validation_limit, recipe.seed)
+    evaluation = partial(_evaluation_loader, recipe, image_size, accelerator)
     return TrainingData(
         class_names=source.class_names,
-        train=_training_loader(recipe, accelerator, source, chosen[kept]),
-        validation=_evaluation_loader(recipe, accelerator, *validation),
-        test=_evaluation_loader(recipe, accelerator, _open(config, "test"), None)
-        if "test" in splits
-        else None,
+        train=_training_loader(recipe, image_size, accelerator, source, chosen[kept]),
+        validation=evaluation(validation, held_out[some]),
+        test=evaluation(_open(config, "test"), None) if "test" in splits else None,
     )
 
 
@@ -84,9 +110,8 @@ def _open(config: DataConfig, split: str) -> Source:
 
 
 def _training_loader(
-    recipe: Recipe, accelerator: Accelerator, source: Source, indices: np.ndarray
+    recipe: RunRecipe, size: int, accelerator: Accelerator, source: Source, indices: np.ndarray
 ) -> TrainingLoader:
-    size = recipe.model.image_size
     augmentation = build_augmentation(recipe.data.augmentation, size, flip=recipe.data.flip)
     return training_loader(
         ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
@@ -99,10 +124,14 @@ def _training_loader(
 
 
 def _evaluation_loader(
-    recipe: Recipe, accelerator: Accelerator, source: Source, indices: np.ndarray | None
+    recipe: RunRecipe,
+    size: int,
+    accelerator: Accelerator,
+    source: Source,
+    indices: np.ndarray | None,
 ) -> EvaluationLoader:
     return evaluation_loader(
-        ImageDataset(source, indices, recipe.model.image_size),
+        ImageDataset(source, indices, size),
         batch_size=MICRO_BATCH,
         num_workers=recipe.data.num_workers,
         process_index=accelerator.process_index,
@@ -111,10 +140,14 @@ def _evaluation_loader(
 
 
 def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier:
-    """The recipe's classifier with weights drawn from its seed."""
+    """The recipe's classifier with weights drawn from its seed, or those it starts from.
+
+    Raises:
+        ValueError: the run to start from, or the TRN, is missing or of another shape.
+    """
     config = recipe.model
     set_seed(recipe.seed)
-    return RobustClassifier(
+    classifier = RobustClassifier(
         class_names=class_names,
         backbone=config.backbone,
         backbone_args=config.backbone_args,
@@ -126,14 +159,19 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
         if config.randomize is None
         else {"min_size": config.randomize, "seed": recipe.seed},
     )
+    if recipe.checkpoint is not None:
+        load_weights(classifier, recipe.checkpoint / SAFETENSORS_SINGLE_FILE)
+    if recipe.trn is not None:
+        classifier.attach_trn(load_trn(recipe.trn).requires_grad_(False))
+    return classifier
 
 
-def build_optimizer(recipe: Recipe, backbone: nn.Module) -> Optimizer:
+def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
     """timm's optimiser, with its parameter groups for weight decay and layer decay."""
     config = recipe.optimizer
     try:
         return create_optimizer_v2(
-            backbone,
+            trained,
             opt=config.name,
             lr=config.lr,
             weight_decay=config.weight_decay,
@@ -150,7 +188,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
     # Before prepare: it patches the classifier's forward, and a copy would call the original's.
     ema = build_average(recipe, classifier)
-    objective = build_objective(recipe.objective)
+    attack = validation_attack(recipe.objective)
     model, prepared = accelerator.prepare(classifier, optimizer)
     return Training(
         recipe=recipe,
@@ -159,15 +197,15 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
         model=model,
         optimizer=prepared,
         scheduler=scheduler,
-        objective=objective,
-        validation_attack=validation_attack(objective),
+        objective=build_objective(recipe.objective),
+        validation_attacks={"robust_accuracy": partial(attack_revealed, attack)} if attack else {},
         mixup=build_mixup(recipe, len(data.class_names)),
         ema=ema.to(accelerator.device) if ema else None,
         train_loader=data.train,
     )
 
 
-def build_scheduler(recipe: Recipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
+def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
     """timm's schedule, stepped after each update."""
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -186,7 +224,7 @@ def build_scheduler(recipe: Recipe, optimizer: Optimizer, updates_per_epoch: int
     return scheduler
 
 
-def build_average(recipe: Recipe, classifier: RobustClassifier) -> ModelEmaV3 | None:
+def build_average(recipe: RunRecipe, classifier: RobustClassifier) -> ModelEmaV3 | None:
     """timm's average of the weights, its decay growing from 0 so that the start is forgotten."""
     if recipe.ema_decay is None:
         return None

@@ -1,6 +1,7 @@
-"""One epoch of training, one validation. A plain PyTorch loop under accelerate."""
+"""The training of every run: a plain PyTorch loop under accelerate."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -14,32 +15,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from attacks.gradient import PGD
 from attacks.randomness import image_seeds
 from data.gather import gather_by_index
 from data.loader import Batch, EvaluationLoader, MicroBatch, TrainingLoader, micro_batches
 from models.classifier import RobustClassifier
-from training.objectives import Objective, attack_revealed
-from training.recipe import Recipe
+from models.trn import TRN
+from training.recipe import RunRecipe
+from training.run_folder import RunFolder
+
+Chunk = tuple[Tensor, Tensor, Tensor]
+"""Images (B, 3, H, W); labels (B,) or probabilities (B, num_classes); seeds (B,)."""
 
 
 @dataclass(kw_only=True)
 class Training:
     """What a run works with; model and optimizer are accelerate's, the rest is plain."""
 
-    recipe: Recipe
+    recipe: RunRecipe
     accelerator: Accelerator
     classifier: RobustClassifier
     """The bare RobustClassifier inside `model`."""
     model: nn.Module
     optimizer: Any
     scheduler: Scheduler
-    objective: Objective
-    validation_attack: PGD | None
-    """Measures robust accuracy each epoch; None with the standard objective."""
-    mixup: Mixup | None
-    ema: ModelEmaV3 | None
+    objective: Callable[[nn.Module, RobustClassifier, Chunk], Tensor]
+    """The mean loss of `model`, whose bare classifier is given too, on a chunk."""
+    validation_attacks: Mapping[str, Callable[..., Tensor]]
+    """What is measured each epoch beside clean accuracy: by name, a function from classifier,
+    images, labels and seeds to attacked images."""
     train_loader: TrainingLoader
+    mixup: Mixup | None = None
+    ema: ModelEmaV3 | None = None
+    repeats_attacks: bool = False
+    """Whether an image's seed stays the same in every epoch."""
+    keep: Callable[[RobustClassifier], RobustClassifier | TRN] = field(default=lambda model: model)
+    """What of the best epoch is written to the run folder."""
 
     @property
     def evaluated(self) -> RobustClassifier:
@@ -50,6 +60,21 @@ class Training:
 def derived_seed(*parts: int) -> int:
     """A 32-bit seed that is a function of all parts."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> None:
+    """Train from where the run folder stands, validate, keep the best and the last epoch."""
+    accelerator = training.accelerator
+    for epoch in range(len(folder.rows), training.recipe.epochs):
+        row = {"epoch": epoch + 1, **train_epoch(training, epoch)}
+        row |= validate(training, training.evaluated, validation, "val")
+        folder.rows.append(row)
+        accelerator.log(row, step=epoch + 1)
+        if accelerator.is_main_process:
+            if folder.best_epoch() == epoch + 1:
+                folder.write_best(training.keep(training.evaluated))
+            folder.write_metrics()
+        folder.save_state(accelerator, training.ema)
 
 
 def train_epoch(training: Training, epoch: int) -> dict[str, float]:
@@ -66,7 +91,8 @@ def train_epoch(training: Training, epoch: int) -> dict[str, float]:
     for step, batch in enumerate(bar):
         # Drop-path and mixing then depend on nothing that came before, such as a resume.
         set_seed(derived_seed(training.recipe.seed, epoch, step, accelerator.process_index))
-        seeds = image_seeds(derived_seed(training.recipe.seed, epoch), batch["indices"])
+        draw = 0 if training.repeats_attacks else epoch
+        seeds = image_seeds(derived_seed(training.recipe.seed, draw), batch["indices"])
         total += train_step(training, batch, seeds, update=epoch * len(loader) + step)
     loss = float(accelerator.reduce(total, "mean")) / len(loader)  # pyright: ignore[reportArgumentType]
     if not np.isfinite(loss):
@@ -105,7 +131,7 @@ def validate(
 ) -> dict[str, float]:
     """Mean loss and accuracy over all processes, each image counted once.
 
-    With an adversarial objective, the accuracy under `validation_attack` as well.
+    The same under each of `validation_attacks`, of images that are right without it too.
 
     Args:
         training: The run.
@@ -144,11 +170,11 @@ def measure(training: Training, model: nn.Module, batch: MicroBatch) -> dict[str
         "loss": F.cross_entropy(logits, labels, reduction="none"),
         "accuracy": (logits.argmax(1) == labels).double(),
     }
-    if training.validation_attack:
+    for name, attack in training.validation_attacks.items():
         seeds = image_seeds(training.recipe.seed, batch["indices"].clamp(min=0))
         with accelerator.autocast():
-            attacked = attack_revealed(training.validation_attack, model, images, labels, seeds)
+            attacked = attack(model, images, labels, seeds)
             with torch.no_grad():
                 predictions = model(attacked).argmax(1)
-        result["robust_accuracy"] = (predictions == labels).double()
+        result[name] = (predictions == labels) * result["accuracy"]  # right without it, too
     return {name: values[: batch["count"]].cpu() for name, values in result.items()}

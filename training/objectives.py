@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks.contract import Attack
 from attacks.gradient import PGD
 from models.classifier import reveal
+from models.gradient_map import evaluating
 from training.recipe import ObjectiveConfig
 
 
 def attack_revealed(
-    attack: PGD, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
+    attack: Attack, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
 ) -> Tensor:
-    """Adversarial examples made through `reveal(classifier)` in eval mode; its mode is restored.
+    """Adversarial examples made through `reveal(classifier)` in eval mode; its modes are restored.
 
     An attacker that GCM misleads would train the model against noise.
 
@@ -24,11 +26,8 @@ def attack_revealed(
         labels: (B,), int64.
         seeds: (B,), int64, of each image's random start.
     """
-    training = classifier.training
-    classifier.eval()
-    adversarial = attack(reveal(classifier), images, labels, seeds=seeds)
-    classifier.train(training)
-    return adversarial
+    with evaluating(classifier):
+        return attack(reveal(classifier), images, labels, seeds=seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +64,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     return Objective(attack=attack, label_smoothing=config.label_smoothing)
 
 
-def validation_attack(objective: Objective) -> PGD | None:
+def validation_attack(config: ObjectiveConfig) -> PGD | None:
     """The attack that chooses the best epoch: ten steps, which one-step training can't fool."""
-    if objective.attack is None:
+    if config.name == "standard":
         return None
-    epsilon = objective.attack.epsilon
-    return PGD(epsilon=epsilon, step_size=epsilon / 4, steps=10)
+    return PGD(epsilon=config.epsilon, step_size=config.epsilon / 4, steps=10)

@@ -16,7 +16,7 @@ class DataConfig:
     """What is trained on."""
 
     name: str = "digits"
-    """digits, cifar10, svhn, fashion_mnist, folder, challenge or csv."""
+    """digits, cifar10, svhn, fashion_mnist, folder, challenge, csv or shards."""
     root: Path | None = None
     """Folder (or manifest) of the data; not needed for digits."""
     download: bool = False
@@ -25,8 +25,10 @@ class DataConfig:
     """Train on this many images, drawn with the seed and stratified by class; null for all."""
     validation_fraction: float = 0.1
     """Share of the training images held out to choose the best epoch, where root has no val."""
+    validation_limit: int | None = None
+    """Validate on at most so many of them, stratified by class; null for all."""
     augmentation: str = "light"
-    """none, light (shifted crops) or imagenet (random resized crops)."""
+    """none, light (shifted crops), augmix, imagenet (random resized crops) or challenge."""
     flip: bool = True
     """Mirror half of the training images; off where left and right matter (digits)."""
     num_workers: int = 0
@@ -115,8 +117,8 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True)
-class Recipe:
-    """A training run."""
+class RunRecipe:
+    """What every training run has, whatever it trains."""
 
     output: Path = Path("runs/quickstart")
     """The run folder."""
@@ -133,19 +135,13 @@ class Recipe:
     gradient_accumulation: int = 1
     """Parts that a process cuts its share of a step into, to fit in memory."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of accelerate; GCM stays in float32."""
+    """Autocast of accelerate; GCM and gradient maps stay in float32."""
     ema_decay: float | None = None
     """Average the weights with this decay and keep the average as the best; null for none."""
     trackers: Names = Names("tensorboard")
     """Trackers of accelerate that get the metrics: tensorboard, wandb, mlflow, …"""
     data: DataConfig = field(default_factory=DataConfig)
     """What is trained on."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The classifier."""
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What is minimised."""
-    mixup: MixupConfig = field(default_factory=MixupConfig)
-    """MixUp and CutMix."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and schedule."""
 
@@ -155,6 +151,25 @@ class Recipe:
                 raise ValueError(f"{name}: expected at least 1, received {getattr(self, name)}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected between 0 and 1, received {self.ema_decay}.")
+
+
+@dataclass(kw_only=True)
+class Recipe(RunRecipe):
+    """A training run of a classifier."""
+
+    checkpoint: Path | None = None
+    """Start from the weights of this run, whose model has the same shapes; null for fresh ones."""
+    trn: Path | None = None
+    """Train behind the TRN of this run, which stays as it is; null for none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The classifier."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimised."""
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+    """MixUp and CutMix."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mixes and self.objective.name != "standard":
             raise ValueError("mixup: expected both alphas 0 with the adversarial objective.")
         if self.mixes and self.batch_size % 2:
@@ -166,7 +181,7 @@ class Recipe:
         return self.mixup.mixup_alpha > 0 or self.mixup.cutmix_alpha > 0
 
 
-def as_plain(recipe: Recipe) -> dict[str, Any]:
+def as_plain(recipe: RunRecipe) -> dict[str, Any]:
     """The recipe as YAML knows it: paths as text, tuples as lists, ratios as numbers.
 
     Without `overwrite` and `resume`, so that the file repeats the run when given to --config.

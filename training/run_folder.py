@@ -23,11 +23,16 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 
 from cli.files import atomic_write
+from cli.provenance import provenance
 from models.classifier import RobustClassifier
-from training.recipe import Recipe, as_plain
+from models.trn import TRN
+from training.recipe import RunRecipe, as_plain
 
 MAY_CHANGE = {"output", "trackers", "gradient_accumulation", "root", "download", "num_workers"}
 """Keys of a recipe that decide no weight, or where things are: a resumed run may set them anew."""
+
+CHOOSES_BEST = ("val_robust_accuracy", "val_restored_accuracy", "val_accuracy")
+"""The figures that choose the best epoch, the first of those that are measured."""
 
 
 def changed_key(former: dict[str, Any], recipe: dict[str, Any], prefix: str = "") -> str | None:
@@ -54,8 +59,9 @@ class RunFolder:
             no state to resume, or one of another recipe; the folder cannot be made or written to.
     """
 
-    def __init__(self, recipe: Recipe, *, is_main: bool) -> None:
+    def __init__(self, recipe: RunRecipe, *, is_main: bool) -> None:
         self.path = recipe.output
+        self.recipe = recipe
         self.rows = list[dict[str, float]]()
         if recipe.resume and self.last_state() is None:
             raise ValueError(f"{self.path}: expected a run with a state to resume, found none.")
@@ -80,10 +86,16 @@ class RunFolder:
         if not os.access(self.path, os.W_OK):
             raise ValueError(f"{self.path}: expected a writable folder, found it read-only.")
 
+    def describe(self, accelerator: Accelerator) -> None:
+        """Write down what repeats the run, and begin its trackers. All processes."""
+        if accelerator.is_main_process:
+            self.write_yaml("recipe.yaml", as_plain(self.recipe))
+            self.write_json("provenance.json", provenance())
+        accelerator.init_trackers("logs")
+
     def best_epoch(self) -> int:
-        """The epoch (from 1) of the highest validation accuracy, robust where it is measured."""
-        robust = "val_robust_accuracy"
-        metric = robust if robust in self.rows[0] else "val_accuracy"
+        """The epoch (from 1) of the highest validation accuracy, attacked where it is measured."""
+        metric = next(name for name in CHOOSES_BEST if name in self.rows[0])
         return 1 + max(range(len(self.rows)), key=lambda place: self.rows[place][metric])
 
     def write_json(self, name: str, value: object) -> None:
@@ -98,7 +110,7 @@ class RunFolder:
         with atomic_write(self.path / "metrics.csv") as temporary:
             pd.DataFrame(self.rows).to_csv(temporary, index=False)
 
-    def write_best(self, model: RobustClassifier) -> None:
+    def write_best(self, model: RobustClassifier | TRN) -> None:
         """Replace the checkpoint by `model`, file by file, each whole."""
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".best-") as folder:
             model.save_pretrained(folder)
@@ -127,12 +139,11 @@ class RunFolder:
         for former in set(complete.parent.glob("epoch-*")) - {complete}:
             shutil.rmtree(former)
 
-    def load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> int:
-        """Load the newest state; the number of whole epochs behind it."""
+    def load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> None:
+        """Load the newest state; `rows` then has a row for each whole epoch behind it."""
         state = self.last_state()
         assert state is not None
         accelerator.load_state(str(state))
         if ema:
             ema.module.load_state_dict(load_file(state / "ema.safetensors"))
         self.rows = json.loads((state / "metrics.json").read_text())
-        return len(self.rows)

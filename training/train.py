@@ -12,30 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.command import run
-from cli.processes import start_accelerator
-from cli.provenance import provenance
 from models.classifier import load_weights
-from training.build import TrainingData, build_training, load_data
-from training.loop import Training, train_epoch, validate
-from training.recipe import Recipe, as_plain
+from training.build import TrainingData, build_training, load_data, start_run
+from training.loop import Training, fit, validate
+from training.recipe import Recipe
 from training.run_folder import RunFolder
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
-
-
-def fit(training: Training, data: TrainingData, folder: RunFolder, first_epoch: int) -> None:
-    """Train, validate, keep the best and the last epoch."""
-    accelerator = training.accelerator
-    for epoch in range(first_epoch, training.recipe.epochs):
-        row = {"epoch": epoch + 1, **train_epoch(training, epoch)}
-        row |= validate(training, training.evaluated, data.validation, "val")
-        folder.rows.append(row)
-        accelerator.log(row, step=epoch + 1)
-        if accelerator.is_main_process:
-            if folder.best_epoch() == epoch + 1:
-                folder.write_best(training.evaluated)
-            folder.write_metrics()
-        folder.save_state(accelerator, training.ema)
 
 
 def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None:
@@ -56,22 +39,13 @@ def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None
 
 def train(recipe: Recipe) -> None:
     """Train as the recipe says and leave a run folder."""
-    accelerator = start_accelerator(
-        mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        log_with=list(recipe.trackers),  # pyright: ignore[reportArgumentType]
-        project_dir=recipe.output,
-    )
-    with accelerator.main_process_first():  # the others find what it made
-        folder = RunFolder(recipe, is_main=accelerator.is_main_process)
-    data = load_data(recipe, accelerator)
+    accelerator, folder = start_run(recipe)
+    data = load_data(recipe, recipe.model.image_size, accelerator)
     training = build_training(recipe, accelerator, data)
-    if accelerator.is_main_process:
-        folder.write_yaml("recipe.yaml", as_plain(recipe))
-        folder.write_json("provenance.json", provenance())
-    accelerator.init_trackers("logs")
-    first_epoch = folder.load_state(accelerator, training.ema) if recipe.resume else 0
-    fit(training, data, folder, first_epoch)
+    if recipe.resume:
+        folder.load_state(accelerator, training.ema)
+    folder.describe(accelerator)
+    fit(training, data.validation, folder)
     summarize(training, data, folder)
     accelerator.end_training()
 

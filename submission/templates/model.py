@@ -4,9 +4,10 @@ Input: images (N, 3, H, W), floating point, 0 to 1, channel order BGR. Output: l
 float32. The weights lie beside this file. Train and eval mode compute the same; nothing is drawn
 from a global generator. Written for Python 3.6 and torch 1.5, and whatever came after.
 
-Stages, each an attribute of the model, in order: `conceal` (GCM), `randomize` (resize-and-pad),
-`normalize`, `backbone` (ConvNeXt). An attack that knows of GCM passes the gradient straight through
-`conceal`; one that knows of resize-and-pad averages over `model.randomize.draw` = 0, 1, 2, …
+Stages, each an attribute of the model, in order: `restore` (TRN, see trn.py), `conceal` (GCM),
+`randomize` (resize-and-pad), `normalize`, `backbone` (ConvNeXt). An attack that knows of GCM passes
+the gradient straight through `conceal`; one that knows of resize-and-pad averages over
+`model.randomize.draw` = 0, 1, 2, …; one that knows of TRN sets `model.restore.differentiable`.
 """
 
 import json
@@ -27,6 +28,11 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.restore = None
+        if CONFIG["restore"]:
+            from trn import TRN
+
+            self.restore = TRN(CONFIG["restore"])
         self.conceal = GCM(**CONFIG["conceal"]) if CONFIG["conceal"] else nn.Identity()
         self.randomize = ResizePad(**CONFIG["randomize"]) if CONFIG["randomize"] else nn.Identity()
         self.normalize = Normalize(CONFIG["mean"], CONFIG["std"])
@@ -35,7 +41,12 @@ class Model(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.float().flip(1)  # BGR to RGB
-        images = self.randomize(self.conceal(images))
+        if self.restore is not None:
+            images = self.restore(images, self.classify)
+        return self.classify(self.randomize(self.conceal(images)))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits of RGB images without the other stages."""
         return self.backbone(self.normalize(images))
 
 

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from data.augmentation import AUGMENTATIONS, Augmentation, build_augmentation
+from data.augmentation import AUGMENTATIONS, Augmentation, apply_transform, build_augmentation
+from data.transforms import A, AugMix
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 WIDE = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -30,17 +31,19 @@ def test_equal_rng_gives_equal_bytes(name: str, image: np.ndarray) -> None:
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize("name", ["light", "imagenet"])
+@pytest.mark.parametrize("name", sorted({*AUGMENTATIONS} - {"none"}))
 def test_another_rng_gives_other_bytes(name: str) -> None:
     augment = build_augmentation(name, 32)
     results = {augment(NOISE, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert len(results) >= 15
 
 
-def test_global_random_state_is_left_alone() -> None:
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_global_random_state_is_left_alone(name: str) -> None:
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002  # type: ignore[index]
-    build_augmentation("imagenet", 32)(NOISE, np.random.default_rng(0))
+    for seed in range(20):
+        build_augmentation(name, 32)(NOISE, np.random.default_rng(seed))
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002  # type: ignore[index]
 
 
@@ -81,10 +84,38 @@ def test_imagenet_takes_the_whole_image_at_scale_one() -> None:
     assert min(np.ptp(whole(smooth, np.random.default_rng(seed))) for seed in range(10)) > 180
 
 
+def augmixed(image: np.ndarray) -> list[np.ndarray]:
+    augment = Augmentation(name="augmix", image_size=32, flip=False, padding=0)
+    return [augment(image, np.random.default_rng(seed)) for seed in range(60)]
+
+
+def test_augmix_mixes_the_image_with_its_changes() -> None:
+    """Between 0 and 255 without wrapping, from next to the image to far from it."""
+    extreme = np.where(NOISE < 128, 0, 255).astype(np.uint8)
+    distances = [np.abs(mixed.astype(int) - extreme).mean() for mixed in augmixed(extreme)]
+    assert min(distances) < 10 < 30 < max(distances) < 128
+    levels = np.unique(np.concatenate(augmixed(extreme)))
+    assert levels.min() == 0 and levels.max() == 255 and len(levels) > 200
+
+
+def test_augmix_weighs_image_and_chains_as_the_paper() -> None:
+    """With an inversion for each operation, black turns to 255 m (sum of the odd chains' w)."""
+    mix, black = AugMix(), np.zeros((8, 8, 3), np.uint8)
+    mix.operation = A.OneOf([A.InvertImg(p=1)], p=1)
+    results = [apply_transform(mix, black, np.random.default_rng(seed)) for seed in range(500)]
+    assert all(np.ptp(result) == 0 for result in results)
+    levels = np.array([result[0, 0, 0] for result in results]) / 255
+    assert abs(levels.mean() - 1 / 2 * 2 / 3) < 0.04  # depths 1 and 3 of 1, 2, 3 invert
+    assert np.isclose((levels < 1 / 512).mean(), 1 / 27, atol=0.02)  # all three of depth 2
+    assert levels.max() > 0.9
+    mix.operation = A.OneOf([A.NoOp(p=1)], p=1)
+    assert np.array_equal(NOISE, apply_transform(mix, NOISE, np.random.default_rng(0)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "heavy"}, "expected an augmentation among none, light, imagenet, found 'heavy'"),
+        ({"name": "heavy"}, "expected an augmentation among none, light, .*, found 'heavy'"),
         ({"padding": 1.0}, "expected a padding from 0 to below 1, found 1.0"),
         ({"min_scale": 0.0}, "expected a min_scale above 0"),
         ({"image_size": 0}, "expected an image_size of at least 1, found 0"),

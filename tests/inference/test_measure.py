@@ -10,9 +10,9 @@ from inference.checks import check_size, check_uphill
 from inference.jobs import Job
 from inference.measure import Chunk, Measure
 from inference.memory import FittingBatches
-from inference.named_models import Named
 from inference.targets import build_target
 from models.gcm import GCM
+from models.named_models import Named
 from models.resize_pad import RandomResizePad
 
 CPU = torch.device("cpu")

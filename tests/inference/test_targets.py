@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference.named_models import Named, load_named
 from inference.targets import LogProbabilities, Target, build_target
 from models.gcm import GCM, StraightThroughGCM
+from models.named_models import Named, load_named
 from models.resize_pad import RandomResizePad
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -101,13 +101,6 @@ def test_the_undefended_twin_has_the_weights_and_no_defence():
     assert undefended(bare) is bare
 
 
-def test_the_undefended_twin_restores_nothing():
-    model = build(conceal=False)
-    model.restore = torch.nn.AvgPool2d(3, 1, 1)
-    assert torch.equal(undefended(model)(IMAGES), build(conceal=False)(IMAGES))
-    assert isinstance(model.restore, torch.nn.AvgPool2d)
-
-
 def test_randomness_is_set_by_the_draw():
     model = build(randomize={"min_size": 26})
     assert len(random_stages(model)) == 1 and not random_stages(build())

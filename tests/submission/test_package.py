@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 from torch import nn
 
 import submission.export
@@ -64,7 +65,7 @@ def build(backbone: str = "test_convnext", **options: object) -> RobustClassifie
 def unpacked(model: RobustClassifier, folder: Path) -> nn.Module:
     """The package's Model, loaded here."""
     model.save_pretrained(folder)
-    for name, content in zip_members(model, folder).items():
+    for name, content in zip_members(model).items():
         (folder / name).write_bytes(content)
     scope = {"__file__": str(folder / "model.py"), "__name__": "packaged"}
     exec((folder / "model.py").read_text(), scope)
@@ -162,9 +163,11 @@ def packed(checkpoint: Path, images: Path, tmp_path_factory: pytest.TempPathFact
 def test_the_zip_holds_two_files_and_is_the_same_each_time(packed: Path, checkpoint: Path):
     with zipfile.ZipFile(packed) as archive:
         assert archive.namelist() == ["model.py", "model.safetensors"]
-        assert archive.read("model.safetensors") == (checkpoint / "model.safetensors").read_bytes()
         model = load_checkpoint(checkpoint)
-        assert archive.read("model.py") == zip_members(model, checkpoint)["model.py"]
+        packed_weights, weights = load(archive.read("model.safetensors")), model.state_dict()
+        assert packed_weights.keys() == weights.keys()
+        assert all(torch.equal(packed_weights[name], weights[name]) for name in weights)
+        assert archive.read("model.py") == zip_members(model)["model.py"]
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
@@ -235,11 +238,10 @@ def test_a_package_that_differs_is_not_written(
 ):
     out = tmp_path / "a.zip"
     out.write_text("former")
-    template = tmp_path / "model.py"
-    text = submission.export.TEMPLATE.read_text()
+    text = (submission.export.TEMPLATES / "model.py").read_text()
     assert "images.float().flip(1)" in text
-    template.write_text(text.replace("images.float().flip(1)", "images.float()"))
-    monkeypatch.setattr("submission.export.TEMPLATE", template)
+    (tmp_path / "model.py").write_text(text.replace("images.float().flip(1)", "images.float()"))
+    monkeypatch.setattr("submission.export.TEMPLATES", tmp_path)
     with pytest.raises(ValueError, match=r"expected the checkpoint's logits within 0\.0001"):
         package(Options(checkpoint=checkpoint, out=out, limit=4))
     assert out.read_text() == "former"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifier import RobustClassifier, load_checkpoint, undefended
-from submission.contestant import Contestant, load_contestant
+from submission.contestant import Contestant, Origin, load_contestant
 from submission.export import write_zip
 from submission.score import Options, score
 from submission.scoring import Score, Scorer, Setting, interval
@@ -31,12 +31,12 @@ SETTING = Setting(
 def packed(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The zip of a small run, with GCM."""
     out = tmp_path_factory.mktemp("packed") / "submission.zip"
-    write_zip(load_checkpoint(small_run), small_run, out)
+    write_zip(load_checkpoint(small_run), out)
     return out
 
 
 def test_the_views_of_a_package(packed: Path, small_run: Path, tmp_path: Path):
-    contestant = load_contestant(packed, tmp_path, small_run, None, trust=False)
+    contestant = load_contestant(packed, tmp_path, Origin(checkpoint=small_run), None, trust=False)
     model = load_checkpoint(small_run)
     assert contestant.known and contestant.differentiable and contestant.twin is not None
     images = torch.rand(4, 3, 32, 32, requires_grad=True)
@@ -59,8 +59,10 @@ def test_the_revealed_view_averages_over_draws_that_do_not_judge(tmp_path: Path)
         randomize={"min_size": 20},
     )
     model.eval().save_pretrained(tmp_path)
-    write_zip(model, tmp_path, tmp_path / "a.zip")
-    contestant = load_contestant(tmp_path / "a.zip", tmp_path / "out", tmp_path, None, trust=False)
+    write_zip(model, tmp_path / "a.zip")
+    contestant = load_contestant(
+        tmp_path / "a.zip", tmp_path / "out", Origin(checkpoint=tmp_path), None, trust=False
+    )
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         draws = list[Tensor]()
@@ -176,10 +178,12 @@ def test_a_package_that_nobody_vouches_for_is_not_run(
         archive.writestr("model.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
     for package, checkpoint in ((foreign, small_run), (packed, None)):
         with pytest.raises(ValueError, match="--trust"):
-            load_contestant(package, tmp_path / "out", checkpoint, None, trust=False)
+            load_contestant(
+                package, tmp_path / "out", Origin(checkpoint=checkpoint), None, trust=False
+            )
     assert not (tmp_path / "ran").exists()
     with pytest.raises(ValueError, match="has no attribute 'Model'"):
-        load_contestant(foreign, tmp_path / "out", None, None, trust=True)
+        load_contestant(foreign, tmp_path / "out", Origin(), None, trust=True)
     assert (tmp_path / "ran").exists()
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from cli.command import parse
+from models.trn import TRN
 from training.build import (
     build_average,
     build_classifier,
@@ -13,16 +15,32 @@ from training.build import (
     build_scheduler,
 )
 from training.recipe import MixupConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, Recipe
+from training.trn_recipe import TRNRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 SMALL = ModelConfig(backbone="test_convnext", randomize=26)
 NAMES = ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+RESTORATIONS = sorted(RECIPES.glob("*_trn.yaml"))
+CLASSIFIERS = sorted(set(RECIPES.glob("*.yaml")) - set(RESTORATIONS))
+
+
+@pytest.mark.parametrize("path", RESTORATIONS, ids=lambda path: path.stem)
+def test_every_recipe_of_a_trn_parses(path: Path):
+    recipe = parse(TRNRecipe, ["--config", str(path)], default_config=path)
+    assert recipe.output == Path("runs") / path.stem
+    assert recipe.checkpoint is not None
+    assert recipe.checkpoint.name in {each.stem for each in CLASSIFIERS}
+
+
+@pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_builds_its_model(path: Path):
     recipe = parse(Recipe, ["--config", str(path)], default_config=path)
     assert recipe.output == Path("runs") / path.stem
+    if recipe.checkpoint is not None:  # the second stage of another recipe
+        assert recipe.checkpoint.name in {each.stem for each in CLASSIFIERS}
+        recipe = replace(recipe, checkpoint=None)
     model = build_classifier(recipe, NAMES)
     assert model.image_size == recipe.model.image_size
 
@@ -33,6 +51,19 @@ def test_one_seed_gives_one_start():
     )
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
+
+
+def test_a_run_starts_from_another_and_behind_a_trn(tmp_path: Path):
+    first = build_classifier(Recipe(seed=1, model=SMALL), NAMES)
+    first.save_pretrained(tmp_path / "first")
+    TRN(width=4, depth=1).save_pretrained(tmp_path / "trn")
+    recipe = Recipe(model=SMALL, checkpoint=tmp_path / "first", trn=tmp_path / "trn")
+    model = build_classifier(recipe, NAMES)
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], each) for name, each in first.state_dict().items())
+    assert not any(each.requires_grad for each in model.restore.parameters())
+    with pytest.raises(ValueError, match=r"expected backbone\.head\.fc\.weight of shape \(2, "):
+        build_classifier(recipe, NAMES[:2])
 
 
 def test_layer_decay_slows_the_layers_near_the_image():

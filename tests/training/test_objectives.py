@@ -96,6 +96,6 @@ def test_the_validation_attack_takes_ten_steps_of_the_same_ball():
     config = ObjectiveConfig(name="adversarial", epsilon=Ratio("4/255"), steps=1)
     objective = build_objective(config)
     assert objective.attack is not None and objective.attack.steps == 1
-    attack = validation_attack(objective)
+    attack = validation_attack(config)
     assert attack is not None and attack.steps == 10 and attack.epsilon == 4 / 255
-    assert validation_attack(build_objective(ObjectiveConfig())) is None
+    assert validation_attack(ObjectiveConfig()) is None

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +16,11 @@ from typing import Any, cast
 import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME
-from torch import nn
+from torch import Tensor, nn
 
-from attacks.contract import Model
-from models.classifier import Normalize, RobustClassifier, load_checkpoint
+from models.classifier import Normalize, RobustClassifier, load_checkpoint, load_trn
+
+Model = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +33,32 @@ class Named:
     class_names: list[str] | None = None
 
 
-def load_named(checkpoint: Path | None, model: str | None, image_size: int | None) -> Named:
-    """Load what `--checkpoint` or `--model` names.
+def load_named(
+    checkpoint: Path | None,
+    model: str | None,
+    image_size: int | None = None,
+    trn: Path | None = None,
+) -> Named:
+    """Load what `--checkpoint` or `--model` names, behind what `--trn` names.
 
     Raises:
-        ValueError: both or neither is given, there is no such model, or its input size is unknown.
+        ValueError: both or neither is given, there is no such model, or its input size is unknown;
+            a TRN for a model that is no RobustClassifier.
     """
     if (checkpoint is None) == (model is None):
         raise ValueError("expected either --checkpoint or --model, found both or neither.")
     if checkpoint is not None:
-        return _classifier(str(checkpoint), load_checkpoint(checkpoint))
+        return _classifier(str(checkpoint), load_checkpoint(checkpoint, trn))
     assert model is not None
     named = _by_name(model, image_size or 0)
     if not named.image_size:
         raise ValueError(f"--model {model}: expected --image_size, as the model does not say it.")
+    if trn is not None:
+        if not isinstance(named.model, RobustClassifier):
+            raise ValueError(
+                f"--trn: expected a RobustClassifier to put it before, found --model {model}."
+            )
+        named.model.attach_trn(load_trn(trn))
     return named
 
 
@@ -105,5 +119,7 @@ def _function(name: str, image_size: int) -> Named:
             f"--model {name}: expected a callable from images to logits, "
             f"found {type(model).__name__}."
         )
+    if isinstance(model, RobustClassifier):
+        return _classifier(name, model)
     size = image_size or getattr(model, "image_size", 0)
     return Named(name=name, model=cast(Model, model), image_size=size)

@@ -1,0 +1,124 @@
+"""Show what a TRN does: clean, attacked, gradient map, restored and what is left, as one PNG.
+
+    python inference/show_trn.py --checkpoint runs/cifar10 --trn runs/cifar10_trn --out trn.png
+
+The attacker knows the classifier and not the TRN. Each picture bears what the classifier, without
+the TRN, makes of it: right in ink, wrong in red.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from attacks import image_seeds
+from attacks.gradient import PGD
+from cli.command import Ratio, run
+from cli.files import check_writable
+from data.dataset import ImageDataset, collate
+from inference.evaluation_data import DataOptions, open_evaluation_data
+from inference.plots import INK, STYLE, write_png
+from models.classifier import RobustClassifier, undefended
+from models.named_models import load_named
+from models.trn import TRN
+
+AMPLIFIED = 8
+WRONG = "#b0102a"
+
+
+@dataclass(kw_only=True)
+class Options:
+    """A picture."""
+
+    out: Path
+    """The picture, a PNG."""
+    checkpoint: Path | None = None
+    """Run folder of the classifier."""
+    model: str | None = None
+    """Instead of a checkpoint: package.module:function that gives a RobustClassifier."""
+    trn: Path | None = None
+    """Run folder of the TRN; not needed where the checkpoint has one."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """The images; by default the test images of the run."""
+    images: int = 8
+    """How many images, drawn with the seed and stratified by class."""
+    epsilon: Ratio = Ratio("8/255")
+    """Radius of PGD-10 in L-infinity, in pixel values from 0 to 1."""
+    seed: int = 0
+    """Of the images and the attack."""
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or not 0 < self.epsilon <= 1:
+            raise ValueError(
+                "expected --images of at least 1 and --epsilon above 0, at most 1; "
+                f"found {self.images} and {self.epsilon:g}."
+            )
+
+
+def columns(
+    model: RobustClassifier, images: Tensor, labels: Tensor, attack: PGD, seeds: Tensor
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Pictures (B, 3, H, W), 0 to 1, by title, with predictions (B,) where there are any."""
+    trn, twin = model.restore, undefended(model)
+    assert isinstance(trn, TRN)
+    attacked = attack(twin, images, labels, seeds=seeds)
+    maps = trn.gradient_map(attacked, model.classify)
+    with torch.no_grad():
+        restored = trn.restore(attacked, maps)
+        predictions = [twin(each).argmax(1) for each in (images, attacked, restored)]
+    left = (0.5 + AMPLIFIED * (restored - images)).clamp(0, 1)
+    shown = {"clean": (images, predictions[0]), "attacked": (attacked, predictions[1])}
+    if maps is not None:
+        shown["gradient map"] = ((0.5 + maps / 6).clamp(0, 1), None)
+    shown["restored"] = (restored, predictions[2])
+    shown[f"restored - clean, {AMPLIFIED} times"] = (left, None)
+    return shown
+
+
+def draw(
+    shown: dict[str, tuple[Tensor, Tensor | None]], labels: Tensor, class_names: list[str]
+) -> Figure:
+    """One row an image, one column each of `shown`."""
+    figure = Figure(figsize=(1.7 * len(shown), 1.85 * len(labels)), layout="constrained")
+    grid = figure.subplots(len(labels), len(shown), squeeze=False)
+    for column, (title, (pictures, predictions)) in enumerate(shown.items()):
+        grid[0][column].set_title(title, fontsize=9, pad=8)
+        for row, picture in enumerate(pictures):
+            axes: Axes = grid[row][column]
+            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[], frame_on=False)
+            if predictions is not None:
+                right = predictions[row] == labels[row]
+                axes.set_xlabel(
+                    class_names[int(predictions[row])], color=INK if right else WRONG, fontsize=8
+                )
+    return figure
+
+
+def show(options: Options) -> None:
+    """Attack a few images, restore them and draw it."""
+    check_writable(options.out)
+    named = load_named(options.checkpoint, options.model, trn=options.trn)
+    model = named.model
+    if not isinstance(model, RobustClassifier) or not isinstance(model.restore, TRN):
+        raise ValueError(f"{named.name}: expected a RobustClassifier with a TRN, or --trn.")
+    model.requires_grad_(False)
+    data = open_evaluation_data(options.data, options.checkpoint, options.images, 1, options.seed)
+    chosen = np.sort(data.indices)
+    dataset = ImageDataset(data.source, chosen, model.image_size)
+    batch = collate([dataset[place] for place in range(len(dataset))], model.image_size)
+    attack = PGD(epsilon=options.epsilon, steps=10)
+    shown = columns(
+        model, batch["images"], batch["labels"], attack, image_seeds(options.seed, chosen)
+    )
+    with mpl.rc_context(STYLE):
+        write_png(draw(shown, batch["labels"], data.class_names), options.out, dots=110)
+
+
+if __name__ == "__main__":
+    run(show, Options)

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.gradient import FGSM, PGD
+from models.classifier import RobustClassifier, reveal, undefended
+from models.gradient_map import gradient_map
+from models.trn import TRN
+from training.restoration import AttackMixture, RestorationLoss, attack_unaware, build_mixture
+from training.trn_recipe import AttackConfig, RestorationConfig
+
+IMAGES = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+SEEDS = torch.arange(64) * 7919
+
+
+@pytest.fixture
+def classifier() -> RobustClassifier:
+    torch.manual_seed(0)
+    names = [str(digit) for digit in range(10)]
+    model = RobustClassifier(class_names=names, backbone="test_convnext", image_size=32)
+    for weight in model.backbone.parameters():
+        nn.init.normal_(weight, std=0.2)
+    model.requires_grad_(False)
+    model.attach_trn(TRN(width=8, depth=1, surrogate={"num_classes": 10, "widths": [16]}))
+    return model.eval()
+
+
+@pytest.fixture
+def labels(classifier: RobustClassifier) -> Tensor:
+    with torch.no_grad():
+        return classifier(IMAGES).argmax(1)
+
+
+def test_the_attacker_sees_the_classifier_and_nothing_before_it(
+    classifier: RobustClassifier, labels: Tensor
+):
+    classifier.train()
+    attack = PGD(epsilon=8 / 255, steps=2)
+    found = attack_unaware(attack, classifier, IMAGES, labels, SEEDS)
+    assert all(part.training for part in classifier.modules())
+    classifier.eval()
+    assert torch.equal(found, attack(undefended(classifier), IMAGES, labels, seeds=SEEDS))
+    aware = attack(reveal(classifier, bypass=True), IMAGES, labels, seeds=SEEDS)
+    torch.testing.assert_close(found, aware)  # a fresh TRN changes nothing
+
+
+def test_each_image_draws_its_attack_whatever_its_batch(
+    classifier: RobustClassifier, labels: Tensor
+):
+    weak, strong = FGSM(epsilon=1 / 255), FGSM(epsilon=16 / 255)
+    mixture = AttackMixture(attacks=[weak, strong], weights=[1, 2], clean=0.25)
+    found = mixture(classifier, IMAGES, labels, SEEDS)
+    size = (found - IMAGES).abs().amax((1, 2, 3)) * 255
+    kinds = torch.stack([size < 0.5, (size - 1).abs() < 0.5, (size - 16).abs() < 0.5]).sum(1)
+    assert kinds.sum() == 64
+    np.testing.assert_allclose(kinds, [16, 16, 32], atol=9)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    again = torch.cat(
+        [mixture(classifier, IMAGES[p], labels[p], SEEDS[p]) for p in order.split(10)]
+    )
+    torch.testing.assert_close(again, found[order])
+
+
+def test_a_cache_gives_what_was_made_and_makes_it_once(
+    classifier: RobustClassifier, labels: Tensor
+):
+    config = RestorationConfig(attacks=[AttackConfig(name="fgsm")], cache=True)
+    cached, plain = build_mixture(config), build_mixture(RestorationConfig(attacks=config.attacks))
+    expected = plain(classifier, IMAGES, labels, SEEDS)
+    first = cached(classifier, IMAGES[:40], labels[:40], SEEDS[:40])
+    both = cached(classifier, IMAGES, labels, SEEDS)
+    torch.testing.assert_close(both, expected)
+    assert torch.equal(both[:40], first)
+    nothing = torch.zeros_like(IMAGES)  # what is in the cache is not made again
+    assert torch.equal(cached(classifier, nothing, labels, SEEDS), both)
+
+
+def test_the_loss_is_the_sum_of_its_terms(classifier: RobustClassifier, labels: Tensor):
+    attacked = (IMAGES + 0.05).clamp(0, 1)
+    zero = {"reconstruction": 0.0, "cross_entropy": 0.0, "feature": 0.0, "distillation": 0.0}
+
+    def loss(**weights: float) -> Tensor:
+        config = RestorationConfig(**(zero | weights))  # pyright: ignore[reportArgumentType]
+        return RestorationLoss(classifier, config).eval()(IMAGES, attacked, labels)
+
+    difference = (attacked - IMAGES).abs().mean()  # a fresh TRN restores nothing
+    torch.testing.assert_close(loss(reconstruction=2), 2 * difference)
+    logits = classifier.classify(attacked)
+    surprise = -logits.log_softmax(1)[torch.arange(64), labels].mean()
+    torch.testing.assert_close(loss(cross_entropy=1), surprise)
+    features = [
+        classifier.backbone.forward_features(classifier.normalize(x)) for x in (attacked, IMAGES)
+    ]  # pyright: ignore[reportCallIssue]
+    relative = (features[0] - features[1]).abs().mean() / features[1].abs().mean()
+    torch.testing.assert_close(loss(feature=3), 3 * relative)
+    parts = loss(reconstruction=2) + loss(cross_entropy=1) + loss(feature=3) + loss(distillation=1)
+    whole = loss(reconstruction=2, cross_entropy=1, feature=3, distillation=1)
+    torch.testing.assert_close(whole, parts)
+
+
+def test_distillation_brings_the_maps_together(classifier: RobustClassifier, labels: Tensor):
+    config = RestorationConfig(reconstruction=0, cross_entropy=0)
+    module, trn = RestorationLoss(classifier, config), classifier.restore
+    assert isinstance(trn, TRN) and trn.surrogate is not None
+    wanted = gradient_map(IMAGES, classifier.classify, "predicted")
+
+    def cosine() -> float:
+        found = trn.gradient_map(IMAGES, classifier.classify)
+        assert found is not None
+        return nn.functional.cosine_similarity(found.flatten(1), wanted.flatten(1)).mean().item()
+
+    before = cosine()
+    optimizer = torch.optim.Adam(trn.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        module(IMAGES, IMAGES, labels).backward()
+        optimizer.step()
+    assert abs(before) < 0.1 and cosine() > 0.2
+    assert all(weight.grad is None for weight in classifier.backbone.parameters())
+
+
+def test_a_frozen_classifier_stays_in_eval_mode(classifier: RobustClassifier):
+    frozen = RestorationLoss(classifier, RestorationConfig()).train()
+    assert frozen.training and classifier.restore.training and not classifier.backbone.training
+    assert RestorationLoss(classifier, RestorationConfig(end_to_end=True)).train()
+    assert classifier.backbone.training
+
+
+def test_features_need_a_timm_backbone():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
+    model = RobustClassifier(class_names=["a", "b"], image_size=32, backbone=network)
+    with pytest.raises(ValueError, match="expected a timm backbone with forward_features"):
+        RestorationLoss(model, RestorationConfig(feature=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attacks": []}, "expected attacks"),
+        ({"clean": 1.5}, "clean from 0 to 1"),
+        ({"reconstruction": -1.0}, "weights of at least 0"),
+    ],
+)
+def test_bad_losses(arguments: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        RestorationConfig(**arguments)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,119 @@
+"""Train a TRN that restores attacked images for a trained classifier.
+
+    accelerate launch training/train_trn.py --config training/recipes/cifar10_trn.yaml
+    python inference/predict.py --checkpoint runs/cifar10 --trn runs/cifar10_trn --out sub.csv
+
+Adversarial images are made on the fly, by attackers who know the classifier and not the TRN. Runs
+unchanged under python, accelerate launch and torchrun. The run folder holds the best TRN,
+metrics.csv, recipe.yaml and the state to resume; `val_accuracy` is of clean images through the TRN,
+`val_restored_accuracy` of images that such an attacker made with PGD, where an image counts only if
+it is right when clean: the attack's direction tells of the label. What an attacker who knows of the
+TRN leaves of it, inference/evaluate.py tells.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+
+from attacks.gradient import PGD
+from cli.command import run
+from models.classifier import RobustClassifier, load_weights
+from models.named_models import load_named
+from models.trn import TRN
+from training.build import (
+    TrainingData,
+    build_average,
+    build_optimizer,
+    build_scheduler,
+    load_data,
+    start_run,
+)
+from training.loop import Training, fit
+from training.restoration import (
+    RestorationLoss,
+    RestorationObjective,
+    attack_unaware,
+    build_mixture,
+)
+from training.trn_recipe import TRNRecipe
+
+DIGITS = Path(__file__).parent / "recipes" / "digits_trn.yaml"
+
+
+def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
+    """The trained classifier with a fresh TRN before it, whose weights are drawn from the seed.
+
+    Raises:
+        ValueError: there is no such classifier.
+    """
+    model = load_named(recipe.checkpoint, recipe.classifier).model
+    if not isinstance(model, RobustClassifier):
+        raise ValueError(f"classifier: expected a RobustClassifier, found {type(model).__name__}.")
+    arguments: dict[str, Any] = dict(vars(recipe.trn))
+    start: Path | None = arguments.pop("start")
+    if recipe.trn.surrogate is not None:
+        arguments["surrogate"] = {"num_classes": len(model.class_names)} | recipe.trn.surrogate
+    set_seed(recipe.seed)
+    model.requires_grad_(recipe.objective.end_to_end)
+    model.attach_trn(TRN(**arguments))
+    if start is not None:
+        load_weights(model.restore, start / SAFETENSORS_SINGLE_FILE)
+    return model
+
+
+def build_training(
+    recipe: TRNRecipe, classifier: RobustClassifier, accelerator: Accelerator, data: TrainingData
+) -> Training:
+    """Loss, optimiser and schedule, handed to accelerate."""
+    config = recipe.objective
+    optimizer = build_optimizer(recipe, classifier if config.end_to_end else classifier.restore)
+    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
+    ema = build_average(recipe, classifier)
+    model, prepared = accelerator.prepare(RestorationLoss(classifier, config), optimizer)
+    epsilon = max(each.epsilon for each in config.attacks)
+    attack = PGD(epsilon=epsilon, step_size=epsilon / 4, steps=10)
+    return Training(
+        recipe=recipe,
+        accelerator=accelerator,
+        classifier=classifier,
+        model=model,
+        optimizer=prepared,
+        scheduler=scheduler,
+        objective=RestorationObjective(mixture=build_mixture(config)),
+        validation_attacks={"restored_accuracy": partial(attack_unaware, attack)},
+        ema=ema.to(accelerator.device) if ema else None,
+        train_loader=data.train,
+        repeats_attacks=config.cache,
+        keep=(lambda model: model) if config.end_to_end else _trn,
+    )
+
+
+def _trn(classifier: RobustClassifier) -> TRN:
+    assert isinstance(classifier.restore, TRN)
+    return classifier.restore
+
+
+def train_trn(recipe: TRNRecipe) -> None:
+    """Train as the recipe says and leave a run folder."""
+    accelerator, folder = start_run(recipe)
+    classifier = build_classifier(recipe)
+    data = load_data(recipe, classifier.image_size, accelerator)
+    if data.class_names != classifier.class_names:
+        raise ValueError(
+            f"data: expected the classifier's classes in its order, {classifier.class_names}, "
+            f"found {data.class_names}."
+        )
+    training = build_training(recipe, classifier, accelerator, data)
+    if recipe.resume:
+        folder.load_state(accelerator, training.ema)
+    folder.describe(accelerator)
+    fit(training, data.validation, folder)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run(train_trn, TRNRecipe, default_config=DIGITS)
