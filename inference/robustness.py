@@ -135,8 +135,8 @@ class Evaluation:
         return gather_by_index(self.accelerator, rows, values, expected)
 
 
-def choose_gallery(predictions: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Rows of up to GALLERY images that are right when clean: the first of each class, then others.
+def choose_gallery(predictions: np.ndarray, labels: np.ndarray, count: int = GALLERY) -> list[int]:
+    """Rows of up to `count` images that are right when clean: the first of each class, then others.
 
     Args:
         predictions: int64 (n,).
@@ -146,4 +146,4 @@ def choose_gallery(predictions: np.ndarray, labels: np.ndarray) -> list[int]:
     _, first = np.unique(labels[right], return_index=True)
     firsts = np.sort(right[first])
     others = np.setdiff1d(right, firsts)
-    return sorted(int(row) for row in [*firsts, *others][:GALLERY])
+    return sorted(int(row) for row in [*firsts, *others][:count])

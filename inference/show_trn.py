@@ -2,8 +2,9 @@
 
     python inference/show_trn.py --checkpoint runs/cifar10 --trn runs/cifar10_trn --out trn.png
 
-The attacker knows the classifier and not the TRN. Each picture bears what the classifier, without
-the TRN, makes of it: right in ink, wrong in red.
+The attacker knows the classifier and not the TRN. The images are ones that the classifier gets
+right when clean. Each picture bears what the classifier, without the TRN, makes of it: wrong in
+red.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from cli.files import check_writable
 from data.dataset import ImageDataset, collate
 from inference.evaluation_data import DataOptions, open_evaluation_data
 from inference.plots import INK, STYLE, write_png
+from inference.robustness import choose_gallery
 from models.classifier import RobustClassifier, undefended
 from models.named_models import load_named
 from models.trn import TRN
@@ -108,16 +110,20 @@ def show(options: Options) -> None:
     if not isinstance(model, RobustClassifier) or not isinstance(model.restore, TRN):
         raise ValueError(f"{named.name}: expected a RobustClassifier with a TRN, or --trn.")
     model.requires_grad_(False)
-    data = open_evaluation_data(options.data, options.checkpoint, options.images, 1, options.seed)
-    chosen = np.sort(data.indices)
-    dataset = ImageDataset(data.source, chosen, model.image_size)
+    some = 4 * options.images
+    data = open_evaluation_data(options.data, options.checkpoint, some, 1, options.seed)
+    dataset = ImageDataset(data.source, np.sort(data.indices), model.image_size)
     batch = collate([dataset[place] for place in range(len(dataset))], model.image_size)
+    with torch.no_grad():
+        predictions = undefended(model)(batch["images"]).argmax(1)
+    kept = choose_gallery(predictions.numpy(), batch["labels"].numpy(), options.images)
+    if not kept:
+        raise ValueError(f"{named.name}: expected an image that it gets right, found none.")
+    images, labels, indices = (batch[key][kept] for key in ("images", "labels", "indices"))
     attack = PGD(epsilon=options.epsilon, steps=10)
-    shown = columns(
-        model, batch["images"], batch["labels"], attack, image_seeds(options.seed, chosen)
-    )
+    shown = columns(model, images, labels, attack, image_seeds(options.seed, indices))
     with mpl.rc_context(STYLE):
-        write_png(draw(shown, batch["labels"], data.class_names), options.out, dots=110)
+        write_png(draw(shown, labels, data.class_names), options.out, dots=110)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.contract import Model
-from models.classifier import RobustClassifier, random_stages, reveal, set_draw, undefended
+from models.classifier import random_stages, reveal, set_draw, undefended
 from models.gcm import GCM
 from models.named_models import Named
 from models.trn import TRN
@@ -52,9 +52,7 @@ class Target:
         stages = [repr(each) for each in modules if isinstance(each, GCM)]
         if isinstance(self.model, nn.Module):
             stages += [repr(stage) for stage in random_stages(self.model)]
-        if isinstance(self.model, RobustClassifier):
-            restore = self.model.restore
-            stages += [] if isinstance(restore, nn.Identity) else [repr(restore)]
+        stages += [each.summary() for each in modules if isinstance(each, TRN)]
         weights = self.model.parameters() if isinstance(self.model, nn.Module) else ()
         return {
             "name": self.name,

@@ -106,6 +106,12 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
         if surrogate is not None and streams != "image":
             self.surrogate = Surrogate(channels=channels, **surrogate)
 
+    def summary(self) -> str:
+        """What it is, in a line."""
+        source = "the classifier" if self.surrogate is None else "its surrogate"
+        streams = " and ".join(self.stems)
+        return f"TRN(streams: {streams}; gradient map: {self.estimator}, from {source})"
+
     def forward(self, images: Tensor, classify: Classify) -> Tensor:
         """Restored images; the gradient map counts as a constant for autograd.
 

@@ -60,6 +60,21 @@ def test_every_attack_runs_through_both_views_then_the_controls():
     assert not plan.epsilon_curves and not plan.steps_curves
 
 
+def test_a_trn_is_also_attacked_past_it_by_what_follows_gradients():
+    restoring = target(bypassed=nn.Identity())
+    plan = plan_jobs(("pgd", "square"), "linf", (8 / 255,), 7, restoring, curves=True)
+    assert names(plan.main) == [
+        "pgd-7 linf 8/255 oblivious",
+        "pgd-7 linf 8/255 adaptive",
+        "pgd-7 linf 8/255 adaptive-bypass",
+        "square linf 8/255 oblivious",
+        "square linf 8/255 adaptive",
+        "noise linf 8/255 oblivious",
+        "pgd-7 linf 8/255 transfer",
+    ]
+    assert set(plan.steps_curves) == {"model", "revealed"}
+
+
 def test_without_a_twin_nothing_is_transferred():
     plan = plan_jobs(("pgd",), "linf", (0.1,), 7, HONEST, curves=False)
     assert [each.through for each in plan.main] == ["model", "revealed", "model"]

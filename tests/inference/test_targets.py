@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from inference.targets import LogProbabilities, Target, build_target
+from models.classifier import RobustClassifier
 from models.gcm import GCM, StraightThroughGCM
 from models.named_models import Named, load_named
 from models.resize_pad import RandomResizePad
+from models.trn import TRN
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMES = ["a", "b", "c"]
@@ -91,6 +93,26 @@ def test_gcm_is_revealed_and_taken_away_for_the_twin():
     assert target.twin is not None
     torch.testing.assert_close(target.twin(IMAGES), linear()(IMAGES))
     assert target.describe()["stages"] == ["GCM(omega=1e+20, epsilon=1e-08)"]
+
+
+def test_a_trn_is_revealed_bypassed_and_taken_away_for_the_twin():
+    torch.manual_seed(0)
+    classifier = RobustClassifier(class_names=NAMES, image_size=8, backbone=linear(), conceal=False)
+    alone = build(classifier)
+    assert alone.bypassed is None and not alone.hides
+    classifier.attach_trn(TRN(width=4, depth=1))
+    for weight in classifier.restore.parameters():
+        nn.init.normal_(weight, std=0.1)
+    target = build(classifier)
+    assert target.hides and target.bypassed is not None and target.twin is not None
+    expected = classifier(IMAGES)
+    torch.testing.assert_close(target.revealed(IMAGES), expected)
+    torch.testing.assert_close(target.bypassed(IMAGES), expected)
+    assert not torch.equal(target.twin(IMAGES), expected)
+    (stage,) = target.describe()["stages"]
+    assert stage == (
+        "TRN(streams: image and gradient; gradient map: predicted, from the classifier)"
+    )
 
 
 def test_another_twin_is_taken_where_one_is_named():

@@ -168,3 +168,30 @@ def test_bad_input_is_named(small_run: Path, tmp_path: Path, arguments: list[str
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_digits_are_restored_for_who_does_not_look(tmp_path: Path):
+    """From next to nothing to next to the clean accuracy, with attacks not trained on; and back to
+    next to nothing under an attacker who differentiates through the gradient map."""
+    learn = ("--model.backbone", "test_convnext", "--epochs", 5, "--optimizer.lr", "3e-3")
+    done = run_command("training/train.py", "--output", tmp_path / "run", *learn)
+    assert done.returncode == 0, done.stderr
+    attack = ("--objective.attacks", "[{epsilon: 28/255, steps: 4}]", "--optimizer.lr", "4e-3")
+    size = ("--trn.width", 12, "--epochs", 3, "--data.validation_limit", 32)
+    trn = train_trn(tmp_path / "trn", tmp_path / "run", *size, "--data.limit", 1437, *attack)
+    done = run_command(
+        "benchmarks/trn_table.py",
+        *("--checkpoint", tmp_path / "run", "--trn", trn, "--out", tmp_path / "table.md"),
+        *("--limit", 96, "--adaptive_limit", 32, "--epsilon", "28/255"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in (tmp_path / "table.md").read_text().splitlines()[4:]]
+    table = {row[0].strip(): [cell.split()[0] for cell in row[1:]] for row in rows}
+    assert set(table) == {"clean", "FGSM", "FFGSM", "BIM-10", "PGD-10", "MIM-10"}
+    clean = float(table.pop("clean")[1])
+    assert clean > 85
+    for row in table.values():
+        alone, restored, _, through_the_map, _, worst = map(float, row)
+        assert alone < 40 and restored > max(alone + 30, 0.75 * clean)
+        assert worst <= through_the_map < restored
+    assert float(table["PGD-10"][0]) < 10 and float(table["PGD-10"][3]) < 30
