@@ -132,7 +132,7 @@ class TRN(nn.Module):
         self.estimator, self.top_k = config["estimator"], config["top_k"]
         self.differentiable = False
         names, depth = config["streams"], config["depth"]
-        self.depth = depth
+        self.names, self.depth = names, depth  # torch 1.5 sorts the keys of a ModuleDict
         self.stems = nn.ModuleDict({name: patches(3, width, self.stride) for name in names})
         self.blocks = nn.ModuleDict(
             {name: nn.ModuleList([Residual(width) for _ in range(depth)]) for name in names}
@@ -171,8 +171,8 @@ class TRN(nn.Module):
         padding = (0, -width % self.stride, 0, -height % self.stride)
         inputs = {"image": images, "gradient": gradients}
         streams = {
-            name: stem(F.pad(inputs[name], padding, mode="replicate"))
-            for name, stem in self.stems.items()
+            name: self.stems[name](F.pad(inputs[name], padding, mode="replicate"))
+            for name in self.names
         }
         for place in range(self.depth):
             blocks = {name: each[place] for name, each in self.blocks.items()}  # type: ignore
@@ -180,6 +180,6 @@ class TRN(nn.Module):
             if len(self.fusions):
                 fused = self.fusions[place](streams["image"], streams["gradient"])
                 streams = {"image": fused[0], "gradient": fused[1]}
-        together = torch.cat([streams[name] for name in self.stems], 1)
+        together = torch.cat([streams[name] for name in self.names], 1)
         correction = F.pixel_shuffle(self.head(together), self.stride)
         return (images + correction[:, :, :height, :width]).clamp(0, 1)
