@@ -1,72 +1,30 @@
 """The training of every run: a plain PyTorch loop under accelerate."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from attacks.randomness import image_seeds
 from data.gather import gather_by_index
-from data.loader import Batch, EvaluationLoader, MicroBatch, TrainingLoader, micro_batches
-from models.classifier import RobustClassifier
-from models.trn import TRN
-from training.recipe import RunRecipe
+from data.loader import Batch, EvaluationLoader, MicroBatch, micro_batches
+from training.overfitting import collapse_warning, collapsed_epoch
+from training.parts import Examples, Objective, Training, derived_seed
 from training.run_folder import RunFolder
-
-Chunk = tuple[Tensor, Tensor, Tensor]
-"""Images (B, 3, H, W); labels (B,) or probabilities (B, num_classes); seeds (B,)."""
-
-
-@dataclass(kw_only=True)
-class Training:
-    """What a run works with; model and optimizer are accelerate's, the rest is plain."""
-
-    recipe: RunRecipe
-    accelerator: Accelerator
-    classifier: RobustClassifier
-    """The bare RobustClassifier inside `model`."""
-    model: nn.Module
-    optimizer: Any
-    scheduler: Scheduler
-    objective: Callable[[nn.Module, RobustClassifier, Chunk], Tensor]
-    """The mean loss of `model`, whose bare classifier is given too, on a chunk."""
-    validation_attacks: Mapping[str, Callable[..., Tensor]]
-    """What is measured each epoch beside clean accuracy: by name, a function from classifier,
-    images, labels and seeds to attacked images."""
-    train_loader: TrainingLoader
-    mixup: Mixup | None = None
-    ema: ModelEmaV3 | None = None
-    repeats_attacks: bool = False
-    """Whether an image's seed stays the same in every epoch."""
-    keep: Callable[[RobustClassifier], RobustClassifier | TRN] = field(default=lambda model: model)
-    """What of the best epoch is written to the run folder."""
-
-    @property
-    def evaluated(self) -> RobustClassifier:
-        """The model that is validated and kept: the average where there is one."""
-        return cast(RobustClassifier, self.ema.module) if self.ema else self.classifier
-
-
-def derived_seed(*parts: int) -> int:
-    """A 32-bit seed that is a function of all parts."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> None:
     """Train from where the run folder stands, validate, keep the best and the last epoch."""
     accelerator = training.accelerator
     for epoch in range(len(folder.rows), training.recipe.epochs):
-        row = {"epoch": epoch + 1, **train_epoch(training, epoch)}
+        objective = objective_after(training, folder.rows)
+        row = {"epoch": epoch + 1, **train_epoch(training, objective, epoch)}
         row |= validate(training, training.evaluated, validation, "val")
         folder.rows.append(row)
         accelerator.log(row, step=epoch + 1)
@@ -74,10 +32,19 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
             if folder.best_epoch() == epoch + 1:
                 folder.write_best(training.keep(training.evaluated))
             folder.write_metrics()
+            if warning := collapse_warning(folder.rows, falls_back=bool(training.fall_back)):
+                print(warning, file=sys.stderr)
         folder.save_state(accelerator, training.ema)
 
 
-def train_epoch(training: Training, epoch: int) -> dict[str, float]:
+def objective_after(training: Training, rows: list[dict[str, float]]) -> Objective:
+    """What is minimised after epochs with these metrics: a function of the metrics alone."""
+    if training.fall_back and collapsed_epoch(rows):
+        return training.fall_back
+    return training.objective
+
+
+def train_epoch(training: Training, objective: Objective, epoch: int) -> dict[str, float]:
     """Train on each image once (but for an uneven last batch); mean loss and last learning rate.
 
     Raises:
@@ -93,28 +60,39 @@ def train_epoch(training: Training, epoch: int) -> dict[str, float]:
         set_seed(derived_seed(training.recipe.seed, epoch, step, accelerator.process_index))
         draw = 0 if training.repeats_attacks else epoch
         seeds = image_seeds(derived_seed(training.recipe.seed, draw), batch["indices"])
-        total += train_step(training, batch, seeds, update=epoch * len(loader) + step)
+        total += train_step(training, objective, (batch, seeds), update=epoch * len(loader) + step)
     loss = float(accelerator.reduce(total, "mean")) / len(loader)  # pyright: ignore[reportArgumentType]
     if not np.isfinite(loss):
         raise FloatingPointError(f"epoch {epoch + 1}: expected a finite loss, found {loss}.")
     return {"train_loss": loss, "lr": training.optimizer.param_groups[0]["lr"]}
 
 
-def train_step(training: Training, batch: Batch, seeds: Tensor, update: int) -> Tensor:
-    """One update of the weights from this process's share of a batch; its mean loss, detached."""
+def train_step(
+    training: Training, objective: Objective, batch: tuple[Batch, Tensor], update: int
+) -> Tensor:
+    """One update of the weights from this process's share of a batch; its mean loss, detached.
+
+    Args:
+        training: The run.
+        objective: What is minimised.
+        batch: The images and their seeds.
+        update: How many updates came before.
+    """
     recipe, accelerator = training.recipe, training.accelerator
     parts = recipe.gradient_accumulation
     total = torch.zeros((), device=accelerator.device)
-    columns = (batch["images"], batch["labels"], seeds)
-    for images, labels, chunk_seeds in zip(*(each.chunk(parts) for each in columns), strict=True):
+    columns = (batch[0]["images"], batch[0]["labels"], batch[1])
+    for images, labels, seeds in zip(*(each.chunk(parts) for each in columns), strict=True):
         with accelerator.accumulate(training.model):
             images, targets = images.to(accelerator.device), labels.to(accelerator.device)
             if training.mixup:
                 images, targets = training.mixup(images, targets)
             with accelerator.autocast():
-                chunk = (images, targets, chunk_seeds)
-                loss = training.objective(training.model, training.classifier, chunk)
-            accelerator.backward(loss)
+                examples = objective.examples(training.classifier, (images, targets, seeds))
+            with perturbation(training, objective, examples, update):
+                with accelerator.autocast():
+                    loss = objective.loss(training.model, examples)
+                accelerator.backward(loss)
             if accelerator.sync_gradients and recipe.optimizer.clip_grad:
                 accelerator.clip_grad_norm_(training.model.parameters(), recipe.optimizer.clip_grad)
             training.optimizer.step()
@@ -124,6 +102,22 @@ def train_step(training: Training, batch: Batch, seeds: Tensor, update: int) -> 
     if training.ema:
         training.ema.update(training.classifier, step=update)
     return total
+
+
+def perturbation(
+    training: Training, objective: Objective, examples: Examples, update: int
+) -> AbstractContextManager[None]:
+    """The block in which the weights are perturbed against the loss of the examples, if at all."""
+    perturb, accelerator = training.perturbation, training.accelerator
+    if perturb is None or update < perturb.first_update:
+        return nullcontext()
+
+    def loss(classifier: nn.Module) -> Tensor:
+        with accelerator.autocast():
+            return objective.loss(classifier, examples)
+
+    mean = partial(accelerator.reduce, reduction="mean")
+    return perturb(training.classifier, loss, mean)  # pyright: ignore[reportArgumentType]
 
 
 def validate(
