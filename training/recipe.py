@@ -151,7 +151,7 @@ class RunRecipe:
     overwrite: bool = False
     """Replace a run that stands in the run folder."""
     resume: bool = False
-    """Go on from the last whole epoch in the run folder."""
+    """Go on from the last state in the run folder."""
     seed: int = 0
     """Of every random draw: split, order, augmentation, weights, attacks."""
     epochs: int = 5
@@ -164,6 +164,8 @@ class RunRecipe:
     """Autocast of accelerate; GCM and gradient maps stay in float32."""
     ema_decay: float | None = None
     """Average the weights with this decay and keep the average as the best; null for none."""
+    save_steps: int | None = None
+    """Save the state every so many steps of an epoch, too, and not at its end alone."""
     trackers: Names = Names("tensorboard")
     """Trackers of accelerate that get the metrics: tensorboard, wandb, mlflow, …"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -175,6 +177,8 @@ class RunRecipe:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, received {getattr(self, name)}.")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ValueError(f"save_steps: expected at least 1, received {self.save_steps}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected between 0 and 1, received {self.ema_decay}.")
 
