@@ -186,7 +186,7 @@ def run(
         work(parse(options, sys.argv[1:], default_config, description))
     except UsageError as error:
         status, message = 2, f"{error}\nSee --help."
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("ROBUST_TRACEBACK"):
             raise
         status, message = 1, str(error)

@@ -32,7 +32,7 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     """The processes and the run folder.
 
     Raises:
-        ValueError: see `RunFolder`.
+        ValueError: see `RunFolder`; or `auto_batch_size` with several processes.
     """
     accelerator = start_accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -40,6 +40,11 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
         log_with=list(recipe.trackers),  # pyright: ignore[reportArgumentType]
         project_dir=recipe.output,
     )
+    if recipe.auto_batch_size and accelerator.num_processes > 1:
+        raise ValueError(
+            f"auto_batch_size: expected one process, received {accelerator.num_processes}; "
+            "set gradient_accumulation."
+        )
     with accelerator.main_process_first():  # the others find what it made
         folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     return accelerator, folder

@@ -13,7 +13,9 @@ from tqdm import tqdm
 from attacks.randomness import image_seeds
 from cli.command import StoppedError
 from data.loader import Batch, EvaluationLoader
+from training.epoch_losses import EpochLosses
 from training.interruption import Interruption
+from training.memory import with_room
 from training.overfitting import collapse_warning, collapsed_epoch
 from training.parts import Examples, Objective, Training, derived_seed
 from training.run_folder import RunFolder
@@ -25,7 +27,8 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
 
     Raises:
         StoppedError: SIGTERM or SIGINT came; the state is saved.
-        FloatingPointError: the loss is NaN or infinite; the last state is one before that.
+        FloatingPointError: a loss or weight is NaN or infinite; the last state is one before that.
+        MemoryError: see `with_room`.
     """
     accelerator = training.accelerator
     with Interruption(accelerator) as interruption:
@@ -65,39 +68,27 @@ def train_epoch(
     """Train on each image once (but for an uneven last batch); mean loss and last learning rate.
 
     Begins where the run folder's last state stands within the epoch.
-
-    Raises:
-        As `fit`.
     """
     accelerator, loader = training.accelerator, training.train_loader
-    epoch, start, save_steps = len(folder.rows), len(folder.losses), training.recipe.save_steps
+    epoch, save_steps = len(folder.rows), training.recipe.save_steps
     objective = objective_after(training, folder.rows)
-    losses = torch.zeros(len(loader), device=accelerator.device)
-    losses[:start] = folder.losses
-    loader.set_epoch(epoch, start)
+    losses = EpochLosses(folder, len(loader), accelerator.device)
+    loader.set_epoch(epoch, losses.start)
     training.model.train()
     show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
-    for step, batch in enumerate(show(loader, initial=start, total=len(loader)), start):
-        losses[step] = train_step(training, objective, batch, (epoch, step))
-        done, number = step + 1, interruption.after_step()
+    for batch in show(loader, initial=losses.start, total=len(loader)):
+        lr = training.optimizer.param_groups[0]["lr"]
+        loss = train_step(training, objective, batch, (epoch, losses.done))
+        losses.add(loss, lr, training.classifier)
+        done, number = losses.done, interruption.after_step()
         if number or (save_steps and done % save_steps == 0 and done < len(loader)):
-            check_finite(training, losses[:done], epoch)
-            folder.save_state(accelerator, training.ema, losses[:done])
+            losses.check(training.classifier)
+            folder.save_state(accelerator, training.ema, losses.values[:done])
         if number:
             stop(training, number, f"epoch {epoch + 1}, step {done} of {len(loader)}")
-    check_finite(training, losses, epoch)
-    loss = float(accelerator.reduce(losses.sum(), "mean")) / len(loader)  # pyright: ignore[reportArgumentType]
+    losses.check(training.classifier)
+    loss = float(accelerator.reduce(losses.mean(), "mean"))  # pyright: ignore[reportArgumentType]
     return {"train_loss": loss, "lr": training.optimizer.param_groups[0]["lr"]}
-
-
-def check_finite(training: Training, losses: Tensor, epoch: int) -> None:
-    """Raise FloatingPointError unless all losses of an epoch are finite. Waits for the device."""
-    finite = losses.isfinite()
-    if not finite.all():
-        step = int((~finite).nonzero()[0])
-        raise FloatingPointError(
-            f"epoch {epoch + 1}, step {step + 1}: expected a finite loss, found {losses[step]}."
-        )
 
 
 def train_step(
@@ -112,27 +103,38 @@ def train_step(
         place: Epoch and step, both from 0.
     """
     recipe, accelerator, (epoch, step) = training.recipe, training.accelerator, place
-    # Drop-path and mixing then depend on nothing that came before, such as a resume.
-    set_seed(derived_seed(recipe.seed, epoch, step, accelerator.process_index))
-    accelerator.step = (
-        0  # of accumulation: a state may come from a run with another number of parts
-    )
     draw = 0 if training.repeats_attacks else epoch
     seeds = image_seeds(derived_seed(recipe.seed, draw), batch["indices"])
     update = epoch * len(training.train_loader) + step
-    parts = recipe.gradient_accumulation
-    total = torch.zeros((), device=accelerator.device)
-    columns = (batch["images"], batch["labels"], seeds)
-    for chunk in zip(*(each.chunk(parts) for each in columns), strict=True):
-        with accelerator.accumulate(training.model):
-            total += backward(training, objective, chunk, update) / parts
-            if accelerator.sync_gradients and recipe.optimizer.clip_grad:
-                accelerator.clip_grad_norm_(training.model.parameters(), recipe.optimizer.clip_grad)
-            training.optimizer.step()
-            training.optimizer.zero_grad()
+
+    def gradients() -> Tensor:
+        # Drop-path and mixing then depend on nothing that came before, such as a resume.
+        set_seed(derived_seed(recipe.seed, epoch, step, accelerator.process_index))
+        columns = (batch["images"], batch["labels"], seeds)
+        return accumulate(training, objective, columns, update)
+
+    loss = with_room(training, len(seeds), gradients)
+    if recipe.optimizer.clip_grad:
+        accelerator.clip_grad_norm_(training.model.parameters(), recipe.optimizer.clip_grad)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
     training.scheduler.step_update(update + 1)
     if training.ema:
         training.ema.update(training.classifier, step=update)
+    return loss
+
+
+def accumulate(
+    training: Training, objective: Objective, columns: tuple[Tensor, ...], update: int
+) -> Tensor:
+    """Add up the gradients of the parts of a process's share; its mean loss, detached."""
+    accelerator = training.accelerator
+    parts = accelerator.gradient_accumulation_steps
+    accelerator.step = 0  # of the accumulation, whose parts a resumed run may have set anew
+    total = torch.zeros((), device=accelerator.device)
+    for chunk in zip(*(each.chunk(parts) for each in columns), strict=True):
+        with accelerator.accumulate(training.model):
+            total += backward(training, objective, chunk, update) / parts
     return total
 
 
@@ -141,7 +143,9 @@ def backward(
 ) -> Tensor:
     """Add the gradient of a chunk's mean loss; that loss, detached."""
     accelerator, (images, labels, seeds) = training.accelerator, chunk
-    images, targets = images.to(accelerator.device), labels.to(accelerator.device)
+    # A copy: mixing writes into it, and a step may be done again.
+    images = images.to(accelerator.device, copy=training.mixup is not None)
+    targets = labels.to(accelerator.device)
     if training.mixup:
         images, targets = training.mixup(images, targets)
     with accelerator.autocast():

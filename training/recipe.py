@@ -160,6 +160,8 @@ class RunRecipe:
     """Images a step over all processes together, however many there are."""
     gradient_accumulation: int = 1
     """Parts that a process cuts its share of a step into, to fit in memory."""
+    auto_batch_size: bool = False
+    """Where memory runs out, double gradient_accumulation and go on; of one process only."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast of accelerate; GCM and gradient maps stay in float32."""
     ema_decay: float | None = None

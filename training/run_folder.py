@@ -34,7 +34,7 @@ from training.recipe import RunRecipe, as_plain
 
 MAY_CHANGE = {
     *("output", "trackers", "root", "download", "num_workers"),
-    *("gradient_accumulation", "save_steps"),
+    *("gradient_accumulation", "auto_batch_size", "save_steps"),
 }
 """Keys of a recipe that decide no weight, or where things are: a resumed run may set them anew."""
 
