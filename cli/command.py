@@ -1,6 +1,7 @@
 """One way to run a command: options from a dataclass, errors in a line or three, exit status.
 
-Exit status: 0 done; 1 the work failed or the input is bad; 2 wrong usage.
+Exit status: 0 done; 1 the work failed or the input is bad; 2 wrong usage; 130 and 143 stopped by
+SIGINT (Ctrl-C) and SIGTERM.
 Set ROBUST_TRACEBACK=1 to see where an error came from.
 """
 
@@ -66,6 +67,19 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionH
 
 class UsageError(Exception):
     """The command line itself is wrong: exit status 2."""
+
+
+class StoppedError(Exception):
+    """The work stopped for a signal, in good order: exit status 128 + its number.
+
+    Args:
+        number: Of the signal.
+        message: What a user may do; empty where another process says it.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.status = 128 + number
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -172,13 +186,16 @@ def run(
         work(parse(options, sys.argv[1:], default_config, description))
     except UsageError as error:
         status, message = 2, f"{error}\nSee --help."
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if os.environ.get("ROBUST_TRACEBACK"):
             raise
         status, message = 1, str(error)
+    except StoppedError as stop:
+        status, message = stop.status, str(stop)
     except KeyboardInterrupt:
         status, message = 130, "interrupted."
     else:
         sys.exit(0)
-    print(f"error: {message}", file=sys.stderr)
+    if message:
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

@@ -1,9 +1,7 @@
 """From a recipe to the objects of a run."""
 
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
@@ -16,44 +14,25 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cli.processes import start_accelerator
-from data.augmentation import build_augmentation
-from data.loader import (
-    MICRO_BATCH,
-    EvaluationLoader,
-    ImageDataset,
-    TrainingLoader,
-    evaluation_loader,
-    training_loader,
-)
-from data.sources import (
-    Source,
-    available_splits,
-    open_source,
-    split_train_validation,
-    stratified_subset,
-)
 from models.classifier import RobustClassifier, load_trn, load_weights
-from training.loop import Training
-from training.objectives import attack_revealed, build_objective, validation_attack
-from training.recipe import DataConfig, Recipe, RunRecipe
+from training.load_data import TrainingData
+from training.objectives import (
+    attack_revealed,
+    build_fall_back,
+    build_objective,
+    validation_attack,
+)
+from training.parts import Training
+from training.recipe import ObjectiveConfig, Recipe, RunRecipe
 from training.run_folder import RunFolder
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """The loaders of one process; `test` is None where the source has no test images."""
-
-    class_names: list[str]
-    train: TrainingLoader
-    validation: EvaluationLoader
-    test: EvaluationLoader | None
+from training.weight_perturbation import WeightPerturbation
 
 
 def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     """The processes and the run folder.
 
     Raises:
-        ValueError: see `RunFolder`.
+        ValueError: see `RunFolder`; or `auto_batch_size` with several processes.
     """
     accelerator = start_accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -61,82 +40,14 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
         log_with=list(recipe.trackers),  # pyright: ignore[reportArgumentType]
         project_dir=recipe.output,
     )
+    if recipe.auto_batch_size and accelerator.num_processes > 1:
+        raise ValueError(
+            f"auto_batch_size: expected one process, received {accelerator.num_processes}; "
+            "set gradient_accumulation."
+        )
     with accelerator.main_process_first():  # the others find what it made
         folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     return accelerator, folder
-
-
-def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> TrainingData:
-    """Training, validation and test images of this process.
-
-    Validation images are the source's own val split, else a stratified share of the training
-    images; the test images are never used to choose anything.
-
-    Raises:
-        ValueError: no such data, no labels, or a batch that the processes cannot share evenly.
-    """
-    config, parts = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
-    if recipe.batch_size % parts:
-        raise ValueError(
-            f"batch_size: expected a multiple of processes x gradient_accumulation = {parts}, "
-            f"received {recipe.batch_size}."
-        )
-    with accelerator.main_process_first():  # one process downloads
-        source = _open(config, "train")
-    if source.labels is None or source.class_names is None:
-        raise ValueError(f"data.name: expected a source with labels, received {config.name}.")
-    splits = available_splits(config.name, config.root)
-    chosen = stratified_subset(source.labels, config.limit, recipe.seed)
-    fraction = 0 if "val" in splits else config.validation_fraction
-    kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
-    held_out = chosen[held_out]
-    validation = source
-    if "val" in splits:
-        validation = _open(config, "val")
-        held_out = np.arange(len(validation))
-    assert validation.labels is not None
-    some = stratified_subset(validation.labels[held_out], config.validation_limit, recipe.seed)
-    evaluation = partial(_evaluation_loader, recipe, image_size, accelerator)
-    return TrainingData(
-        class_names=source.class_names,
-        train=_training_loader(recipe, image_size, accelerator, source, chosen[kept]),
-        validation=evaluation(validation, held_out[some]),
-        test=evaluation(_open(config, "test"), None) if "test" in splits else None,
-    )
-
-
-def _open(config: DataConfig, split: str) -> Source:
-    return open_source(config.name, config.root, split, download=config.download)
-
-
-def _training_loader(
-    recipe: RunRecipe, size: int, accelerator: Accelerator, source: Source, indices: np.ndarray
-) -> TrainingLoader:
-    augmentation = build_augmentation(recipe.data.augmentation, size, flip=recipe.data.flip)
-    return training_loader(
-        ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
-        batch_size=recipe.batch_size,
-        num_workers=recipe.data.num_workers,
-        seed=recipe.seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-
-
-def _evaluation_loader(
-    recipe: RunRecipe,
-    size: int,
-    accelerator: Accelerator,
-    source: Source,
-    indices: np.ndarray | None,
-) -> EvaluationLoader:
-    return evaluation_loader(
-        ImageDataset(source, indices, size),
-        batch_size=MICRO_BATCH,
-        num_workers=recipe.data.num_workers,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
 
 
 def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier:
@@ -198,11 +109,23 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
         optimizer=prepared,
         scheduler=scheduler,
         objective=build_objective(recipe.objective),
+        fall_back=build_fall_back(recipe.objective),
+        perturbation=build_perturbation(recipe.objective, len(data.train)),
         validation_attacks={"robust_accuracy": partial(attack_revealed, attack)} if attack else {},
         mixup=build_mixup(recipe, len(data.class_names)),
         ema=ema.to(accelerator.device) if ema else None,
         train_loader=data.train,
     )
+
+
+def build_perturbation(
+    config: ObjectiveConfig, updates_per_epoch: int
+) -> WeightPerturbation | None:
+    """The perturbation of the weights that a recipe asks for."""
+    if config.awp_gamma == 0:
+        return None
+    first_update = config.awp_warmup * updates_per_epoch
+    return WeightPerturbation(gamma=config.awp_gamma, first_update=first_update)
 
 
 def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:

@@ -1,180 +1,173 @@
 """The training of every run: a plain PyTorch loop under accelerate."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from attacks.randomness import image_seeds
-from data.gather import gather_by_index
-from data.loader import Batch, EvaluationLoader, MicroBatch, TrainingLoader, micro_batches
-from models.classifier import RobustClassifier
-from models.trn import TRN
-from training.recipe import RunRecipe
+from cli.command import StoppedError
+from data.loader import Batch, EvaluationLoader
+from training.epoch_losses import EpochLosses
+from training.interruption import Interruption
+from training.memory import with_room
+from training.overfitting import collapse_warning, collapsed_epoch
+from training.parts import Examples, Objective, Training, derived_seed
 from training.run_folder import RunFolder
-
-Chunk = tuple[Tensor, Tensor, Tensor]
-"""Images (B, 3, H, W); labels (B,) or probabilities (B, num_classes); seeds (B,)."""
-
-
-@dataclass(kw_only=True)
-class Training:
-    """What a run works with; model and optimizer are accelerate's, the rest is plain."""
-
-    recipe: RunRecipe
-    accelerator: Accelerator
-    classifier: RobustClassifier
-    """The bare RobustClassifier inside `model`."""
-    model: nn.Module
-    optimizer: Any
-    scheduler: Scheduler
-    objective: Callable[[nn.Module, RobustClassifier, Chunk], Tensor]
-    """The mean loss of `model`, whose bare classifier is given too, on a chunk."""
-    validation_attacks: Mapping[str, Callable[..., Tensor]]
-    """What is measured each epoch beside clean accuracy: by name, a function from classifier,
-    images, labels and seeds to attacked images."""
-    train_loader: TrainingLoader
-    mixup: Mixup | None = None
-    ema: ModelEmaV3 | None = None
-    repeats_attacks: bool = False
-    """Whether an image's seed stays the same in every epoch."""
-    keep: Callable[[RobustClassifier], RobustClassifier | TRN] = field(default=lambda model: model)
-    """What of the best epoch is written to the run folder."""
-
-    @property
-    def evaluated(self) -> RobustClassifier:
-        """The model that is validated and kept: the average where there is one."""
-        return cast(RobustClassifier, self.ema.module) if self.ema else self.classifier
-
-
-def derived_seed(*parts: int) -> int:
-    """A 32-bit seed that is a function of all parts."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+from training.validation import validate
 
 
 def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> None:
-    """Train from where the run folder stands, validate, keep the best and the last epoch."""
-    accelerator = training.accelerator
-    for epoch in range(len(folder.rows), training.recipe.epochs):
-        row = {"epoch": epoch + 1, **train_epoch(training, epoch)}
-        row |= validate(training, training.evaluated, validation, "val")
-        folder.rows.append(row)
-        accelerator.log(row, step=epoch + 1)
-        if accelerator.is_main_process:
-            if folder.best_epoch() == epoch + 1:
-                folder.write_best(training.keep(training.evaluated))
-            folder.write_metrics()
-        folder.save_state(accelerator, training.ema)
-
-
-def train_epoch(training: Training, epoch: int) -> dict[str, float]:
-    """Train on each image once (but for an uneven last batch); mean loss and last learning rate.
+    """Train from where the run folder stands, validate, keep the best and the last epoch.
 
     Raises:
-        FloatingPointError: the loss is NaN or infinite; the weights are those of the failed step.
+        StoppedError: SIGTERM or SIGINT came; the state is saved.
+        FloatingPointError: a loss or weight is NaN or infinite; the last state is one before that.
+        MemoryError: see `with_room`.
+    """
+    accelerator = training.accelerator
+    with Interruption(accelerator) as interruption:
+        for epoch in range(len(folder.rows), training.recipe.epochs):
+            row = {"epoch": epoch + 1, **train_epoch(training, folder, interruption)}
+            row |= validate(training, training.evaluated, validation, "val")
+            folder.add_row(row)
+            accelerator.log(row, step=epoch + 1)
+            if accelerator.is_main_process:
+                if folder.best_epoch() == epoch + 1:
+                    folder.write_best(training.keep(training.evaluated))
+                folder.write_metrics()
+                if warning := collapse_warning(folder.rows, falls_back=bool(training.fall_back)):
+                    print(warning, file=sys.stderr)
+            folder.save_state(accelerator, training.ema)
+            if number := interruption.after_epoch():
+                stop(training, number, f"epoch {epoch + 1}")
+
+
+def stop(training: Training, number: int, place: str) -> None:
+    """End the run for a signal, behind a state that was saved at this place."""
+    training.accelerator.end_training()  # the trackers write what they hold
+    text = f"{signal.Signals(number).name}: stopped after {place}; go on with --resume."
+    raise StoppedError(number, text if training.accelerator.is_main_process else "")
+
+
+def objective_after(training: Training, rows: list[dict[str, float]]) -> Objective:
+    """What is minimised after epochs with these metrics: a function of the metrics alone."""
+    if training.fall_back and collapsed_epoch(rows):
+        return training.fall_back
+    return training.objective
+
+
+def train_epoch(
+    training: Training, folder: RunFolder, interruption: Interruption
+) -> dict[str, float]:
+    """Train on each image once (but for an uneven last batch); mean loss and last learning rate.
+
+    Begins where the run folder's last state stands within the epoch.
     """
     accelerator, loader = training.accelerator, training.train_loader
-    loader.set_epoch(epoch)
+    epoch, save_steps = len(folder.rows), training.recipe.save_steps
+    objective = objective_after(training, folder.rows)
+    losses = EpochLosses(folder, len(loader), accelerator.device)
+    loader.set_epoch(epoch, losses.start)
     training.model.train()
-    total = torch.zeros((), device=accelerator.device)
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
-    for step, batch in enumerate(bar):
-        # Drop-path and mixing then depend on nothing that came before, such as a resume.
-        set_seed(derived_seed(training.recipe.seed, epoch, step, accelerator.process_index))
-        draw = 0 if training.repeats_attacks else epoch
-        seeds = image_seeds(derived_seed(training.recipe.seed, draw), batch["indices"])
-        total += train_step(training, batch, seeds, update=epoch * len(loader) + step)
-    loss = float(accelerator.reduce(total, "mean")) / len(loader)  # pyright: ignore[reportArgumentType]
-    if not np.isfinite(loss):
-        raise FloatingPointError(f"epoch {epoch + 1}: expected a finite loss, found {loss}.")
+    show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
+    for batch in show(loader, initial=losses.start, total=len(loader)):
+        lr = training.optimizer.param_groups[0]["lr"]
+        loss = train_step(training, objective, batch, (epoch, losses.done))
+        losses.add(loss, lr, training.classifier)
+        done, number = losses.done, interruption.after_step()
+        if number or (save_steps and done % save_steps == 0 and done < len(loader)):
+            losses.check(training.classifier)
+            folder.save_state(accelerator, training.ema, losses.values[:done])
+        if number:
+            stop(training, number, f"epoch {epoch + 1}, step {done} of {len(loader)}")
+    losses.check(training.classifier)
+    loss = float(accelerator.reduce(losses.mean(), "mean"))  # pyright: ignore[reportArgumentType]
     return {"train_loss": loss, "lr": training.optimizer.param_groups[0]["lr"]}
 
 
-def train_step(training: Training, batch: Batch, seeds: Tensor, update: int) -> Tensor:
-    """One update of the weights from this process's share of a batch; its mean loss, detached."""
-    recipe, accelerator = training.recipe, training.accelerator
-    parts = recipe.gradient_accumulation
-    total = torch.zeros((), device=accelerator.device)
-    columns = (batch["images"], batch["labels"], seeds)
-    for images, labels, chunk_seeds in zip(*(each.chunk(parts) for each in columns), strict=True):
-        with accelerator.accumulate(training.model):
-            images, targets = images.to(accelerator.device), labels.to(accelerator.device)
-            if training.mixup:
-                images, targets = training.mixup(images, targets)
-            with accelerator.autocast():
-                chunk = (images, targets, chunk_seeds)
-                loss = training.objective(training.model, training.classifier, chunk)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and recipe.optimizer.clip_grad:
-                accelerator.clip_grad_norm_(training.model.parameters(), recipe.optimizer.clip_grad)
-            training.optimizer.step()
-            training.optimizer.zero_grad()
-        total += loss.detach() / parts
-    training.scheduler.step_update(update + 1)
-    if training.ema:
-        training.ema.update(training.classifier, step=update)
-    return total
-
-
-def validate(
-    training: Training, model: nn.Module, loader: EvaluationLoader, split: str
-) -> dict[str, float]:
-    """Mean loss and accuracy over all processes, each image counted once.
-
-    The same under each of `validation_attacks`, of images that are right without it too.
+def train_step(
+    training: Training, objective: Objective, batch: Batch, place: tuple[int, int]
+) -> Tensor:
+    """One update of the weights from this process's share of a batch; its mean loss, detached.
 
     Args:
         training: The run.
-        model: The bare model to measure, in any mode; left in eval mode.
-        loader: This process's share of the images.
-        split: Prefix of the names in the result.
+        objective: What is minimised.
+        batch: The images.
+        place: Epoch and step, both from 0.
     """
-    accelerator = training.accelerator
-    model.eval()
-    rows = list[dict[str, Tensor]]()
-    batches = tqdm(
-        micro_batches(loader),
-        desc=split,
-        total=loader.num_micro_batches,
-        leave=False,
-        disable=not accelerator.is_main_process,
-    )
-    for batch in batches:
-        rows.append(measure(training, model, batch))
-    names = rows[0].keys() if rows else ()
-    columns = {name: torch.cat([row[name] for row in rows]) for name in names}
-    indices = columns.pop("index", torch.empty(0, dtype=torch.int64))
-    columns = gather_by_index(accelerator, indices, columns, expected=loader.dataset.indices)
-    return {f"{split}_{name}": float(values.mean()) for name, values in columns.items()}
+    recipe, accelerator, (epoch, step) = training.recipe, training.accelerator, place
+    draw = 0 if training.repeats_attacks else epoch
+    seeds = image_seeds(derived_seed(recipe.seed, draw), batch["indices"])
+    update = epoch * len(training.train_loader) + step
+
+    def gradients() -> Tensor:
+        # Drop-path and mixing then depend on nothing that came before, such as a resume.
+        set_seed(derived_seed(recipe.seed, epoch, step, accelerator.process_index))
+        columns = (batch["images"], batch["labels"], seeds)
+        return accumulate(training, objective, columns, update)
+
+    loss = with_room(training, len(seeds), gradients)
+    if recipe.optimizer.clip_grad:
+        accelerator.clip_grad_norm_(training.model.parameters(), recipe.optimizer.clip_grad)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    training.scheduler.step_update(update + 1)
+    if training.ema:
+        training.ema.update(training.classifier, step=update)
+    return loss
 
 
-def measure(training: Training, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
-    """Index, loss and correctness of each true image of a micro-batch, shape (count,) each."""
+def accumulate(
+    training: Training, objective: Objective, columns: tuple[Tensor, ...], update: int
+) -> Tensor:
+    """Add up the gradients of the parts of a process's share; its mean loss, detached."""
     accelerator = training.accelerator
-    images, labels = batch["images"].to(accelerator.device), batch["labels"].to(accelerator.device)
-    labels = labels.clamp(min=0)  # padding has label -1
-    with torch.no_grad(), accelerator.autocast():
-        logits = model(images).float()
-    result = {
-        "index": batch["indices"],
-        "loss": F.cross_entropy(logits, labels, reduction="none"),
-        "accuracy": (logits.argmax(1) == labels).double(),
-    }
-    for name, attack in training.validation_attacks.items():
-        seeds = image_seeds(training.recipe.seed, batch["indices"].clamp(min=0))
+    parts = accelerator.gradient_accumulation_steps
+    accelerator.step = 0  # of the accumulation, whose parts a resumed run may have set anew
+    total = torch.zeros((), device=accelerator.device)
+    for chunk in zip(*(each.chunk(parts) for each in columns), strict=True):
+        with accelerator.accumulate(training.model):
+            total += backward(training, objective, chunk, update) / parts
+    return total
+
+
+def backward(
+    training: Training, objective: Objective, chunk: tuple[Tensor, ...], update: int
+) -> Tensor:
+    """Add the gradient of a chunk's mean loss; that loss, detached."""
+    accelerator, (images, labels, seeds) = training.accelerator, chunk
+    # A copy: mixing writes into it, and a step may be done again.
+    images = images.to(accelerator.device, copy=training.mixup is not None)
+    targets = labels.to(accelerator.device)
+    if training.mixup:
+        images, targets = training.mixup(images, targets)
+    with accelerator.autocast():
+        examples = objective.examples(training.classifier, (images, targets, seeds))
+    with perturbation(training, objective, examples, update):
         with accelerator.autocast():
-            attacked = attack(model, images, labels, seeds)
-            with torch.no_grad():
-                predictions = model(attacked).argmax(1)
-        result[name] = (predictions == labels) * result["accuracy"]  # right without it, too
-    return {name: values[: batch["count"]].cpu() for name, values in result.items()}
+            loss = objective.loss(training.model, examples)
+        accelerator.backward(loss)
+    return loss.detach()
+
+
+def perturbation(
+    training: Training, objective: Objective, examples: Examples, update: int
+) -> AbstractContextManager[None]:
+    """The block in which the weights are perturbed against the loss of the examples, if at all."""
+    perturb, accelerator = training.perturbation, training.accelerator
+    if perturb is None or update < perturb.first_update:
+        return nullcontext()
+
+    def loss(classifier: nn.Module) -> Tensor:
+        with accelerator.autocast():
+            return objective.loss(classifier, examples)
+
+    mean = partial(accelerator.reduce, reduction="mean")
+    return perturb(training.classifier, loss, mean)  # pyright: ignore[reportArgumentType]

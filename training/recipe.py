@@ -59,8 +59,10 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is minimised."""
 
-    name: Literal["standard", "adversarial"] = "standard"
-    """standard: cross-entropy; adversarial: cross-entropy on PGD examples (Madry et al. 2018)."""
+    name: Literal["standard", "adversarial", "trades", "challenge"] = "standard"
+    """standard: cross-entropy; adversarial: cross-entropy on PGD examples (Madry et al. 2018);
+    trades: both kinds of images (Zhang et al. 2019); challenge: clean, MixUp, CutMix and FGSM
+    images of random radius, as the challenge's 2nd place."""
     epsilon: Ratio = Ratio("8/255")
     """Radius of the attack in L-infinity, in pixel values from 0 to 1."""
     step_size: Ratio = Ratio("2/255")
@@ -69,6 +71,16 @@ class ObjectiveConfig:
     """Steps of the attack, from a random start."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
+    beta: float = 6.0
+    """Weight of the divergence in trades."""
+    fall_back: bool = True
+    """Let training with one step go on with four from the epoch after val_robust_accuracy has
+    fallen below half of its best (catastrophic overfitting); with more steps it only warns."""
+    awp_gamma: float = 0.0
+    """Size of the adversarial weight perturbation (Wu et al. 2020; theirs is 0.005 to 0.01) of
+    adversarial and trades, relative to the weights; 0 for none."""
+    awp_warmup: int = 0
+    """Epochs before the weights are perturbed."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.epsilon < 0 or self.step_size <= 0:
@@ -76,6 +88,20 @@ class ObjectiveConfig:
                 "objective: expected steps >= 1, epsilon >= 0, step_size > 0, "
                 f"received {self.steps}, {self.epsilon}, {self.step_size}."
             )
+        if min(self.beta, self.awp_gamma, self.awp_warmup) < 0:
+            raise ValueError(
+                "objective: expected beta, awp_gamma, awp_warmup >= 0, "
+                f"received {self.beta}, {self.awp_gamma}, {self.awp_warmup}."
+            )
+        if self.awp_gamma and not self.attacks:
+            raise ValueError(
+                f"objective.awp_gamma: expected adversarial or trades, received {self.name}."
+            )
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it trains against an attacker of the given radius and steps."""
+        return self.name in ("adversarial", "trades")
 
 
 @dataclass(kw_only=True)
@@ -125,7 +151,7 @@ class RunRecipe:
     overwrite: bool = False
     """Replace a run that stands in the run folder."""
     resume: bool = False
-    """Go on from the last whole epoch in the run folder."""
+    """Go on from the last state in the run folder."""
     seed: int = 0
     """Of every random draw: split, order, augmentation, weights, attacks."""
     epochs: int = 5
@@ -134,10 +160,14 @@ class RunRecipe:
     """Images a step over all processes together, however many there are."""
     gradient_accumulation: int = 1
     """Parts that a process cuts its share of a step into, to fit in memory."""
+    auto_batch_size: bool = False
+    """Where memory runs out, double gradient_accumulation and go on; of one process only."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast of accelerate; GCM and gradient maps stay in float32."""
     ema_decay: float | None = None
     """Average the weights with this decay and keep the average as the best; null for none."""
+    save_steps: int | None = None
+    """Save the state every so many steps of an epoch, too, and not at its end alone."""
     trackers: Names = Names("tensorboard")
     """Trackers of accelerate that get the metrics: tensorboard, wandb, mlflow, …"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -149,6 +179,8 @@ class RunRecipe:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, received {getattr(self, name)}.")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ValueError(f"save_steps: expected at least 1, received {self.save_steps}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected between 0 and 1, received {self.ema_decay}.")
 
@@ -171,7 +203,9 @@ class Recipe(RunRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mixes and self.objective.name != "standard":
-            raise ValueError("mixup: expected both alphas 0 with the adversarial objective.")
+            raise ValueError(
+                f"mixup: expected both alphas 0 with the objective {self.objective.name}."
+            )
         if self.mixes and self.batch_size % 2:
             raise ValueError(f"mixup: expected an even batch_size, received {self.batch_size}.")
 

@@ -12,6 +12,7 @@ from attacks.contract import Attack
 from models.classifier import RobustClassifier, undefended
 from models.gradient_map import evaluating, gradient_map
 from models.trn import TRN
+from training.parts import Chunk, Examples
 from training.trn_recipe import RestorationConfig
 
 
@@ -147,18 +148,14 @@ class RestorationObjective:
 
     mixture: AttackMixture
 
-    def __call__(
-        self, model: nn.Module, classifier: RobustClassifier, batch: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        """The mean loss.
+    def examples(self, classifier: RobustClassifier, chunk: Chunk) -> Examples:
+        """Images, attacked images (both (B, 3, H, W)) and labels (B,)."""
+        images, labels, seeds = chunk
+        return images, self.mixture(classifier, images, labels, seeds), labels
 
-        Args:
-            model: `RestorationLoss`, or a parallel wrapper around it.
-            classifier: The bare classifier in it.
-            batch: Images (B, 3, H, W), labels (B,), seeds (B,).
-        """
-        images, labels, seeds = batch
-        return model(images, self.mixture(classifier, images, labels, seeds), labels)
+    def loss(self, model: nn.Module, examples: Examples) -> Tensor:
+        """The mean loss; `model` is `RestorationLoss`, or a parallel wrapper around it."""
+        return model(*examples)
 
 
 def build_mixture(config: RestorationConfig) -> AttackMixture:

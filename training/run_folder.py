@@ -3,10 +3,11 @@
     config.json, model.safetensors   the best epoch (the average where one is kept)
     recipe.yaml, provenance.json     the resolved recipe; versions, revision, hardware
     metrics.csv, summary.json        one row an epoch; the final figures
-    state/epoch-0003/                everything that --resume needs, the last whole epoch alone
+    state/epoch-0003/                everything that --resume needs, after three whole epochs
+    state/epoch-0003-step-000120/    the same, 120 steps later; only the last state is kept
 
 Each file is replaced whole and a state appears under its name only when complete, so that a crash
-at any moment leaves the last good one.
+or a full disk at any moment leaves the last good one.
 """
 
 import json
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from cli.files import atomic_write
 from cli.provenance import provenance
@@ -28,7 +32,10 @@ from models.classifier import RobustClassifier
 from models.trn import TRN
 from training.recipe import RunRecipe, as_plain
 
-MAY_CHANGE = {"output", "trackers", "gradient_accumulation", "root", "download", "num_workers"}
+MAY_CHANGE = {
+    *("output", "trackers", "root", "download", "num_workers"),
+    *("gradient_accumulation", "auto_batch_size", "save_steps"),
+}
 """Keys of a recipe that decide no weight, or where things are: a resumed run may set them anew."""
 
 CHOOSES_BEST = ("val_robust_accuracy", "val_restored_accuracy", "val_accuracy")
@@ -54,6 +61,10 @@ class RunFolder:
         recipe: Names the folder, and whether to overwrite or resume what stands there.
         is_main: Whether this process is the one that writes.
 
+    Attributes:
+        rows: The metrics of each whole epoch.
+        losses: This process's loss in each step of the next epoch that the loaded state is past.
+
     Raises:
         ValueError: a run stands there and the recipe neither overwrites nor resumes it; there is
             no state to resume, or one of another recipe; the folder cannot be made or written to.
@@ -63,6 +74,7 @@ class RunFolder:
         self.path = recipe.output
         self.recipe = recipe
         self.rows = list[dict[str, float]]()
+        self.losses = torch.empty(0)
         if recipe.resume and self.last_state() is None:
             raise ValueError(f"{self.path}: expected a run with a state to resume, found none.")
         if recipe.resume:
@@ -93,6 +105,11 @@ class RunFolder:
             self.write_json("provenance.json", provenance())
         accelerator.init_trackers("logs")
 
+    def add_row(self, row: dict[str, float]) -> None:
+        """Close an epoch with its metrics."""
+        self.rows.append(row)
+        self.losses = torch.empty(0)
+
     def best_epoch(self) -> int:
         """The epoch (from 1) of the highest validation accuracy, attacked where it is measured."""
         metric = next(name for name in CHOOSES_BEST if name in self.rows[0])
@@ -122,28 +139,56 @@ class RunFolder:
         """The newest complete state."""
         return max((self.path / "state").glob("epoch-*"), default=None)
 
-    def save_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> None:
-        """Save everything that resuming needs, under its name only when complete. All processes."""
+    def save_state(
+        self, accelerator: Accelerator, ema: ModelEmaV3 | None, losses: Tensor | None = None
+    ) -> None:
+        """Save everything that resuming needs, under its name only when complete. All processes.
+
+        Args:
+            accelerator: Holds the model and the optimizer.
+            ema: The average of the weights.
+            losses: (steps,), this process's, within an epoch; None after a whole one.
+
+        Raises:
+            ValueError: it cannot be written; the last state is as it was.
+        """
         partial = self.path / "state" / "partial"
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if not accelerator.is_main_process:
-            return
-        if ema:
-            save_file(ema.module.state_dict(), partial / "ema.safetensors")
-        (partial / "metrics.json").write_text(json.dumps(self.rows))
-        complete = partial.rename(partial.with_name(f"epoch-{len(self.rows):04d}"))
+        every_loss = None if losses is None else accelerator.gather(losses[None])
+        try:
+            accelerator.save_state(str(partial))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                if ema:
+                    save_file(ema.module.state_dict(), partial / "ema.safetensors")
+                if isinstance(every_loss, Tensor):  # (processes, steps)
+                    save_file({"losses": every_loss}, partial / "losses.safetensors")
+                (partial / "metrics.json").write_text(json.dumps(self.rows))
+                self._complete(partial, steps=0 if losses is None else len(losses))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{partial}: not written: {error}") from error
+
+    def _complete(self, partial: Path, steps: int) -> None:
+        """Give a state its name and remove all others."""
+        for path in partial.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        name = f"epoch-{len(self.rows):04d}" + (f"-step-{steps:06d}" if steps else "")
+        complete = partial.rename(partial.with_name(name))
         for former in set(complete.parent.glob("epoch-*")) - {complete}:
             shutil.rmtree(former)
 
     def load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> None:
-        """Load the newest state; `rows` then has a row for each whole epoch behind it."""
+        """Load the newest state, its `rows` and `losses`."""
         state = self.last_state()
         assert state is not None
         accelerator.load_state(str(state))
         if ema:
             ema.module.load_state_dict(load_file(state / "ema.safetensors"))
         self.rows = json.loads((state / "metrics.json").read_text())
+        if (path := state / "losses.safetensors").exists():
+            losses = load_file(path)["losses"]
+            same = len(losses) == accelerator.num_processes
+            self.losses = losses[accelerator.process_index] if same else losses.mean(0)

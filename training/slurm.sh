@@ -5,7 +5,8 @@
 #
 # From the project's root, in its environment. RUN is the run folder, where all nodes see it; what
 # follows it goes to train.py. Two minutes before its time is up the job queues itself again, and
-# goes on from the last whole epoch, as after a node's failure: --time must hold an epoch or more.
+# goes on from its last state, as after a node's failure: --time must hold an epoch, or the recipe's
+# save_steps, or more.
 #SBATCH --job-name=train
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive

@@ -13,10 +13,13 @@ from rich.table import Table
 
 from cli.command import run
 from models.classifier import load_weights
-from training.build import TrainingData, build_training, load_data, start_run
-from training.loop import Training, fit, validate
+from training.build import build_training, start_run
+from training.load_data import TrainingData, load_data
+from training.loop import fit
+from training.parts import Training
 from training.recipe import Recipe
 from training.run_folder import RunFolder
+from training.validation import validate
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 

@@ -24,15 +24,10 @@ from cli.command import run
 from models.classifier import RobustClassifier, load_weights
 from models.named_models import load_named
 from models.trn import TRN
-from training.build import (
-    TrainingData,
-    build_average,
-    build_optimizer,
-    build_scheduler,
-    load_data,
-    start_run,
-)
-from training.loop import Training, fit
+from training.build import build_average, build_optimizer, build_scheduler, start_run
+from training.load_data import TrainingData, load_data
+from training.loop import fit
+from training.parts import Training
 from training.restoration import (
     RestorationLoss,
     RestorationObjective,

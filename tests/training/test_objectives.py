@@ -1,11 +1,22 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.gradient import PGD
+from attacks.gradient import PGD, UniformNoise
 from models.classifier import Normalize, RobustClassifier
-from training.objectives import Objective, attack_revealed, build_objective, validation_attack
+from training.mixing import Mixing
+from training.objectives import (
+    Challenge,
+    CrossEntropy,
+    Trades,
+    attack_revealed,
+    build_fall_back,
+    build_objective,
+    validation_attack,
+)
 from training.recipe import ObjectiveConfig, Ratio
 
 SEEDS = torch.arange(16)
@@ -35,7 +46,10 @@ def loss(model: RobustClassifier, images: Tensor, labels: Tensor) -> float:
 
 def test_standard_is_cross_entropy(classifier: RobustClassifier, batch: tuple[Tensor, Tensor]):
     images, labels = batch
-    value = Objective()(classifier.eval(), classifier, (images, labels, SEEDS))
+    objective = CrossEntropy()
+    value = objective.loss(
+        classifier.eval(), objective.examples(classifier, (images, labels, SEEDS))
+    )
     expected = -classifier(images).log_softmax(1)[torch.arange(16), labels].mean()
     torch.testing.assert_close(value, expected)
 
@@ -64,7 +78,7 @@ def test_the_mode_and_the_gradients_are_left_as_found(
     assert all(weight.grad is None and weight.requires_grad for weight in classifier.parameters())
 
 
-def test_adversarial_training_gives_up_the_features_that_an_attack_can_turn():
+def tsipras() -> tuple[Tensor, Tensor, Tensor]:
     """The example of Tsipras et al. 2019: one value tells nine labels in ten whatever the attack
     does, and many tell all of them together, by less than epsilon each."""
     generator = torch.Generator().manual_seed(0)
@@ -72,30 +86,139 @@ def test_adversarial_training_gives_up_the_features_that_an_attack_can_turn():
     sign = (2 * labels - 1).float()
     images = 0.02 * sign.view(-1, 1, 1, 1) + 0.01 * torch.randn(256, 3, 4, 4, generator=generator)
     images[:, 0, 0, 0] = 0.1 * torch.where(torch.arange(256) // 2 % 10 == 0, -sign, sign)
-    images += 0.5
-    attack, seeds = PGD(epsilon=8 / 255, steps=5), torch.arange(256)
+    return images + 0.5, labels, torch.arange(256)
 
-    def accuracies_after(objective: Objective) -> tuple[float, float]:
-        linear = nn.Linear(48, 2, bias=False)
-        nn.init.zeros_(linear.weight)
-        model = nn.Sequential(Normalize([0.5] * 3, [0.1] * 3), nn.Flatten(), linear)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        for _ in range(200):
-            optimizer.zero_grad()
-            objective(model, model, (images, labels, seeds)).backward()
-            optimizer.step()
+
+ATTACK = PGD(epsilon=8 / 255, steps=5)
+
+
+def trained_with(objective: CrossEntropy | Trades | Challenge) -> nn.Module:
+    """A linear model that minimised the objective on the example."""
+    images, labels, seeds = tsipras()
+    linear = nn.Linear(48, 2, bias=False)
+    nn.init.zeros_(linear.weight)
+    model = nn.Sequential(Normalize([0.5] * 3, [0.1] * 3), nn.Flatten(), linear)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        objective.loss(model, objective.examples(model, (images, labels, seeds))).backward()
+        optimizer.step()
+    return model
+
+
+def accuracies_after(objective: CrossEntropy | Trades) -> tuple[float, float]:
+    """Clean and robust accuracy."""
+    model, (images, labels, seeds) = trained_with(objective), tsipras()
+    adversarial = attack_revealed(ATTACK, model, images, labels, seeds)
+    clean, robust = (model(each).argmax(1) == labels for each in (images, adversarial))
+    return float(clean.float().mean()), float(robust.float().mean())
+
+
+def test_robust_training_gives_up_the_features_that_an_attack_can_turn():
+    assert accuracies_after(CrossEntropy()) == (1, 0)
+    one_step = CrossEntropy(attack=PGD(epsilon=8 / 255, step_size=10 / 255, steps=1))
+    for objective in (CrossEntropy(attack=ATTACK), one_step, Trades(attack=ATTACK)):
+        assert accuracies_after(objective) == pytest.approx((0.9, 0.9), abs=0.01)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.08])  # of the radii from 0.001 to 0.08
+def test_the_challenge_lowers_the_loss_under_its_attack(epsilon: float):
+    images, labels, seeds = tsipras()
+
+    def robust_loss(objective: Challenge) -> float:
+        model, attack = trained_with(objective), PGD(epsilon=epsilon, steps=5)
         adversarial = attack_revealed(attack, model, images, labels, seeds)
-        clean, robust = (model(each).argmax(1) == labels for each in (images, adversarial))
-        return float(clean.float().mean()), float(robust.float().mean())
+        with torch.no_grad():
+            return float(F.cross_entropy(model(adversarial), labels))
 
-    assert accuracies_after(Objective()) == (1, 0)
-    assert accuracies_after(Objective(attack=attack)) == pytest.approx((0.9, 0.9), abs=0.01)
+    unattacked = Challenge(mixing=Mixing(smallest=0, largest=0))
+    assert robust_loss(Challenge()) < 0.8 * robust_loss(unattacked)
+
+
+def test_trades_is_clean_cross_entropy_and_a_divergence(
+    classifier: RobustClassifier, batch: tuple[Tensor, Tensor]
+):
+    images, labels = batch
+    objective = Trades(attack=ATTACK, beta=3.0)
+    examples = objective.examples(classifier.train(), (images, labels, SEEDS))
+    assert all(module.training for module in classifier.modules())
+    value = objective.loss(classifier.eval(), examples)
+    clean, adversarial = examples[0].chunk(2)
+    assert torch.equal(clean, images) and (adversarial - images).abs().max() <= 8 / 255 + 1e-6
+
+    def probabilities(at: Tensor) -> Tensor:
+        powers = classifier(at).double().exp()
+        return powers / powers.sum(1, keepdim=True)
+
+    def divergence(at: Tensor) -> Tensor:
+        own, moved = probabilities(images), probabilities(at)
+        return (own * (own / moved).log()).sum(1).mean()
+
+    surprise = -probabilities(images)[torch.arange(16), labels].log().mean()
+    expected = surprise + 3 * divergence(adversarial)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
+    noise = UniformNoise(epsilon=8 / 255)(classifier, images, labels, seeds=SEEDS)
+    assert divergence(adversarial) > 3 * divergence(noise)
+    value.backward()  # through the clean output, too
+    assert all(weight.grad is not None for weight in classifier.parameters())
+
+
+def test_the_challenge_adds_four_cross_entropies(
+    classifier: RobustClassifier, batch: tuple[Tensor, Tensor]
+):
+    images, labels = batch
+    objective, classifier = Challenge(), classifier.eval()
+    examples = objective.examples(classifier, (images, labels, SEEDS))
+    value = objective.loss(classifier, examples)
+    clean, _, _, attacked = examples[0].chunk(4)
+    partners = labels.view(8, 2).flip(1).flatten()
+    share = examples[3].chunk(4)
+    expected = torch.zeros(())
+    for part, images_of_part in enumerate(examples[0].chunk(4)):
+        targets = share[part][:, None] * F.one_hot(labels, 10)
+        targets = targets + (1 - share[part][:, None]) * F.one_hot(partners, 10)
+        expected = expected - (targets * classifier(images_of_part).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(value, expected)
+    assert torch.equal(clean, images) and torch.equal(share[0], torch.ones(16))
+    assert torch.equal(share[3], torch.ones(16))
+    assert loss(classifier, attacked, labels) > loss(classifier, clean, labels)
+
+
+def test_the_fall_back_takes_more_steps_of_the_same_ball():
+    one_step = ObjectiveConfig(name="adversarial", epsilon=Ratio("4/255"), steps=1)
+    fall_back = build_fall_back(one_step)
+    assert isinstance(fall_back, CrossEntropy) and fall_back.attack is not None
+    assert fall_back.attack.steps == 4 and fall_back.attack.epsilon == 4 / 255
+    trades = build_fall_back(ObjectiveConfig(name="trades", steps=1, beta=2))
+    assert isinstance(trades, Trades) and trades.beta == 2 and trades.attack.steps == 4
+    for config in (
+        ObjectiveConfig(name="adversarial", steps=1, fall_back=False),
+        ObjectiveConfig(name="adversarial", steps=2),
+        ObjectiveConfig(name="challenge", steps=1),
+        ObjectiveConfig(),
+    ):
+        assert build_fall_back(config) is None
 
 
 def test_the_validation_attack_takes_ten_steps_of_the_same_ball():
     config = ObjectiveConfig(name="adversarial", epsilon=Ratio("4/255"), steps=1)
     objective = build_objective(config)
+    assert isinstance(objective, CrossEntropy)
     assert objective.attack is not None and objective.attack.steps == 1
     attack = validation_attack(config)
     assert attack is not None and attack.steps == 10 and attack.epsilon == 4 / 255
     assert validation_attack(ObjectiveConfig()) is None
+    assert validation_attack(ObjectiveConfig(name="challenge")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps >= 1"),
+        ({"name": "trades", "beta": -1.0}, "beta, awp_gamma, awp_warmup >= 0"),
+        ({"name": "challenge", "awp_gamma": 0.01}, "expected adversarial or trades"),
+    ],
+)
+def test_bad_objectives(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**arguments)

@@ -1,0 +1,87 @@
+"""train.py that sends itself a signal or fails, for tests: many runs behind one start of Python.
+
+    python interrupted_run.py RUNS    # each in a process of its own, one after the other
+    torchrun interrupted_run.py RUN   # in this process
+
+RUN is JSON: {"arguments": [...], "at": "step" or "save", "count": 3, "signal": 15}, of which all
+but the arguments may be left out: the signal comes within the third step or saving of a state. With
+"nan": 5 the fifth loss is NaN, and with "images": 8 more than eight at once do not fit in memory.
+Prints the exit status of each run, or less than 0 its signal.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import training.loop
+from cli.command import run
+from training.objectives import CrossEntropy
+from training.parts import Examples
+from training.recipe import Recipe
+from training.run_folder import RunFolder
+from training.train import QUICKSTART, train
+
+TARGETS = {"step": (training.loop, "train_step"), "save": (RunFolder, "_complete")}
+
+
+def interrupt(at: str, count: int, number: int) -> None:
+    """Send this process a signal at the `count`-th call of what `at` names, before its work."""
+    owner, name = TARGETS[at]
+    original, calls = getattr(owner, name), 0
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    setattr(owner, name, interrupted)
+
+
+def spoil(nan: int | None, images: int | None) -> None:
+    """Make the loss of the `nan`-th call NaN, and one of more than so many images fail."""
+    original, calls = CrossEntropy.loss, 0
+
+    def spoiled(objective: CrossEntropy, model: nn.Module, examples: Examples) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if images is not None and len(examples[0]) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        loss = original(objective, model, examples)
+        return loss * torch.nan if calls == nan else loss
+
+    CrossEntropy.loss = spoiled
+
+
+def start(description: dict[str, Any]) -> None:
+    sys.argv = ["train.py", *description["arguments"]]
+    if "signal" in description and os.environ.get("RANK", "1") == "1":
+        interrupt(description["at"], description["count"], description["signal"])
+    spoil(description.get("nan"), description.get("images"))
+    run(train, Recipe, default_config=QUICKSTART)
+
+
+def start_apart(description: dict[str, Any]) -> int:
+    """Run in a child process; its exit status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            start(description)
+        except SystemExit as end:
+            sys.stderr.flush()
+            os._exit(int(end.code or 0))
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    if isinstance(given, dict):
+        start(given)
+    print(json.dumps([start_apart(description) for description in given]))

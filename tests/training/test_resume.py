@@ -1,0 +1,161 @@
+"""Runs that are killed and stopped at any step go on to the same bytes."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, SMALL, run_command
+
+DRIVER = "tests/training/interrupted_run.py"
+# 9 steps an epoch, with everything that draws random numbers.
+RANDOM = (
+    *SMALL,
+    *("--epochs", "2", "--trackers", "", "--data.augmentation", "light", "--ema_decay", "0.9"),
+    *("--mixup.mixup_alpha", "0.2", "--mixup.cutmix_alpha", "1"),
+    *("--model.backbone_args", "{drop_path_rate: 0.2}"),
+)
+ADVERSARIAL = (
+    *("--model.backbone", "test_convnext", "--data.limit", "160", "--optimizer.lr", "2e-3"),
+    *("--epochs", "2", "--trackers", "", "--objective.name", "adversarial"),
+    *("--objective.steps", "1", "--objective.step_size", "10/255", "--objective.awp_gamma", "0.01"),
+)
+
+
+def described(output: Path, options: tuple[str, ...], *more: object, **when: Any) -> dict[str, Any]:
+    return {"arguments": [*map(str, ("--output", output, *options, *more))], **when}
+
+
+def run_all(*descriptions: dict[str, Any]) -> tuple[list[int], subprocess.CompletedProcess[str]]:
+    """The exit status of each run."""
+    done = run_command(DRIVER, json.dumps(descriptions))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """The best checkpoint, the figures, and the weights and their average at the end."""
+    (end,) = (first / "state").iterdir()
+    last = [path.relative_to(first) for path in end.glob("*.safetensors")]
+    assert last
+    for name in ("model.safetensors", "metrics.csv", "summary.json", *last):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def states(output: Path) -> set[str]:
+    return {path.name for path in (output / "state").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reference") / "run"
+    statuses, done = run_all(described(output, RANDOM))
+    assert statuses == [0], done.stderr
+    return output
+
+
+def test_killed_at_random_steps(reference: Path, tmp_path: Path):
+    """Each of the five makes 3 to 5 steps and loses one or two of them: 18 in all, 2 more kept."""
+    counts = np.random.default_rng(0).integers(4, 6, size=5).tolist()
+    output, options = tmp_path / "run", (*RANDOM, "--save_steps", "2")
+    kill = {"at": "step", "signal": signal.SIGKILL}
+    first, *others = counts
+    statuses, done = run_all(
+        described(output, options, count=first, **kill),
+        *(described(output, options, "--resume", count=count, **kill) for count in others),
+        described(output, options, "--resume"),
+    )
+    assert statuses == [-signal.SIGKILL] * 5 + [0], done.stderr
+    assert_same_run(reference, output)
+    assert states(output) == {"epoch-0002"}
+
+
+def test_killed_while_a_state_is_saved(reference: Path, tmp_path: Path):
+    output, options = tmp_path / "run", (*RANDOM, "--save_steps", "4")
+    statuses, done = run_all(
+        described(output, options, at="save", count=2, signal=signal.SIGKILL),
+    )
+    assert statuses == [-signal.SIGKILL], done.stderr
+    assert states(output) == {"epoch-0000-step-000004", "partial"}
+    statuses, done = run_all(described(output, RANDOM, "--resume"))  # save_steps may change
+    assert statuses == [0], done.stderr
+    assert_same_run(reference, output)
+
+
+def test_signals_stop_after_the_step(reference: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    statuses, done = run_all(
+        described(output, RANDOM, at="step", count=5, signal=signal.SIGTERM),
+    )
+    assert statuses == [143]
+    assert states(output) == {"epoch-0000-step-000005"}
+    line = "SIGTERM: stopped after epoch 1, step 5 of 9; go on with --resume."
+    assert line in done.stderr and "Traceback" not in done.stderr
+    statuses, done = run_all(
+        described(output, RANDOM, "--resume", at="step", count=4, signal=signal.SIGINT),
+        described(output, RANDOM, "--resume", at="save", count=1, signal=signal.SIGINT),
+        described(output, RANDOM, "--resume"),
+    )
+    assert statuses == [130, 130, 0], done.stderr
+    assert "SIGINT: stopped after epoch 1, step 9 of 9" in done.stderr
+    assert "SIGINT: stopped after epoch 1; go on with --resume." in done.stderr
+    assert_same_run(reference, output)
+
+
+def test_adversarial_training_goes_on_within_an_epoch(tmp_path: Path):
+    whole, output, saving = tmp_path / "whole", tmp_path / "run", ("--save_steps", "1")
+    statuses, done = run_all(
+        described(whole, ADVERSARIAL),
+        described(output, ADVERSARIAL, *saving, at="step", count=3, signal=signal.SIGKILL),
+        described(output, ADVERSARIAL, "--resume", at="step", count=4, signal=signal.SIGTERM),
+        described(output, ADVERSARIAL, "--resume"),
+    )
+    assert statuses == [0, -signal.SIGKILL, 143, 0], done.stderr
+    assert_same_run(whole, output)
+
+
+def test_two_processes_stop_after_the_same_step(tmp_path: Path):
+    """The second gets the signal in its 5th step; both look one step later."""
+
+    def start(output: Path, *more: str, **when: Any) -> subprocess.CompletedProcess[str]:
+        return run_command(
+            DRIVER, json.dumps(described(output, RANDOM, *more, **when)), processes=2
+        )
+
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    done = start(whole)
+    assert done.returncode == 0, done.stderr
+    done = start(output, at="step", count=5, signal=signal.SIGTERM)
+    assert done.returncode != 0 and "exitcode  : 143" in done.stderr
+    assert done.stderr.count("step 6 of 9; go on with --resume") == 1
+    assert states(output) == {"epoch-0000-step-000006"}
+    done = start(output, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, output)
+
+
+def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
+    """No file may grow past 100 kB, which the weights do: what stands there is not touched."""
+    output, options = tmp_path / "run", (*RANDOM, "--epochs", "1", "--save_steps", "2")
+    statuses, _ = run_all(described(output, options, at="step", count=4, signal=signal.SIGKILL))
+    assert statuses == [-signal.SIGKILL] and states(output) == {"epoch-0000-step-000002"}
+    before = {path: path.read_bytes() for path in (output / "state").rglob("*.safetensors")}
+    limited = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = described(output, options, "--resume")["arguments"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "training/train.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1 and "not written" in done.stderr
+    assert before == {path: path.read_bytes() for path in before}
