@@ -70,15 +70,10 @@ class UsageError(Exception):
 
 
 class StoppedError(Exception):
-    """The work stopped for a signal, in good order: exit status 128 + its number.
+    """The work stopped for a signal, in good order, and said so: exit status 128 + its number."""
 
-    Args:
-        number: Of the signal.
-        message: What a user may do; empty where another process says it.
-    """
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
         self.status = 128 + number
 
 
@@ -191,11 +186,10 @@ def run(
             raise
         status, message = 1, str(error)
     except StoppedError as stop:
-        status, message = stop.status, str(stop)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         status, message = 130, "interrupted."
     else:
         sys.exit(0)
-    if message:
-        print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

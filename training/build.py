@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
@@ -23,7 +24,7 @@ from training.objectives import (
     validation_attack,
 )
 from training.parts import Training
-from training.recipe import ObjectiveConfig, Recipe, RunRecipe
+from training.recipe import ModelConfig, ObjectiveConfig, Recipe, RunRecipe
 from training.run_folder import RunFolder
 from training.weight_perturbation import WeightPerturbation
 
@@ -99,6 +100,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
     # Before prepare: it patches the classifier's forward, and a copy would call the original's.
     ema = build_average(recipe, classifier)
+    arrange_backbone(recipe.model, classifier.backbone)
     attack = validation_attack(recipe.objective)
     model, prepared = accelerator.prepare(classifier, optimizer)
     return Training(
@@ -116,6 +118,26 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
         ema=ema.to(accelerator.device) if ema else None,
         train_loader=data.train,
     )
+
+
+def arrange_backbone(config: ModelConfig, backbone: nn.Module) -> None:
+    """Set how the backbone computes. The results stay, within rounding, and the names of its state.
+
+    Raises:
+        ValueError: gradient checkpointing of a backbone that has none.
+    """
+    if config.gradient_checkpointing:
+        try:
+            backbone.set_grad_checkpointing()  # pyright: ignore[reportCallIssue]
+        except (AttributeError, AssertionError) as error:  # timm's models without it assert
+            raise ValueError(
+                "model.gradient_checkpointing: expected a backbone that supports it, "
+                f"received {config.backbone}."
+            ) from error
+    if config.channels_last:
+        backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.compile:
+        backbone.compile()
 
 
 def build_perturbation(

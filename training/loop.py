@@ -50,9 +50,13 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
 
 def stop(training: Training, number: int, place: str) -> None:
     """End the run for a signal, behind a state that was saved at this place."""
-    training.accelerator.end_training()  # the trackers write what they hold
-    text = f"{signal.Signals(number).name}: stopped after {place}; go on with --resume."
-    raise StoppedError(number, text if training.accelerator.is_main_process else "")
+    accelerator = training.accelerator
+    if accelerator.is_main_process:
+        name = signal.Signals(number).name
+        tqdm.write(f"{name}: stopped after {place}; go on with --resume.", file=sys.stderr)
+    accelerator.wait_for_everyone()  # a launcher ends the others when the first has ended
+    accelerator.end_training()  # the trackers write what they hold
+    raise StoppedError(number)
 
 
 def objective_after(training: Training, rows: list[dict[str, float]]) -> Objective:

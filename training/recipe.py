@@ -53,6 +53,12 @@ class ModelConfig:
     """Put GCM in front."""
     randomize: int | None = None
     """Smallest side of the random resize-and-pad; null for none."""
+    compile: bool = False
+    """Compile the backbone (torch.compile) for training; not behind a TRN."""
+    channels_last: bool = False
+    """Keep the backbone's weights in channels-last memory format."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
 
 
 @dataclass(kw_only=True)
@@ -208,6 +214,10 @@ class Recipe(RunRecipe):
             )
         if self.mixes and self.batch_size % 2:
             raise ValueError(f"mixup: expected an even batch_size, received {self.batch_size}.")
+
+        if self.model.compile and self.trn is not None:
+            # A TRN's gradient map is differentiated again, which compiled code cannot be.
+            raise ValueError("model.compile: expected false with a trn, received true.")
 
     @property
     def mixes(self) -> bool:

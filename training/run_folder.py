@@ -167,6 +167,7 @@ class RunFolder:
                     save_file({"losses": every_loss}, partial / "losses.safetensors")
                 (partial / "metrics.json").write_text(json.dumps(self.rows))
                 self._complete(partial, steps=0 if losses is None else len(losses))
+            accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{partial}: not written: {error}") from error
 

@@ -1,5 +1,9 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from training.loop import objective_after
 from training.overfitting import collapse_warning, collapsed_epoch
 
 
@@ -36,3 +40,12 @@ def test_it_warns_once_and_says_what_follows():
     assert collapse_warning(rows(0.3, 0.4, 0.01, 0.01), falls_back=True) is None
     alone = collapse_warning(rows(0.4, 0.01), falls_back=False)
     assert alone is not None and "train with more objective.steps" in alone
+
+
+def test_the_epochs_after_a_collapse_fall_back():
+    training: Any = SimpleNamespace(objective="one step", fall_back="four steps")
+    assert objective_after(training, rows(0.3, 0.4)) == "one step"
+    assert objective_after(training, rows(0.3, 0.4, 0.01)) == "four steps"
+    assert objective_after(training, rows(0.3, 0.4, 0.01, 0.5)) == "four steps"
+    training.fall_back = None
+    assert objective_after(training, rows(0.4, 0.01)) == "one step"

@@ -132,7 +132,9 @@ def test_two_processes_stop_after_the_same_step(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     done = start(output, at="step", count=5, signal=signal.SIGTERM)
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr
-    assert done.stderr.count("step 6 of 9; go on with --resume") == 1
+    assert (
+        done.stderr.count("SIGTERM: stopped after epoch 1, step 6 of 9; go on with --resume.") == 1
+    )
     assert states(output) == {"epoch-0000-step-000006"}
     done = start(output, "--resume")
     assert done.returncode == 0, done.stderr

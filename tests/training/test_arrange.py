@@ -1,0 +1,95 @@
+"""Compiling, channels last and checkpointing: the same model, computed in other ways."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.nn import functional as F
+
+from attacks.gradient import PGD
+from models.classifier import RobustClassifier, load_checkpoint
+from training.build import arrange_backbone
+from training.objectives import Trades
+from training.recipe import ModelConfig, Recipe
+
+IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(8) % 3
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a compiler"
+)
+
+
+@pytest.fixture
+def classifier() -> RobustClassifier:
+    torch.manual_seed(0)
+    return RobustClassifier(class_names=["a", "b", "c"], backbone="test_convnext", image_size=32)
+
+
+def trained(classifier: RobustClassifier) -> tuple[list[float], dict[str, Tensor]]:
+    """The losses and weights of three steps with adversarial examples, and an average."""
+    objective = Trades(attack=PGD(epsilon=2 / 255, steps=1))
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
+    average = ModelEmaV3(classifier, decay=0.5)
+    losses = list[float]()
+    for _ in range(3):
+        chunk = (IMAGES, LABELS, torch.arange(8))
+        loss = objective.loss(classifier.train(), objective.examples(classifier, chunk))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update(classifier)
+        losses.append(loss.item())
+    with torch.no_grad():
+        losses.append(F.cross_entropy(average.module.eval()(IMAGES), LABELS).item())
+    return losses, classifier.state_dict()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["channels_last", "gradient_checkpointing", pytest.param("compile", marks=needs_compiler)],
+)
+def test_the_training_is_the_same(classifier: RobustClassifier, tmp_path: Path, option: str):
+    other = copy.deepcopy(classifier)
+    config = ModelConfig(
+        compile=option == "compile",
+        channels_last=option == "channels_last",
+        gradient_checkpointing=option == "gradient_checkpointing",
+    )
+    arrange_backbone(config, other.backbone)
+    (losses, weights), (other_losses, other_weights) = trained(classifier), trained(other)
+    assert losses[0] > losses[2]
+    torch.testing.assert_close(other_losses, losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(other_weights), dict(weights), rtol=1e-3, atol=1e-4)
+    other.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == weights.keys()
+    with torch.no_grad():
+        loaded, own = load_checkpoint(tmp_path)(IMAGES), other.eval()(IMAGES)
+    torch.testing.assert_close(loaded, own, rtol=1e-4, atol=1e-5)
+
+
+def test_each_option_does_something(classifier: RobustClassifier):
+    backbone = classifier.backbone
+    config = ModelConfig(compile=True, channels_last=True, gradient_checkpointing=True)
+    arrange_backbone(config, backbone)
+    assert backbone._compiled_call_impl is not None
+    assert backbone.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last)
+    assert all(stage.grad_checkpointing for stage in backbone.get_submodule("stages").children())
+    assert copy.deepcopy(backbone)._compiled_call_impl is None  # an average is not compiled
+
+
+def test_a_backbone_without_checkpointing_is_named():
+    without = timm.create_model("inception_v3", num_classes=2)
+    config = ModelConfig(backbone="inception_v3", gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="that supports it, received inception_v3"):
+        arrange_backbone(config, without)
+
+
+def test_a_trn_is_not_compiled(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"model\.compile: expected false with a trn"):
+        Recipe(model=ModelConfig(compile=True), trn=tmp_path)
