@@ -29,8 +29,7 @@ from data.loader import evaluation_loader, micro_batches
 from inference.evaluation_data import DataOptions, open_evaluation_data
 from inference.schema import share
 from models.classifier import RobustClassifier, reveal, undefended
-from models.named_models import load_named
-from models.trn import TRN
+from models.named_models import load_restoring
 
 ATTACKS = ("fgsm", "ffgsm", "bim", "pgd", "mim")
 _ITERATIVE = ("bim", "pgd", "mim")
@@ -60,6 +59,14 @@ class Options:
     """Steps of bim, pgd and mim."""
     seed: int = 0
     """Of images and random starts."""
+
+    def __post_init__(self) -> None:
+        if min(self.limit, self.steps) < 1 or self.adaptive_limit < 0 or not 0 < self.epsilon <= 1:
+            raise ValueError(
+                "expected --limit and --steps of at least 1, --adaptive_limit of at least 0 and "
+                f"--epsilon above 0, at most 1; found {self.limit}, {self.steps}, "
+                f"{self.adaptive_limit} and {self.epsilon:g}."
+            )
 
 
 @dataclass
@@ -108,8 +115,8 @@ def measure(
     model: RobustClassifier, name: str, options: Options, batches: Iterator[tuple[Tensor, ...]]
 ) -> Counts:
     """One row of the table."""
-    twin, views = undefended(model), (reveal(model), reveal(model, bypass=True))
-    counts, place = Counts({}, {}), 0
+    twin, counts, place = undefended(model), Counts({}, {}), 0
+    views = {"revealed": reveal(model), "bypassed": reveal(model, bypass=True)}
     for images, labels, indices in batches:
         seeds = image_seeds(options.seed, indices)
         attacked = build(name, options, False)(twin, images, labels, seeds=seeds)
@@ -118,33 +125,26 @@ def measure(
         counts.add("alone", alone)
         counts.add("restored", clean & restored)
         counts.add("leaked", restored)
-        rows = slice(0, max(0, min(len(labels), options.adaptive_limit - place)))
+        worst = clean[: max(0, options.adaptive_limit - place)]
         place += len(labels)
-        clean = clean[rows]
-        worst = clean.clone()
-        for column, view in zip(("revealed", "bypassed"), views, strict=True):
-            if not len(clean):
-                continue
-            survives = torch.zeros_like(clean)
-            some = clean.nonzero().squeeze(1)
+        if len(worst) == 0:
+            continue
+        some = worst.nonzero().squeeze(1)  # what is wrong when clean is not attacked
+        for column, view in views.items():
+            survives = torch.zeros_like(worst)
             attack = build(name, options, True)
             found = attack(view, images[some], labels[some], seeds=seeds[some])
             survives[some] = is_right(model, found, labels[some])
-            worst &= survives
+            worst = worst & survives
             counts.add(column, survives)
-        if len(clean):
-            counts.add("worst", worst)
+        counts.add("worst", worst)
     return counts
 
 
 def make_table(options: Options) -> None:
     """Measure and write the table, again after each attack."""
     check_writable(options.out)
-    named = load_named(options.checkpoint, options.model, trn=options.trn)
-    model = named.model
-    if not isinstance(model, RobustClassifier) or not isinstance(model.restore, TRN):
-        raise ValueError(f"{named.name}: expected a RobustClassifier with a TRN, or --trn.")
-    model.eval().requires_grad_(False)
+    name, model = load_restoring(options.checkpoint, options.model, options.trn)
     first = max(1, options.adaptive_limit)
     data = open_evaluation_data(
         options.data, options.checkpoint, options.limit, first, options.seed
@@ -163,16 +163,16 @@ def make_table(options: Options) -> None:
         clean.add("alone", is_right(undefended(model), images, labels))
         clean.add("restored", is_right(model, images, labels))
     lines = [
-        f"{named.name}, {len(data.indices)} images ({min(first, len(data.indices))} of them for "
-        f"aware attackers), seed {options.seed}, Linf {options.epsilon * 255:g}/255.",
+        f"{name}, {len(data.indices)} images ({min(options.adaptive_limit, len(data.indices))} of "
+        f"them for aware attackers), seed {options.seed}, Linf {options.epsilon * 255:g}/255.",
         "",
         "| accuracy in %, 95 % interval | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---|" * len(COLUMNS),
         "| clean | " + " | ".join(clean.cell(column) for column in COLUMNS) + " |",
     ]
-    for name in ATTACKS:
-        counts = measure(model, name, options, batches(name))
-        title = f"{name.upper()}-{options.steps}" if name in _ITERATIVE else name.upper()
+    for attack in ATTACKS:
+        counts = measure(model, attack, options, batches(attack))
+        title = f"{attack.upper()}-{options.steps}" if attack in _ITERATIVE else attack.upper()
         lines.append(f"| {title} | " + " | ".join(counts.cell(each) for each in COLUMNS) + " |")
         with atomic_write(options.out) as temporary:
             temporary.write_text("\n".join(lines) + "\n")

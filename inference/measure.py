@@ -165,8 +165,13 @@ class Measure:
 
     def _seen(self, through: Through) -> Model:
         target = self.target
-        views = {"model": target.model, "revealed": target.revealed, "bypassed": target.bypassed}
-        view = views.get(through, target.twin)
+        views: dict[Through, Model | None] = {
+            "model": target.model,
+            "revealed": target.revealed,
+            "bypassed": target.bypassed,
+            "twin": target.twin,
+        }
+        view = views[through]
         assert view is not None
         if not target.random or through == "twin":
             return view

@@ -26,7 +26,7 @@ from inference.evaluation_data import DataOptions, open_evaluation_data
 from inference.plots import INK, STYLE, write_png
 from inference.robustness import choose_gallery
 from models.classifier import RobustClassifier, undefended
-from models.named_models import load_named
+from models.named_models import load_restoring
 from models.trn import TRN
 
 AMPLIFIED = 8
@@ -105,11 +105,7 @@ def draw(
 def show(options: Options) -> None:
     """Attack a few images, restore them and draw it."""
     check_writable(options.out)
-    named = load_named(options.checkpoint, options.model, trn=options.trn)
-    model = named.model
-    if not isinstance(model, RobustClassifier) or not isinstance(model.restore, TRN):
-        raise ValueError(f"{named.name}: expected a RobustClassifier with a TRN, or --trn.")
-    model.requires_grad_(False)
+    name, model = load_restoring(options.checkpoint, options.model, options.trn)
     some = 4 * options.images
     data = open_evaluation_data(options.data, options.checkpoint, some, 1, options.seed)
     dataset = ImageDataset(data.source, np.sort(data.indices), model.image_size)
@@ -118,7 +114,7 @@ def show(options: Options) -> None:
         predictions = undefended(model)(batch["images"]).argmax(1)
     kept = choose_gallery(predictions.numpy(), batch["labels"].numpy(), options.images)
     if not kept:
-        raise ValueError(f"{named.name}: expected an image that it gets right, found none.")
+        raise ValueError(f"{name}: expected an image that it gets right, found none.")
     images, labels, indices = (batch[key][kept] for key in ("images", "labels", "indices"))
     attack = PGD(epsilon=options.epsilon, steps=10)
     shown = columns(model, images, labels, attack, image_seeds(options.seed, indices))

@@ -19,6 +19,7 @@ from huggingface_hub.constants import CONFIG_NAME
 from torch import Tensor, nn
 
 from models.classifier import Normalize, RobustClassifier, load_checkpoint, load_trn
+from models.trn import TRN
 
 Model = Callable[[Tensor], Tensor]
 
@@ -60,6 +61,20 @@ def load_named(
             )
         named.model.attach_trn(load_trn(trn))
     return named
+
+
+def load_restoring(
+    checkpoint: Path | None, model: str | None, trn: Path | None
+) -> tuple[str, RobustClassifier]:
+    """Name and model of a RobustClassifier with a TRN, its own or what `--trn` names; frozen.
+
+    Raises:
+        ValueError: see `load_named`; or it has none.
+    """
+    named = load_named(checkpoint, model, trn=trn)
+    if not isinstance(named.model, RobustClassifier) or not isinstance(named.model.restore, TRN):
+        raise ValueError(f"{named.name}: expected a RobustClassifier with a TRN, or --trn.")
+    return named.name, named.model.eval().requires_grad_(False)
 
 
 def _by_name(name: str, image_size: int) -> Named:

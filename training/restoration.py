@@ -114,9 +114,9 @@ class RestorationLoss(nn.Module):
                 wanted, _ = self._features(images)
             difference = F.l1_loss(features.float(), wanted.float())
             loss = loss + config.feature * difference / wanted.float().abs().mean()
-        else:
+            loss = loss + config.cross_entropy * F.cross_entropy(logits.float(), labels)
+        elif config.cross_entropy:
             logits = self.classifier.classify(restored)
-        if config.cross_entropy:
             loss = loss + config.cross_entropy * F.cross_entropy(logits.float(), labels)
         trn = self.classifier.restore
         if isinstance(trn, TRN) and trn.surrogate and config.distillation:
