@@ -1,6 +1,5 @@
 """Exchange modules inside a model without touching the model."""
 
-import copy
 from collections.abc import Callable
 
 from torch import nn
@@ -29,6 +28,6 @@ def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
     }
     if all(child is module._modules[name] for name, child in children.items()):
         return module
-    changed = copy.copy(module)
-    changed._modules = children
+    changed = object.__new__(type(module))  # copy.copy asks the class, and that of FSDP refuses
+    changed.__dict__ = module.__dict__ | {"_modules": children}
     return changed

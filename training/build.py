@@ -6,7 +6,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -26,6 +25,7 @@ from training.objectives import (
 from training.parts import Training
 from training.recipe import ModelConfig, ObjectiveConfig, Recipe, RunRecipe
 from training.run_folder import RunFolder
+from training.sharding import require_whole_weights, whole_copy
 from training.weight_perturbation import WeightPerturbation
 
 
@@ -94,7 +94,13 @@ def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
 
 
 def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> Training:
-    """Model, optimiser, schedule and objective, handed to accelerate."""
+    """Model, optimiser, schedule and objective, handed to accelerate.
+
+    Raises:
+        ValueError: the weights are sharded, and the recipe has a TRN or perturbs weights.
+    """
+    if recipe.trn is not None or recipe.objective.awp_gamma:
+        require_whole_weights(accelerator, "trn and objective.awp_gamma")
     classifier = build_classifier(recipe, data.class_names)
     optimizer = build_optimizer(recipe, classifier.backbone)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
@@ -102,19 +108,20 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     ema = build_average(recipe, classifier)
     arrange_backbone(recipe.model, classifier.backbone)
     attack = validation_attack(recipe.objective)
+    whole = whole_copy(accelerator, classifier)
     model, prepared = accelerator.prepare(classifier, optimizer)
     return Training(
         recipe=recipe,
         accelerator=accelerator,
         classifier=classifier,
+        whole=whole,
         model=model,
         optimizer=prepared,
         scheduler=scheduler,
-        objective=build_objective(recipe.objective),
+        objective=build_objective(recipe.objective, recipe.mixup),
         fall_back=build_fall_back(recipe.objective),
         perturbation=build_perturbation(recipe.objective, len(data.train)),
         validation_attacks={"robust_accuracy": partial(attack_revealed, attack)} if attack else {},
-        mixup=build_mixup(recipe, len(data.class_names)),
         ema=ema.to(accelerator.device) if ema else None,
         train_loader=data.train,
     )
@@ -174,18 +181,3 @@ def build_average(recipe: RunRecipe, classifier: RobustClassifier) -> ModelEmaV3
     if recipe.ema_decay is None:
         return None
     return ModelEmaV3(classifier, decay=recipe.ema_decay, use_warmup=True)
-
-
-def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
-    """timm's MixUp and CutMix, which then smooth the labels themselves; None where both are off."""
-    config = recipe.mixup
-    if not recipe.mixes:
-        return None
-    smoothing = recipe.objective.label_smoothing
-    return Mixup(
-        config.mixup_alpha,
-        config.cutmix_alpha,
-        prob=config.prob,
-        label_smoothing=smoothing,
-        num_classes=num_classes,
-    )

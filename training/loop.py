@@ -18,7 +18,7 @@ from training.interruption import Interruption
 from training.memory import with_room
 from training.overfitting import collapse_warning, collapsed_epoch
 from training.parts import Examples, Objective, Training, derived_seed
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, best_epoch
 from training.validation import validate
 
 
@@ -34,12 +34,13 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
     with Interruption(accelerator) as interruption:
         for epoch in range(len(folder.rows), training.recipe.epochs):
             row = {"epoch": epoch + 1, **train_epoch(training, folder, interruption)}
-            row |= validate(training, training.evaluated, validation, "val")
+            evaluated = training.evaluated()
+            row |= validate(training, evaluated, validation, "val")
             folder.add_row(row)
             accelerator.log(row, step=epoch + 1)
             if accelerator.is_main_process:
-                if folder.best_epoch() == epoch + 1:
-                    folder.write_best(training.keep(training.evaluated))
+                if best_epoch(folder.rows) == epoch + 1:
+                    folder.write_best(training.keep(evaluated))
                 folder.write_metrics()
                 if warning := collapse_warning(folder.rows, falls_back=bool(training.fall_back)):
                     print(warning, file=sys.stderr)
@@ -124,7 +125,7 @@ def train_step(
     training.optimizer.zero_grad()
     training.scheduler.step_update(update + 1)
     if training.ema:
-        training.ema.update(training.classifier, step=update)
+        training.ema.update(training.gathered(), step=update)
     return loss
 
 
@@ -147,13 +148,9 @@ def backward(
 ) -> Tensor:
     """Add the gradient of a chunk's mean loss; that loss, detached."""
     accelerator, (images, labels, seeds) = training.accelerator, chunk
-    # A copy: mixing writes into it, and a step may be done again.
-    images = images.to(accelerator.device, copy=training.mixup is not None)
-    targets = labels.to(accelerator.device)
-    if training.mixup:
-        images, targets = training.mixup(images, targets)
+    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
     with accelerator.autocast():
-        examples = objective.examples(training.classifier, (images, targets, seeds))
+        examples = objective.examples(training.classifier, (images, labels, seeds))
     with perturbation(training, objective, examples, update):
         with accelerator.autocast():
             loss = objective.loss(training.model, examples)

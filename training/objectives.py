@@ -12,7 +12,7 @@ from models.classifier import reveal
 from models.gradient_map import evaluating
 from training.mixing import Mixing
 from training.parts import Chunk, Examples
-from training.recipe import ObjectiveConfig
+from training.recipe import MixupConfig, ObjectiveConfig
 
 FALL_BACK_STEPS = 4
 """Steps, of 2.5 epsilon / 4 each, of the attack that takes the place of one step that fails."""
@@ -99,6 +99,37 @@ class Trades:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedCrossEntropy:
+    """Cross-entropy on images mixed by MixUp or CutMix, and on their two labels by their shares.
+
+    Draws and pairs as those of `Challenge`.
+    """
+
+    mixing: Mixing
+    """Draws the mixtures."""
+    probability: float = 1.0
+    """Share of images that are mixed."""
+    label_smoothing: float = 0.0
+    """Share of every target spread evenly over all classes."""
+
+    def examples(self, classifier: nn.Module, chunk: Chunk) -> Examples:
+        """Images (B, 3, H, W); then, (B,): label, label mixed in, and the share of the first.
+
+        Raises:
+            ValueError: an odd number of images, which cannot be paired.
+        """
+        images, labels, seeds = chunk
+        draws = self.mixing.draw(seeds).to(images.device)
+        mixed, shares = self.mixing.either(images, draws, self.probability)
+        return mixed, labels, self.mixing.partners(labels), shares
+
+    def loss(self, model: nn.Module, examples: Examples) -> Tensor:
+        """The mean."""
+        images, own, other, shares = examples
+        return mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Challenge:
     """The challenge's 2nd place: clean + MixUp + CutMix + FGSM cross-entropy, each of weight 1.
 
@@ -134,15 +165,23 @@ class Challenge:
     def loss(self, model: nn.Module, examples: Examples) -> Tensor:
         """The sum of the four means."""
         images, own, other, shares = examples
-        logits = model(images).float()
-        own_loss, other_loss = (
-            F.cross_entropy(logits, each, reduction="none", label_smoothing=self.label_smoothing)
-            for each in (own, other)
-        )
-        return 4 * (shares * own_loss + (1 - shares) * other_loss).mean()
+        return 4 * mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
 
 
-def build_objective(config: ObjectiveConfig) -> CrossEntropy | Trades | Challenge:
+def mixed_cross_entropy(
+    logits: Tensor, own: Tensor, other: Tensor, shares: Tensor, label_smoothing: float
+) -> Tensor:
+    """The mean cross-entropy of logits (B, num_classes) with two labels each, (B,), by share."""
+    own_loss, other_loss = (
+        F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
+        for each in (own, other)
+    )
+    return (shares * own_loss + (1 - shares) * other_loss).mean()
+
+
+def build_objective(
+    config: ObjectiveConfig, mixup: MixupConfig | None = None
+) -> CrossEntropy | Trades | MixedCrossEntropy | Challenge:
     """The objective that a recipe asks for."""
     smoothing = config.label_smoothing
     attack = PGD(epsilon=config.epsilon, step_size=config.step_size, steps=config.steps)
@@ -152,6 +191,9 @@ def build_objective(config: ObjectiveConfig) -> CrossEntropy | Trades | Challeng
         return Trades(attack=attack, beta=config.beta, label_smoothing=smoothing)
     if config.name == "challenge":
         return Challenge(label_smoothing=smoothing)
+    if mixup and mixup.mixes:
+        mixing = Mixing(mixup_alpha=mixup.mixup_alpha, cutmix_alpha=mixup.cutmix_alpha)
+        return MixedCrossEntropy(mixing=mixing, probability=mixup.prob, label_smoothing=smoothing)
     return CrossEntropy(label_smoothing=smoothing)
 
 
@@ -160,7 +202,7 @@ def build_fall_back(config: ObjectiveConfig) -> CrossEntropy | Trades | None:
     objective = build_objective(config)
     if not config.attacks or config.steps > 1 or not config.fall_back:
         return None
-    assert not isinstance(objective, Challenge)
+    assert isinstance(objective, (CrossEntropy, Trades))
     return replace(objective, attack=PGD(epsilon=config.epsilon, steps=FALL_BACK_STEPS))
 
 

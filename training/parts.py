@@ -6,10 +6,10 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 from accelerate import Accelerator
-from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from data.loader import TrainingLoader
 from models.classifier import RobustClassifier
@@ -43,7 +43,7 @@ class Training:
     recipe: RunRecipe
     accelerator: Accelerator
     classifier: RobustClassifier
-    """The bare RobustClassifier inside `model`."""
+    """The bare RobustClassifier inside `model`; sharded over the processes under FSDP."""
     model: nn.Module
     optimizer: Any
     scheduler: Scheduler
@@ -56,17 +56,25 @@ class Training:
     """What is measured each epoch beside clean accuracy: by name, a function from classifier,
     images, labels and seeds to attacked images."""
     train_loader: TrainingLoader
-    mixup: Mixup | None = None
     ema: ModelEmaV3 | None = None
+    whole: RobustClassifier | None = None
+    """Takes all the weights of a sharded classifier; None where it is not sharded."""
     repeats_attacks: bool = False
     """Whether an image's seed stays the same in every epoch."""
     keep: Callable[[RobustClassifier], RobustClassifier | TRN] = field(default=lambda model: model)
     """What of the best epoch is written to the run folder."""
 
-    @property
+    def gathered(self) -> RobustClassifier:
+        """The classifier with all its weights in this process. All processes call it together."""
+        if self.whole is None:
+            return self.classifier
+        options = StateDictOptions(full_state_dict=True)
+        self.whole.load_state_dict(get_model_state_dict(self.classifier, options=options))
+        return self.whole
+
     def evaluated(self) -> RobustClassifier:
-        """The model that is validated and kept: the average where there is one."""
-        return cast(RobustClassifier, self.ema.module) if self.ema else self.classifier
+        """The model that is validated and kept: the average where there is one. See `gathered`."""
+        return cast(RobustClassifier, self.ema.module) if self.ema else self.gathered()
 
 
 def derived_seed(*parts: int) -> int:

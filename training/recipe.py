@@ -112,18 +112,26 @@ class ObjectiveConfig:
 
 @dataclass(kw_only=True)
 class MixupConfig:
-    """timm's MixUp and CutMix; off while both alphas are 0.
-
-    Images are paired within a process's share of the batch: with mixing on, one and two processes
-    train on other pairs.
-    """
+    """MixUp and CutMix of the objective standard; off while both alphas are 0."""
 
     mixup_alpha: float = 0.0
     """Beta(alpha, alpha) of MixUp (Zhang et al. 2018)."""
     cutmix_alpha: float = 0.0
     """Beta(alpha, alpha) of CutMix (Yun et al. 2019)."""
     prob: float = 1.0
-    """Share of batches that are mixed."""
+    """Share of images that are mixed, by one or the other."""
+
+    def __post_init__(self) -> None:
+        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or not 0 <= self.prob <= 1:
+            raise ValueError(
+                "mixup: expected alphas >= 0 and prob from 0 to 1, "
+                f"received {self.mixup_alpha}, {self.cutmix_alpha}, {self.prob}."
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether one of the two is on."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
 @dataclass(kw_only=True)
@@ -208,21 +216,13 @@ class Recipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixes and self.objective.name != "standard":
+        if self.mixup.mixes and self.objective.name != "standard":
             raise ValueError(
                 f"mixup: expected both alphas 0 with the objective {self.objective.name}."
             )
-        if self.mixes and self.batch_size % 2:
-            raise ValueError(f"mixup: expected an even batch_size, received {self.batch_size}.")
-
         if self.model.compile and self.trn is not None:
             # A TRN's gradient map is differentiated again, which compiled code cannot be.
             raise ValueError("model.compile: expected false with a trn, received true.")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether MixUp or CutMix is on."""
-        return self.mixup.mixup_alpha > 0 or self.mixup.cutmix_alpha > 0
 
 
 def as_plain(recipe: RunRecipe) -> dict[str, Any]:

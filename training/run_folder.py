@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def changed_key(former: dict[str, Any], recipe: dict[str, Any], prefix: str = ""
         elif old != new:
             return f"{name} = {old} as before, found {new}"
     return None
+
+
+def best_epoch(rows: Sequence[Mapping[str, float]]) -> int:
+    """The epoch (from 1) of the highest validation accuracy, attacked where it is measured."""
+    metric = next(name for name in CHOOSES_BEST if name in rows[0])
+    return 1 + max(range(len(rows)), key=lambda place: rows[place][metric])
 
 
 class RunFolder:
@@ -109,11 +116,6 @@ class RunFolder:
         """Close an epoch with its metrics."""
         self.rows.append(row)
         self.losses = torch.empty(0)
-
-    def best_epoch(self) -> int:
-        """The epoch (from 1) of the highest validation accuracy, attacked where it is measured."""
-        metric = next(name for name in CHOOSES_BEST if name in self.rows[0])
-        return 1 + max(range(len(self.rows)), key=lambda place: self.rows[place][metric])
 
     def write_json(self, name: str, value: object) -> None:
         with atomic_write(self.path / name) as temporary:
@@ -173,7 +175,7 @@ class RunFolder:
 
     def _complete(self, partial: Path, steps: int) -> None:
         """Give a state its name and remove all others."""
-        for path in partial.iterdir():
+        for path in filter(Path.is_file, partial.rglob("*")):
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         name = f"epoch-{len(self.rows):04d}" + (f"-step-{steps:06d}" if steps else "")

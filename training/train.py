@@ -18,7 +18,7 @@ from training.load_data import TrainingData, load_data
 from training.loop import fit
 from training.parts import Training
 from training.recipe import Recipe
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, best_epoch
 from training.validation import validate
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -26,11 +26,12 @@ QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
 def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None:
     """Measure the best epoch on the test images; write summary.json and print it."""
-    best = folder.best_epoch()
+    best = best_epoch(folder.rows)
     summary: dict[str, object] = {"best_epoch": best, **folder.rows[best - 1]}
     if data.test:
-        load_weights(training.classifier, folder.path / "model.safetensors")
-        summary |= validate(training, training.classifier, data.test, "test")
+        classifier = training.whole or training.classifier
+        load_weights(classifier, folder.path / "model.safetensors")
+        summary |= validate(training, classifier, data.test, "test")
     if not training.accelerator.is_main_process:
         return
     folder.write_json("summary.json", summary)

@@ -34,6 +34,7 @@ from training.restoration import (
     attack_unaware,
     build_mixture,
 )
+from training.sharding import require_whole_weights
 from training.trn_recipe import TRNRecipe
 
 DIGITS = Path(__file__).parent / "recipes" / "digits_trn.yaml"
@@ -63,7 +64,12 @@ def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
 def build_training(
     recipe: TRNRecipe, classifier: RobustClassifier, accelerator: Accelerator, data: TrainingData
 ) -> Training:
-    """Loss, optimiser and schedule, handed to accelerate."""
+    """Loss, optimiser and schedule, handed to accelerate.
+
+    Raises:
+        ValueError: the weights are sharded.
+    """
+    require_whole_weights(accelerator, "a TRN")
     config = recipe.objective
     optimizer = build_optimizer(recipe, classifier if config.end_to_end else classifier.restore)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))

@@ -1,7 +1,7 @@
 """train.py that sends itself a signal or fails, for tests: many runs behind one start of Python.
 
     python interrupted_run.py RUNS    # each in a process of its own, one after the other
-    torchrun interrupted_run.py RUN   # in this process
+    torchrun interrupted_run.py RUN   # in this process; where accelerate launches FSDP, sharded
 
 RUN is JSON: {"arguments": [...], "at": "step" or "save", "count": 3, "signal": 15}, of which all
 but the arguments may be left out: the signal comes within the third step or saving of a state. With
@@ -15,6 +15,8 @@ import sys
 from typing import Any
 
 import torch
+from accelerate import DistributedType
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 import training.loop
@@ -58,11 +60,25 @@ def spoil(nan: int | None, images: int | None) -> None:
     CrossEntropy.loss = spoiled
 
 
+def shard_on_cpu() -> None:
+    """Let accelerate shard (FSDP) what CPU processes train too, where it would only distribute."""
+    original = AcceleratorState.__init__
+
+    def sharding(state: AcceleratorState, *arguments: Any, **options: Any) -> None:
+        original(state, *arguments, **options)
+        if plugin := options.get("fsdp_plugin"):
+            state.fsdp_plugin, state.distributed_type = plugin, DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = sharding
+
+
 def start(description: dict[str, Any]) -> None:
     sys.argv = ["train.py", *description["arguments"]]
     if "signal" in description and os.environ.get("RANK", "1") == "1":
         interrupt(description["at"], description["count"], description["signal"])
     spoil(description.get("nan"), description.get("images"))
+    shard_on_cpu()
     run(train, Recipe, default_config=QUICKSTART)
 
 

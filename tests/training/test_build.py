@@ -10,10 +10,11 @@ from models.trn import TRN
 from training.build import (
     build_average,
     build_classifier,
-    build_mixup,
     build_optimizer,
     build_scheduler,
 )
+from training.mixing import Mixing
+from training.objectives import CrossEntropy, MixedCrossEntropy, build_objective
 from training.recipe import MixupConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, Recipe
 from training.trn_recipe import TRNRecipe
 
@@ -109,10 +110,12 @@ def test_an_unknown_schedule_is_named():
 
 
 def test_mixing_is_off_unless_asked_for():
-    assert build_mixup(Recipe(), 3) is None
-    mixing = Recipe(mixup=MixupConfig(cutmix_alpha=1.0))
-    assert build_mixup(mixing, 3) is not None
+    assert isinstance(build_objective(ObjectiveConfig(), MixupConfig()), CrossEntropy)
+    cutmix = MixupConfig(cutmix_alpha=0.8, prob=0.5)
+    objective = build_objective(ObjectiveConfig(label_smoothing=0.1), cutmix)
+    mixing = Mixing(mixup_alpha=0, cutmix_alpha=0.8)
+    assert objective == MixedCrossEntropy(mixing=mixing, probability=0.5, label_smoothing=0.1)
     with pytest.raises(ValueError, match="expected both alphas 0"):
-        Recipe(mixup=mixing.mixup, objective=ObjectiveConfig(name="adversarial"))
-    with pytest.raises(ValueError, match="even batch_size"):
-        Recipe(mixup=mixing.mixup, batch_size=7)
+        Recipe(mixup=cutmix, objective=ObjectiveConfig(name="adversarial"))
+    with pytest.raises(ValueError, match="prob from 0 to 1"):
+        MixupConfig(prob=1.5)

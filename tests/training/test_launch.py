@@ -46,7 +46,7 @@ def test_accelerate_knows_every_key(path: Path) -> None:
 
 def test_there_is_a_configuration_for_each_kind_of_machine() -> None:
     names = {path.stem for path in CONFIGS}
-    assert names == {"cpu_2_processes", "one_gpu", "many_gpus", "several_nodes"}
+    assert names == {"cpu_2_processes", "one_gpu", "many_gpus", "several_nodes", "fsdp"}
 
 
 @pytest.mark.parametrize(("config", "processes"), [("one_gpu", 1), ("many_gpus", 2)])

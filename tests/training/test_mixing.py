@@ -66,6 +66,35 @@ def test_each_image_is_attacked_within_a_radius_of_its_own():
     assert MIXING.fgsm(linear(), IMAGES, LABELS, draws).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("alphas", "probability", "shares"),
+    [
+        ((1.0, 1.0), 0.8, (0.4, 0.4)),
+        ((1.0, 0.0), 0.5, (0.5, 0.0)),
+        ((0.0, 1.0), 1.0, (0.0, 1.0)),
+        ((0.0, 0.0), 1.0, (0.0, 0.0)),
+    ],
+)
+def test_either_mixes_by_one_of_the_two(
+    alphas: tuple[float, float], probability: float, shares: tuple[float, float]
+):
+    mixing = Mixing(mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
+    images, seeds = IMAGES.repeat(16, 1, 1, 1), torch.arange(1024)
+    draws = mixing.draw(seeds)
+    mixed, share = mixing.either(images, draws, probability)
+    by_mixup, by_cutmix = mixing.mixup(images, draws), mixing.cutmix(images, draws)
+    counts = [0, 0]
+    for place in range(1024):
+        kinds = [
+            torch.equal(mixed[place], made[place]) and share[place] == own[place]
+            for made, own in (by_mixup, by_cutmix)
+        ]
+        changed = not torch.equal(mixed[place], images[place])
+        assert any(kinds) if changed else share[place] == 1
+        counts = [count + (kind and changed) for count, kind in zip(counts, kinds, strict=True)]
+    np.testing.assert_allclose(np.array(counts) / 1024, shares, atol=0.06)
+
+
 def test_an_odd_image_has_no_partner():
     with pytest.raises(ValueError, match="expected a batch_size of which each process"):
         MIXING.partners(torch.zeros(3))

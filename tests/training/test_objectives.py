@@ -11,6 +11,7 @@ from training.mixing import Mixing
 from training.objectives import (
     Challenge,
     CrossEntropy,
+    MixedCrossEntropy,
     Trades,
     attack_revealed,
     build_fall_back,
@@ -182,6 +183,19 @@ def test_the_challenge_adds_four_cross_entropies(
     assert torch.equal(clean, images) and torch.equal(share[0], torch.ones(16))
     assert torch.equal(share[3], torch.ones(16))
     assert loss(classifier, attacked, labels) > loss(classifier, clean, labels)
+
+
+def test_mixed_cross_entropy_is_that_of_mixed_targets(
+    classifier: RobustClassifier, batch: tuple[Tensor, Tensor]
+):
+    images, labels = batch
+    objective = MixedCrossEntropy(mixing=Mixing(), label_smoothing=0.1)
+    examples = objective.examples(classifier.eval(), (images, labels, SEEDS))
+    mixed, own, other, share = examples
+    assert torch.equal(own, labels) and torch.equal(other, labels.view(8, 2).flip(1).flatten())
+    targets = torch.lerp(F.one_hot(other, 10).float(), F.one_hot(own, 10).float(), share[:, None])
+    expected = F.cross_entropy(classifier(mixed), 0.9 * targets + 0.01)
+    torch.testing.assert_close(objective.loss(classifier, examples), expected)
 
 
 def test_the_fall_back_takes_more_steps_of_the_same_ball():
