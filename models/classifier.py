@@ -46,6 +46,9 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
 
 class RobustClassifier(
     nn.Module,
@@ -106,6 +109,9 @@ class RobustClassifier(
         images = self.conceal(images)
         images = self.randomize(images)
         return self.classify(images)
+
+    def extra_repr(self) -> str:
+        return f"image_size={self.image_size}"
 
     def restored(self, images: Tensor) -> Tensor:
         """What TRN makes of the images; without it the images themselves."""
