@@ -30,6 +30,13 @@ from models.trn import TRN, DifferentiableTRN, StraightThroughTRN
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Loaded = TypeVar("Loaded", "RobustClassifier", TRN)
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+An image classifier of robust-submission. Its robustness is not known from this page:
+`submission/push_to_hub.py --report` uploads a model with what an evaluation found.
+"""
 
 
 class Normalize(nn.Module):
@@ -54,7 +61,9 @@ class RobustClassifier(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="robust-submission",
+    pipeline_tag="image-classification",
     tags=["image-classification", "adversarial-robustness"],
+    model_card_template=MODEL_CARD,
 ):
     """Images to logits through named stages: restore, conceal, randomize, normalize, backbone.
 
