@@ -1,6 +1,7 @@
 """Outputs that are there whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,3 +42,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise ValueError(f"{path}: not written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, renamed to `path` when the block ends without an error.
+
+    On any error the new folder is removed.
+
+    Raises:
+        ValueError: something stands at `path`, or the folder cannot be made or renamed there.
+    """
+    if path.exists():
+        found = "a folder" if path.is_dir() else "a file"
+        raise ValueError(f"{path}: expected nothing there yet, found {found}.")
+    check_writable(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        raise ValueError(f"{path}: not written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

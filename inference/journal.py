@@ -101,9 +101,14 @@ def model_digest(model: Model | None, images: torch.Tensor) -> str:
     if not isinstance(model, nn.Module):
         with torch.no_grad():
             return digest([str(model(images).float().cpu().numpy().round(3).tolist()).encode()])
-    tensors = [model.state_dict()[name] for name in sorted(model.state_dict())]
+    return module_digest(model)
+
+
+def module_digest(module: nn.Module) -> str:
+    """A name for a module: its structure, settings and tensors, wherever and however it is run."""
+    tensors = [module.state_dict()[name] for name in sorted(module.state_dict())]
     raw = (each.detach().cpu().contiguous().view(-1).view(torch.uint8) for each in tensors)
-    return digest([repr(model).encode(), *(each.numpy().tobytes() for each in raw)])
+    return digest([repr(module).encode(), *(each.numpy().tobytes() for each in raw)])
 
 
 def code_digest(*folders: Path) -> str:

@@ -1,6 +1,7 @@
 """Write the robustness report: JSON, CSV, plots, gallery and one HTML page; print its table.
 
     write_report(report, pictures, per_image, Path("report"))
+    report = read_report(Path("report"))
 
 Equal input gives equal bytes in every file. docs/report.md explains the files to their readers.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -57,6 +59,29 @@ def json_text(report: Report) -> str:
     return (
         json.dumps(_plain(report.as_json()), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     )
+
+
+def read_report(folder: Path) -> Report:
+    """The report that stands in `folder`.
+
+    Raises:
+        ValueError: there is no report.json, as before an evaluation has finished; it is damaged or
+            of another schema; or a number of it is not finite.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: expected the report of a finished evaluation, found none.")
+    try:
+        report = TypeAdapter(Report).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"{path}: expected a whole report, found: {f'{place}: ' * bool(place)}{first['msg']}."
+        ) from error
+    if report.schema != Report.schema:
+        raise ValueError(f"{path}: expected schema {Report.schema}, found {report.schema}.")
+    return report
 
 
 def _plain(value: Any) -> Any:

@@ -110,7 +110,8 @@ class Report:
     """All that evaluate.py found."""
 
     model: dict[str, Any]
-    """name, parameters, stages in force, image_size, num_classes, random (bool)."""
+    """name, parameters, stages in force, image_size, num_classes, random (bool), digest of its
+    structure and tensors (None where it is no nn.Module)."""
     data: dict[str, Any]
     """source, split, images, how they were chosen."""
     threat_model: str

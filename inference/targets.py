@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.contract import Model
+from inference.journal import module_digest
 from models.classifier import random_stages, reveal, set_draw, undefended
 from models.gcm import GCM
 from models.named_models import Named
@@ -62,6 +63,7 @@ class Target:
             "num_classes": self.num_classes,
             "random": self.random,
             "outputs": "probabilities" if self.softmax else "logits",
+            "digest": module_digest(self.model) if isinstance(self.model, nn.Module) else None,
         }
 
 

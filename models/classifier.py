@@ -30,6 +30,13 @@ from models.trn import TRN, DifferentiableTRN, StraightThroughTRN
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Loaded = TypeVar("Loaded", "RobustClassifier", TRN)
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+An image classifier of robust-submission. Its robustness is not known from this page:
+`submission/push_to_hub.py --report` uploads a model with what an evaluation found.
+"""
 
 
 class Normalize(nn.Module):
@@ -46,12 +53,17 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
 
 class RobustClassifier(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="robust-submission",
+    pipeline_tag="image-classification",
     tags=["image-classification", "adversarial-robustness"],
+    model_card_template=MODEL_CARD,
 ):
     """Images to logits through named stages: restore, conceal, randomize, normalize, backbone.
 
@@ -106,6 +118,9 @@ class RobustClassifier(
         images = self.conceal(images)
         images = self.randomize(images)
         return self.classify(images)
+
+    def extra_repr(self) -> str:
+        return f"image_size={self.image_size}"
 
     def restored(self, images: Tensor) -> Tensor:
         """What TRN makes of the images; without it the images themselves."""

@@ -106,6 +106,9 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
         if surrogate is not None and streams != "image":
             self.surrogate = Surrogate(channels=channels, **surrogate)
 
+    def extra_repr(self) -> str:
+        return f"estimator={self.estimator}"
+
     def summary(self) -> str:
         """What it is, in a line."""
         source = "the classifier" if self.surrogate is None else "its surrogate"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.files import atomic_write, check_writable
+from cli.files import atomic_write, check_writable, whole_folder
 
 
 def test_the_file_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
@@ -73,3 +73,27 @@ def test_nothing_is_written_where_the_folder_is_missing(tmp_path: Path) -> None:
         atomic_write(tmp_path / "no" / "out.txt"),
     ):
         pytest.fail("the block must not run")
+
+
+def test_a_folder_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with whole_folder(path) as temporary:
+        (temporary / "file").write_text("whole")
+        assert temporary.parent == tmp_path and not path.exists()
+    assert (path / "file").read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_no_folder_and_what_stands_there_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for error, raised in ((KeyError("stop"), KeyError), (OSError(28, "full"), ValueError)):
+        with pytest.raises(raised), whole_folder(path) as temporary:
+            (temporary / "file").write_text("half")
+            raise error
+        assert list(tmp_path.iterdir()) == []
+    path.mkdir()
+    with pytest.raises(ValueError, match="nothing there yet, found a folder"), whole_folder(path):
+        raise AssertionError
+    with pytest.raises(ValueError, match="expected the existing folder"):
+        whole_folder(tmp_path / "no" / "out").__enter__()
+    assert list(tmp_path.iterdir()) == [path]

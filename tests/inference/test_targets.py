@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inference.journal import module_digest
 from inference.targets import LogProbabilities, Target, build_target
 from models.classifier import RobustClassifier
 from models.gcm import GCM, StraightThroughGCM
@@ -93,6 +94,7 @@ def test_gcm_is_revealed_and_taken_away_for_the_twin():
     assert target.twin is not None
     torch.testing.assert_close(target.twin(IMAGES), linear()(IMAGES))
     assert target.describe()["stages"] == ["GCM(omega=1e+20, epsilon=1e-08)"]
+    assert target.describe()["digest"] == module_digest(target.model)
 
 
 def test_a_trn_is_revealed_bypassed_and_taken_away_for_the_twin():
@@ -135,7 +137,8 @@ def test_resize_and_pad_makes_a_model_random_and_its_draws_are_set():
 
 def test_noise_that_is_not_ours_is_noticed():
     model = linear()
-    assert build(lambda images: model(images + 0.1 * torch.rand_like(images))).random
+    target = build(lambda images: model(images + 0.1 * torch.rand_like(images)))
+    assert target.random and target.describe()["digest"] is None
 
 
 def test_probabilities_are_noticed_and_revealed_as_their_logarithms():
