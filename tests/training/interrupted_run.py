@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import training.loop
 from cli.command import run
-from training.objectives import CrossEntropy
+from training.objectives import CrossEntropy, MixedCrossEntropy
 from training.parts import Examples
 from training.recipe import Recipe
 from training.run_folder import RunFolder
@@ -47,17 +47,23 @@ def interrupt(at: str, count: int, number: int) -> None:
 
 def spoil(nan: int | None, images: int | None) -> None:
     """Make the loss of the `nan`-th call NaN, and one of more than so many images fail."""
-    original, calls = CrossEntropy.loss, 0
+    calls = 0
 
-    def spoiled(objective: CrossEntropy, model: nn.Module, examples: Examples) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if images is not None and len(examples[0]) > images:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        loss = original(objective, model, examples)
-        return loss * torch.nan if calls == nan else loss
+    def spoil_loss(kind: type[CrossEntropy] | type[MixedCrossEntropy]) -> None:
+        original = kind.loss
 
-    CrossEntropy.loss = spoiled
+        def spoiled(objective: Any, model: nn.Module, examples: Examples) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if images is not None and len(examples[0]) > images:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            loss = original(objective, model, examples)
+            return loss * torch.nan if calls == nan else loss
+
+        kind.loss = spoiled
+
+    spoil_loss(CrossEntropy)
+    spoil_loss(MixedCrossEntropy)
 
 
 def shard_on_cpu() -> None:
