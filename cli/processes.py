@@ -1,9 +1,17 @@
 """Starting accelerate the same way in every command."""
 
+import ctypes
+import os
+import platform
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+# Parameters of mallopt, in <malloc.h>.
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
 
 
 def start_accelerator(**options: Any) -> Accelerator:
@@ -12,4 +20,23 @@ def start_accelerator(**options: Any) -> Accelerator:
     Where there is no GPU the CPU is asked for: accelerate would otherwise take each of several CPU
     processes for a run of its own, unless ACCELERATE_USE_CPU is set.
     """
-    return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        keep_freed_memory()
+    return Accelerator(cpu=on_cpu, **options)
+
+
+def keep_freed_memory() -> None:
+    """Have what tensors free kept for the next ones, in large pages, as long as the process lives.
+
+    A network on a CPU frees and asks for the same large blocks in every layer. glibc would give
+    each back to the system and get it anew, zeroed page by page. Does nothing with another C
+    library; large pages are Linux's. (`python benchmarks/peak.py` measures it.)
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first tensor
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 64 * 2**20)

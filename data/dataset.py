@@ -118,12 +118,11 @@ class ImageDataset(Dataset[Item]):
 def collate(items: Sequence[Item | Skipped], image_size: int) -> Batch:
     """Make a batch of what `ImageDataset.__getitems__` gave, in its order."""
     read = [item for item in items if not isinstance(item, Skipped)]
-    images = np.zeros((len(read), image_size, image_size, 3), dtype=np.uint8)
+    images = np.empty((len(read), 3, image_size, image_size), dtype=np.uint8)
     for place, item in enumerate(read):
-        images[place] = item["image"]
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        images[place] = item["image"].transpose(2, 0, 1)
     return Batch(
-        images=pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255),
+        images=torch.from_numpy(images).to(torch.float32).div_(255),
         labels=torch.tensor([item["label"] for item in read], dtype=torch.int64),
         indices=torch.tensor([item["index"] for item in read], dtype=torch.int64),
         skipped=[item for item in items if isinstance(item, Skipped)],

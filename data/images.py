@@ -94,7 +94,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         background = Image.new("RGBA", image.size, BACKGROUND)
         image = Image.alpha_composite(background, image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -124,7 +124,8 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
         found = f"{len(content)} bytes of something else, or damaged at their start"

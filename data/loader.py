@@ -8,9 +8,10 @@ for batch in micro_batches(evaluation_loader(dataset, batch_size=64, num_workers
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from torch.utils.data import DataLoader, Sampler
 from data.dataset import NO_LABEL, Batch, ImageDataset, Item, Skipped, collate
 
 __all__ = [
-    "MICRO_BATCH",
     "Batch",
     "EvaluationLoader",
     "ImageDataset",
@@ -29,16 +29,26 @@ __all__ = [
     "Skipped",
     "TrainingLoader",
     "evaluation_loader",
+    "micro_batch_size",
     "micro_batches",
     "training_loader",
 ]
 
-MICRO_BATCH = 32
 _Keys = list[tuple[int, int]]  # (epoch, position in the dataset's indices)
+_T = TypeVar("_T")
+
+
+def micro_batch_size(image_size: int) -> int:
+    """How many images a model sees at once wherever it is measured: a constant for each side.
+
+    32 at 224 pixels and above; of smaller images so many that they hold as many pixels, at most
+    128: a network that sees few small ones at a time is mostly waiting.
+    """
+    return min(max(32, 32 * 224**2 // image_size**2), 128)
 
 
 class MicroBatch(Batch):
-    """A batch of MICRO_BATCH places; padding from `count` on: zeros, label and index -1."""
+    """A batch of `micro_batch_size` places; padding from `count` on: zeros, label and index -1."""
 
     count: int
 
@@ -64,8 +74,18 @@ def _torch_loader(
     )
 
 
+def _read_ahead(batches: Iterator[_T]) -> Iterator[_T]:
+    """The same batches; a thread reads the next one while this one is used."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)
+            yield batch
+
+
 def _checked(loader: DataLoader[Batch], skip_bad: bool) -> Iterator[Batch]:
-    for batch in loader:
+    batches = iter(loader)
+    for batch in batches if loader.num_workers else _read_ahead(batches):
         if batch["skipped"] and not skip_bad:
             raise ValueError(batch["skipped"][0].message)
         yield batch
@@ -159,9 +179,8 @@ def training_loader(
 class _EvaluationBatches(Sampler[_Keys]):
     """The positions of this process's micro-batches, `batch_size` at a time."""
 
-    def __init__(self, size: int, batch_size: int, process_index: int, num_processes: int) -> None:
-        positions = np.arange(size)
-        self.positions = positions[positions // MICRO_BATCH % num_processes == process_index]
+    def __init__(self, positions: np.ndarray, batch_size: int) -> None:
+        self.positions = positions
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -181,7 +200,8 @@ class EvaluationLoader:
     ) -> None:
         self.dataset = dataset
         self.num_images = len(batches.positions)
-        self.num_micro_batches = -(-self.num_images // MICRO_BATCH)
+        self.micro_batch_size = micro_batch_size(dataset.image_size)
+        self.num_micro_batches = -(-self.num_images // self.micro_batch_size)
         self._loader = _torch_loader(dataset, batches, num_workers)
 
     def __len__(self) -> int:
@@ -200,7 +220,7 @@ def evaluation_loader(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> EvaluationLoader:
-    """Every image once, in order; micro-batch k of MICRO_BATCH images goes to process k % P.
+    """Every image once, in order; micro-batch k (see `micro_batches`) goes to process k % P.
 
     Args:
         dataset: The images; with `skip_bad`, unreadable ones are in a batch's `skipped`.
@@ -215,8 +235,10 @@ def evaluation_loader(
     """
     if batch_size < 1:
         raise ValueError(f"expected a batch_size of at least 1, found {batch_size}.")
-    batches = _EvaluationBatches(len(dataset), batch_size, process_index, num_processes)
-    return EvaluationLoader(dataset, batches, num_workers)
+    positions = np.arange(len(dataset))
+    micro_batch = positions // micro_batch_size(dataset.image_size)
+    mine = positions[micro_batch % num_processes == process_index]
+    return EvaluationLoader(dataset, _EvaluationBatches(mine, batch_size), num_workers)
 
 
 _Image = tuple[Tensor, Tensor, Tensor]  # (3, H, W), (), ()
@@ -232,20 +254,20 @@ def _one_by_one(loader: EvaluationLoader) -> Iterator[_Image | Skipped]:
 
 
 def micro_batches(loader: EvaluationLoader) -> Iterator[MicroBatch]:
-    """Regroup what the loader gives into batches of the one shape (MICRO_BATCH, 3, H, W).
+    """Regroup what the loader gives into batches of the one shape (micro_batch_size, 3, H, W).
 
-    Micro-batch k holds the dataset's positions from k * MICRO_BATCH on, the readable ones first
-    and zeros behind them: an image stands at the same place of the same micro-batch whatever the
-    batch size, the workers and the processes. `count` is 0 where none was readable.
+    Micro-batch k holds the dataset's positions from k * micro_batch_size on, the readable ones
+    first and zeros behind them: an image stands at the same place of the same micro-batch whatever
+    the batch size, the workers and the processes. `count` is 0 where none was readable.
     """
     images = _one_by_one(loader)
-    side = loader.dataset.image_size
-    while group := list(islice(images, MICRO_BATCH)):
+    size, side = loader.micro_batch_size, loader.dataset.image_size
+    while group := list(islice(images, size)):
         read = [image for image in group if not isinstance(image, Skipped)]
         batch = MicroBatch(
-            images=torch.zeros(MICRO_BATCH, 3, side, side),
-            labels=torch.full((MICRO_BATCH,), NO_LABEL),
-            indices=torch.full((MICRO_BATCH,), -1),
+            images=torch.zeros(size, 3, side, side),
+            labels=torch.full((size,), NO_LABEL),
+            indices=torch.full((size,), -1),
             skipped=[image for image in group if isinstance(image, Skipped)],
             count=len(read),
         )

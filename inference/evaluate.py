@@ -8,7 +8,8 @@ Every attack is run through the model as it is (oblivious) and with its masking 
 and scored on the whole model. The report folder gets report.html, report.json, per_image.csv and
 plots. Interrupted, the same command goes on where it was; a finished report is made anew. Runs
 under python, accelerate launch and torchrun; processes, workers and interruptions change no byte.
-Attacks work on 32 images at once, on fewer where memory does not hold them.
+Attacks work on 32 images of 224 pixels at once, on up to 128 smaller ones, and on fewer where
+memory does not hold them.
 """
 
 import os
@@ -24,7 +25,7 @@ from cli.command import Names, Ratios, run
 from cli.processes import start_accelerator
 from cli.provenance import provenance
 from data.dataset import ImageDataset, collate
-from data.loader import MICRO_BATCH
+from data.loader import micro_batch_size
 from inference.assemble import build_report, gallery_pictures, per_image_table
 from inference.evaluation_data import DataOptions, EvaluationData, open_evaluation_data
 from inference.findings import Findings
@@ -80,7 +81,7 @@ class Options:
     """Images of the curves; null for a tenth, at least 32 and at most 100."""
     seed: int = 0
     """Of every random draw."""
-    batch_size: int = MICRO_BATCH
+    batch_size: int = 64
     """Images that each process reads at a time; changes no result."""
     num_workers: int = 0
     """Processes that read images; changes no result."""
@@ -165,7 +166,7 @@ def evaluate(options: Options) -> None:
         seed=options.seed,
         draws=options.draws,
         eot=options.eot,
-        fit=FittingBatches(MICRO_BATCH),
+        fit=FittingBatches(micro_batch_size(target.image_size)),
     )
     journal = Journal(options.out / ".journal", journal_settings(options, data, measure))
     if accelerator.is_main_process:

@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks import EOT, NORMS, Attack, Model, WorstCase, image_seeds, input_gradient
 from attacks.contract import correct
 from attacks.losses import margin
-from data.loader import MICRO_BATCH, MicroBatch
+from data.loader import MicroBatch
 from inference.jobs import Job
 from inference.journal import Arrays, digest
 from inference.memory import FittingBatches
@@ -30,9 +30,9 @@ class Chunk:
 
     number: int
     images: Tensor
-    """(MICRO_BATCH, 3, H, W), zeros from `count` on."""
+    """(micro_batch_size, 3, H, W), zeros from `count` on."""
     labels: Tensor
-    """(MICRO_BATCH,), int64."""
+    """(micro_batch_size,), int64."""
     indices: np.ndarray
     """(count,), int64: places in the source, which make the seeds."""
     digest: str
@@ -57,7 +57,7 @@ class Chunk:
     @property
     def rows(self) -> np.ndarray:
         """int64 (count,): places of the images among all that are evaluated."""
-        return self.number * MICRO_BATCH + np.arange(self.count)
+        return self.number * len(self.images) + np.arange(self.count)
 
 
 class Measure:

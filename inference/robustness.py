@@ -1,6 +1,6 @@
 """Run all jobs on all chunks of images, over any number of processes, from where they were left.
 
-Chunk k of MICRO_BATCH images is for process k % P. What a job gave on a chunk stands in the journal
+Chunk k, a micro-batch, is for process k % P. What a job gave on a chunk stands in the journal
 before the next one starts. All processes end with all results.
 """
 

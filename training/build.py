@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from cli.processes import start_accelerator
 from models.classifier import RobustClassifier, load_trn, load_weights
+from models.pointwise import convolve_linear_layers
 from training.load_data import TrainingData
 from training.objectives import (
     attack_revealed,
@@ -141,6 +142,7 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module) -> None:
                 "model.gradient_checkpointing: expected a backbone that supports it, "
                 f"received {config.backbone}."
             ) from error
+    convolve_linear_layers(backbone)
     if config.channels_last:
         backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if config.compile:

@@ -8,11 +8,11 @@ from accelerate import Accelerator
 
 from data.augmentation import build_augmentation
 from data.loader import (
-    MICRO_BATCH,
     EvaluationLoader,
     ImageDataset,
     TrainingLoader,
     evaluation_loader,
+    micro_batch_size,
     training_loader,
 )
 from data.sources import (
@@ -101,7 +101,7 @@ def _evaluation_loader(
 ) -> EvaluationLoader:
     return evaluation_loader(
         ImageDataset(source, indices, size),
-        batch_size=MICRO_BATCH,
+        batch_size=micro_batch_size(size),
         num_workers=recipe.data.num_workers,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,

@@ -67,12 +67,12 @@ def test_skipped_images_are_in_order() -> None:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """75 images, three micro-batches: two processes get 43 and 32 of them; two are damaged."""
+    """260 images, three micro-batches: two processes get 132 and 128 of them; two are damaged."""
     folder = tmp_path_factory.mktemp("images")
-    pixels = np.random.default_rng(0).integers(0, 256, (75, 8, 8, 3), dtype=np.uint8)
-    for index in range(75):
+    pixels = np.random.default_rng(0).integers(0, 256, (260, 8, 8, 3), dtype=np.uint8)
+    for index in range(260):
         Image.fromarray(pixels[index]).save(folder / f"{index}.png")
-    for index in (5, 40):
+    for index in (5, 140):
         (folder / f"{index}.png").write_text("damaged")
     return folder
 
@@ -96,13 +96,13 @@ def run(images: Path, out: Path, processes: int) -> list[dict[str, np.ndarray]]:
 
 def test_two_processes_give_what_one_gives(images: Path, tmp_path: Path) -> None:
     first, second = run(images, tmp_path, 2)
-    good = [index for index in range(75) if index not in (5, 40)]
+    good = [index for index in range(260) if index not in (5, 140)]
     pixels = np.stack([np.asarray(Image.open(images / f"{index}.png")) for index in good])
     sums = (pixels / np.float32(255)).sum(axis=(1, 2), dtype=np.float64)
     for results in (first, second):
         assert np.array_equal(results["sums"], sums)
-        assert results["skipped"].tolist() == [5, 40]
-        assert "40.png: expected an image" in str(results["messages"][1])
+        assert results["skipped"].tolist() == [5, 140]
+        assert "140.png: expected an image" in str(results["messages"][1])
         assert results["one_sided"].tolist() == [0, 1, 4, 9, 16]
         assert "1 doubled (2)" in str(results["doubled"])
         assert "1 lost (1)" in str(results["lost"])

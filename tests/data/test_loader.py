@@ -1,7 +1,8 @@
 """Batches are a function of the seed and the epoch: not of workers, processes, sizes, resumes."""
 
 import pickle
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,22 @@ from PIL import Image
 from data.arrays import ArraySource
 from data.augmentation import build_augmentation
 from data.loader import (
-    MICRO_BATCH,
     Batch,
     EvaluationLoader,
     ImageDataset,
     MicroBatch,
     TrainingLoader,
+    _read_ahead,
     evaluation_loader,
+    micro_batch_size,
     micro_batches,
     training_loader,
 )
 from data.sources import Source, open_source
 
 RNG = np.random.default_rng(0)
+SIDE = 224
+"""Of images of which 32 are a micro-batch."""
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +172,7 @@ def test_an_augmentation_to_another_size_is_refused(source: Source) -> None:
 def evaluation(
     source: Source, batch_size: int = 64, workers: int = 0, **shard: int
 ) -> EvaluationLoader:
-    dataset = ImageDataset(source, np.arange(1, 98), 8, skip_bad=True)
+    dataset = ImageDataset(source, np.arange(1, 98), SIDE, skip_bad=True)
     return evaluation_loader(dataset, batch_size=batch_size, num_workers=workers, **shard)
 
 
@@ -186,13 +190,18 @@ def test_micro_batches_have_one_shape_and_a_padded_end(source: Source) -> None:
     batches = list(micro_batches(loader))
     assert len(batches) == loader.num_micro_batches == 4
     assert [batch["count"] for batch in batches] == [32, 32, 32, 1]
-    assert {tuple(batch["images"].shape) for batch in batches} == {(MICRO_BATCH, 3, 8, 8)}
+    assert {tuple(batch["images"].shape) for batch in batches} == {(32, 3, SIDE, SIDE)}
     assert batches[1]["indices"].tolist() == list(range(33, 65))
     end = batches[-1]
     assert end["indices"].tolist() == [97] + [-1] * 31
     assert end["labels"][1:].unique().tolist() == [-1]
     assert end["images"][0].any()
     assert not end["images"][1:].any()
+
+
+@pytest.mark.parametrize(("side", "images"), [(8, 128), (32, 128), (160, 62), (224, 32), (512, 32)])
+def test_a_micro_batch_holds_as_many_pixels_within_limits(side: int, images: int) -> None:
+    assert micro_batch_size(side) == images
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +225,7 @@ def everything(batches: Iterable[MicroBatch]) -> list[object]:
 
 def test_micro_batches_do_not_depend_on_batch_size_or_workers(damaged: Path) -> None:
     files = open_source("images", damaged)
-    dataset = ImageDataset(files, None, 8, skip_bad=True)
+    dataset = ImageDataset(files, None, SIDE, skip_bad=True)
 
     def run(batch_size: int, workers: int) -> list[object]:
         loader = evaluation_loader(dataset, batch_size=batch_size, num_workers=workers)
@@ -230,7 +239,7 @@ def test_micro_batches_do_not_depend_on_batch_size_or_workers(damaged: Path) -> 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_processes_share_whole_micro_batches(damaged: Path, processes: int) -> None:
-    dataset = ImageDataset(open_source("images", damaged), None, 8, skip_bad=True)
+    dataset = ImageDataset(open_source("images", damaged), None, SIDE, skip_bad=True)
 
     def run(index: int, count: int) -> list[object]:
         loader = evaluation_loader(
@@ -246,7 +255,7 @@ def test_processes_share_whole_micro_batches(damaged: Path, processes: int) -> N
 
 
 def test_skipped_images_close_up_within_their_micro_batch(damaged: Path) -> None:
-    dataset = ImageDataset(open_source("images", damaged), None, 8, skip_bad=True)
+    dataset = ImageDataset(open_source("images", damaged), None, SIDE, skip_bad=True)
     first, second, third = micro_batches(evaluation_loader(dataset, batch_size=7, num_workers=0))
     assert first["indices"].tolist() == [1, 2, *range(4, 31), -1, -1, -1]
     assert second["indices"].tolist() == [*range(33, 64), -1]
@@ -262,7 +271,7 @@ def test_a_micro_batch_may_have_no_readable_image(tmp_path: Path) -> None:
     dataset = ImageDataset(open_source("images", tmp_path), None, 8, skip_bad=True)
     (batch,) = micro_batches(evaluation_loader(dataset, batch_size=2, num_workers=0))
     assert (batch["count"], len(batch["skipped"])) == (0, 3)
-    assert batch["images"].shape == (MICRO_BATCH, 3, 8, 8)
+    assert batch["images"].shape == (micro_batch_size(8), 3, 8, 8)
 
 
 def both_loaders(
@@ -294,3 +303,32 @@ def test_a_dataset_of_many_files_is_small_to_hand_to_a_worker() -> None:
     dataset = ImageDataset(FileSource(Path("images"), ids), None, 32)
     assert len(pickle.dumps(dataset)) < 6_000_000
     assert not any(isinstance(value, list) for value in vars(dataset.source).values())
+
+
+def test_the_next_batch_is_read_while_one_is_used() -> None:
+    read, used = threading.Event(), list[int]()
+
+    def batches() -> Iterator[int]:
+        yield 0
+        read.set()
+        yield 1
+
+    for batch in _read_ahead(batches()):
+        assert read.wait(timeout=30)
+        used.append(batch)
+    assert used == [0, 1]
+
+
+def test_what_reading_raises_comes_at_its_place_and_a_stop_ends_the_thread() -> None:
+    def batches() -> Iterator[int]:
+        yield 0
+        raise ValueError("bad")
+
+    reading = _read_ahead(batches())
+    assert next(reading) == 0
+    with pytest.raises(ValueError, match="bad"):
+        next(reading)
+    stopped = _read_ahead(iter([1, 2, 3]))
+    assert isinstance(stopped, Generator) and next(stopped) == 1
+    stopped.close()
+    assert not [each for each in threading.enumerate() if each.name.startswith("reader")]

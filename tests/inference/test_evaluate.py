@@ -27,7 +27,7 @@ Run = Callable[..., dict[str, Any]]
 
 
 def options(checkpoint: Path, out: Path, **changes: Any) -> Options:
-    small = Options(checkpoint=checkpoint, out=out, attacks=Names("fgsm,pgd"), steps=3, limit=80)
+    small = Options(checkpoint=checkpoint, out=out, attacks=Names("fgsm,pgd"), steps=3, limit=140)
     return replace(small, **changes)
 
 
@@ -105,7 +105,7 @@ def test_behind_gcm_the_two_numbers_part_and_the_verdict_is_masked(finished: Pat
 def test_the_parts_of_the_report_fit_together(finished: Path):
     report = json.loads((finished / "report.json").read_text())
     table = pd.read_csv(finished / "per_image.csv")
-    assert len(table) == report["clean"]["total"] == 80 and table["id"].is_unique
+    assert len(table) == report["clean"]["total"] == 140 and table["id"].is_unique
     right = table["clean prediction"] == table["label"]
     assert right.sum() == report["clean"]["count"]
     robust = [column for column in table if column.endswith(" robust") and "worst" not in column]
@@ -192,7 +192,7 @@ def written(out: Path) -> int:
 
 def test_two_processes_give_the_same_report(small_run: Path, finished: Path, tmp_path: Path):
     arguments = ["--checkpoint", small_run, "--out", tmp_path / "report", "--attacks", "fgsm,pgd"]
-    arguments += ["--steps", 3, "--limit", 80, "--batch_size", 7, "--num_workers", 1]
+    arguments += ["--steps", 3, "--limit", 140, "--batch_size", 7, "--num_workers", 1]
     done = run_command("inference/evaluate.py", *arguments, processes=2)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "report") == contents(finished)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.loader import MICRO_BATCH, MicroBatch
+from data.loader import MicroBatch
 from inference.checks import check_size, check_uphill
 from inference.jobs import Job
 from inference.measure import Chunk, Measure
@@ -17,6 +17,7 @@ from models.resize_pad import RandomResizePad
 
 CPU = torch.device("cpu")
 COUNT, CLASSES = 20, 4
+SIZE = 32  # of the chunk
 PGD = Job(attack="pgd", through="model", norm="linf", epsilon=0.1, steps=4)
 
 
@@ -29,9 +30,9 @@ def network(*before: nn.Module) -> nn.Module:
 
 def chunk(model: nn.Module) -> Chunk:
     """Images with the labels that the model gives them, so that all are right when clean."""
-    images = torch.zeros(MICRO_BATCH, 3, 8, 8)
+    images = torch.zeros(SIZE, 3, 8, 8)
     images[:COUNT] = torch.rand(COUNT, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    indices = torch.full((MICRO_BATCH,), -1)
+    indices = torch.full((SIZE,), -1)
     indices[:COUNT] = torch.arange(COUNT)
     with torch.no_grad():
         labels = model(images).argmax(dim=1)
@@ -39,7 +40,7 @@ def chunk(model: nn.Module) -> Chunk:
     return Chunk.of(3, batch, CPU)
 
 
-def measure_of(model: object, images: Tensor, draws: int = 3, limit: int = MICRO_BATCH) -> Measure:
+def measure_of(model: object, images: Tensor, draws: int = 3, limit: int = SIZE) -> Measure:
     named = Named(name="it", model=model, image_size=8)  # type: ignore[arg-type]
     target = build_target(named, None, images[:2], [str(i) for i in range(CLASSES)], CPU)
     fit = FittingBatches(limit)

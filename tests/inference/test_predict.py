@@ -15,12 +15,12 @@ from PIL import Image
 from inference.predict import Options, predict
 from tests.conftest import ROOT, run_command
 
-COUNT = 75  # two whole micro-batches and a part of a third
+COUNT = 260  # two whole micro-batches and a part of a third
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """75 digits as PNG files 1.png … 75.png."""
+    """260 digits as PNG files 1.png … 260.png."""
     from data.sources import open_source
 
     folder = tmp_path_factory.mktemp("images")
@@ -68,7 +68,7 @@ def test_processes_leave_the_bytes_alone(
     done = run_command(script, *arguments, "--probabilities", processes=processes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sub.csv").read_bytes() == reference
-    assert done.stdout.count("75 rows") == 1
+    assert done.stdout.count("260 rows") == 1
 
 
 def test_predicts_the_test_images_of_the_run_itself(small_run: Path, tmp_path: Path):
@@ -174,9 +174,9 @@ def test_skip_bad_predicts_the_rest_and_lists_what_it_left_out(
         ({"images": "none"}, "none: expected"),
         ({"out": "none/sub.csv"}, "expected the existing folder"),
         ({"out": "sub.txt"}, "expected the ending .csv or .json"),
-        ({"template": "unknown.csv"}, "line 2: expected the name of one of the 75 images"),
+        ({"template": "unknown.csv"}, "line 2: expected the name of one of the 260 images"),
         ({"template": "double.csv"}, "line 3"),
-        ({"template": "missing.csv"}, "missing '2.png' and 73 more"),
+        ({"template": "missing.csv"}, "missing '2.png' and 258 more"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_predicted(

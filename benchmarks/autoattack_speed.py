@@ -1,0 +1,134 @@
+"""How fast is evaluate.py's AutoAttack, beside pyautoattack alone?
+
+    python benchmarks/autoattack_speed.py --checkpoint runs/cifar10_fast \\
+        --images data/raw/cifar10
+
+The standard AutoAttack on the same images and weights, without GCM, each as one whole command:
+pyautoattack by itself as its authors show it, in one process with a thread a core; evaluate.py with
+a process a core, which runs the same package and adds its controls and its report. Prints both
+robust accuracies, which may differ by what their random draws differ.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cli.command import run
+from cli.files import atomic_write
+from data.dataset import ImageDataset, collate
+from inference.evaluation_data import DataOptions, open_evaluation_data
+from models.classifier import RobustClassifier, load_checkpoint
+from timing import Usage, print_machine, print_table, python, run_command
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What to attack."""
+
+    checkpoint: Path
+    """A run folder of an adversarially trained classifier."""
+    images: Path
+    """Its images as class folders, in test/."""
+    limit: int = 1000
+    """So many test images, stratified by class, drawn with seed 0."""
+    alone: Path | None = None
+    """Run pyautoattack alone and write here what withstood it: what the script starts."""
+
+
+def attack_alone(options: Options, out: Path) -> None:
+    """pyautoattack's standard evaluation, called as in its README."""
+    from pyautoattack import AutoAttack
+
+    model = load_checkpoint(options.checkpoint)
+    images, labels = chosen_images(options, model)
+    attack = AutoAttack(model, norm="Linf", eps=8 / 255, version="standard", seed=0, device="cpu")
+    with torch.no_grad():
+        clean = int((model(images).argmax(1) == labels).sum())
+    found, _ = attack.run_standard_evaluation(images, labels, batch_size=250)
+    with torch.no_grad():
+        robust = int((model(found).argmax(1) == labels).sum())
+    with atomic_write(out) as path:
+        path.write_text(json.dumps({"clean": clean, "robust": robust}))
+
+
+def chosen_images(options: Options, model: RobustClassifier) -> tuple[Tensor, Tensor]:
+    """The images that evaluate.py chooses, (N, 3, H, W), and their labels (N,)."""
+    data = DataOptions(name="folder", root=options.images)
+    chosen = open_evaluation_data(data, None, options.limit, None, seed=0)
+    dataset = ImageDataset(chosen.source, np.sort(chosen.indices), model.image_size)
+    batch = collate([dataset[place] for place in range(len(dataset))], model.image_size)
+    return batch["images"], batch["labels"]
+
+
+def revealed_copy(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint with GCM switched off in its configuration."""
+    folder.mkdir()
+    shutil.copy(checkpoint / "model.safetensors", folder)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"conceal": False}))
+    return folder
+
+
+def run_alone(options: Options, checkpoint: Path, folder: Path) -> tuple[Usage, dict[str, int]]:
+    """pyautoattack in a process of its own."""
+    out = folder / "alone.json"
+    files = ("--checkpoint", checkpoint, "--images", options.images, "--alone", out)
+    words = [sys.executable, Path(__file__), *files, "--limit", str(options.limit)]
+    usage = run_command(words, threads=CORES)
+    return usage, json.loads(out.read_text())
+
+
+def run_ours(options: Options, checkpoint: Path, folder: Path) -> tuple[Usage, dict[str, int]]:
+    """evaluate.py with a process a core."""
+    report = folder / "report"
+    files = ("--checkpoint", checkpoint, "--data.root", options.images, "--out", report)
+    choices = ("--data.name=folder", "--attacks=autoattack", "--curves=false")
+    limit = f"--limit={options.limit}"
+    words = python("inference/evaluate.py", *files, *choices, limit, processes=CORES)
+    usage = run_command(words, threads=1)
+    found = json.loads((report / "report.json").read_text())
+    (autoattack,) = (
+        each
+        for each in found["measurements"]
+        if (each["attack"], each["through"]) == ("autoattack", "model")
+    )
+    return usage, {
+        "clean": found["clean"]["count"],
+        "robust": autoattack["robust_accuracy"]["count"],
+    }
+
+
+def compare(options: Options) -> None:
+    """Run one after the other and print the table."""
+    if options.alone is not None:
+        attack_alone(options, options.alone)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = revealed_copy(options.checkpoint, folder / "checkpoint")
+        ours, own = run_ours(options, checkpoint, folder)
+        alone, theirs = run_alone(options, checkpoint, folder)
+    rows = [
+        [who, f"{usage.seconds:.0f}", f"{found['clean']}", f"{found['robust']}"]
+        for who, usage, found in (
+            (f"evaluate.py, {CORES} processes of 1 thread", ours, own),
+            (f"pyautoattack, 1 process of {CORES} threads", alone, theirs),
+        )
+    ]
+    print_table(("command", "seconds", "clean", f"withstood, of {options.limit}"), rows)
+    print_machine()
+    print(f"evaluate.py is {alone.seconds / ours.seconds:.2f} times as fast.")
+
+
+if __name__ == "__main__":
+    run(compare, Options)

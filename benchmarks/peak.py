@@ -1,0 +1,187 @@
+"""How near does each kind of work come to the machine's peak?
+
+    python benchmarks/peak.py
+
+The peak is the best of matrix products, by torch.mm and as 1x1 convolutions (on a CPU these are two
+libraries, MKL and oneDNN), in float32 on a CPU and bfloat16 on a GPU. Operations are counted by
+torch (a multiply-add is two). Each work runs with timm's network as it comes, as the commands here
+arrange it (`models.pointwise`), and with `--compile` compiled too; all take turns. Bookkeeping and
+data are left out. `--keep_memory false` shows what it is worth that the commands here have glibc
+keep freed memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from attacks import PGD
+from cli.command import run
+from cli.processes import keep_freed_memory
+from models.pointwise import convolve_linear_layers
+from timing import median, print_machine, print_table, take_turns, times_as_fast
+
+DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+ON_CPU = DEVICE.type == "cpu"
+CLASSES = 100
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What to measure."""
+
+    rounds: int = 5
+    """How often each is measured."""
+    compile: bool = False
+    """Also compiled (torch.compile); on a CPU it needs a C++ compiler."""
+    keep_memory: bool = True
+    """As the commands here do on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One kind of work on one batch of random images."""
+
+    name: str
+    backbone: str
+    image_size: int
+    batch_size: int
+    once: Callable[[nn.Module, Tensor, Tensor], object]
+    """From network, images (B, 3, H, W) and labels (B,)."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the backbone."""
+
+
+def predict(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with torch.inference_mode():
+        network.eval()(images)
+
+
+def train(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Loss and gradients of all weights; the update itself is small beside them."""
+    network.train().zero_grad()
+    F.cross_entropy(network(images), labels).backward()
+
+
+def attack(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    PGD(steps=10)(network.eval(), images, labels)
+
+
+TINY, ATTO = "convnext_tiny", "convnext_atto"
+SMALL = {"patch_size": 2, "kernel_sizes": 3}
+WORKS = (
+    Work(name="prediction", backbone=TINY, image_size=224, batch_size=32, once=predict),
+    Work(
+        name="training",
+        backbone=TINY,
+        image_size=224,
+        batch_size=16 if ON_CPU else 128,
+        once=train,
+    ),
+    Work(
+        name="PGD-10",
+        backbone=ATTO,
+        image_size=32,
+        batch_size=128 if ON_CPU else 1024,
+        once=attack,
+        arguments=SMALL,
+    ),
+)
+
+
+def synchronized(work: Callable[[], object]) -> Callable[[], None]:
+    """The work, and waiting for its end."""
+
+    def run_to_the_end() -> None:
+        work()
+        if not ON_CPU:
+            torch.accelerator.synchronize()
+
+    return run_to_the_end
+
+
+def measure_peak(rounds: int) -> dict[str, float]:
+    """FLOP/s of products of two square matrices of 4,096 (2,048 on a CPU), by name."""
+    side = 2048 if ON_CPU else 4096
+    dtype = torch.float32 if ON_CPU else torch.bfloat16
+    left, right = torch.randn(2, side, side, device=DEVICE, dtype=dtype)
+    image = left.T.reshape(1, side, -1, 32).to(memory_format=torch.channels_last)
+    kernel = right[:, :, None, None]
+    with torch.inference_mode():
+        products = {
+            "torch.mm": synchronized(lambda: left @ right),
+            "1x1 convolution": synchronized(lambda: F.conv2d(image, kernel)),
+        }
+        seconds = take_turns(products, rounds)
+    return {name: 2 * side**3 / min(times) for name, times in seconds.items()}
+
+
+def networks(work: Work, compiled: bool) -> dict[str, nn.Module]:
+    """The same network as it comes, arranged and compiled."""
+    torch.manual_seed(0)
+
+    def build() -> nn.Module:
+        network = timm.create_model(work.backbone, num_classes=CLASSES, **work.arguments)
+        return network.to(DEVICE)
+
+    found = {"as it comes": build(), "arranged": build()}
+    convolve_linear_layers(found["arranged"])
+    if compiled:
+        found["compiled"] = build()
+        convolve_linear_layers(found["compiled"])
+        found["compiled"].compile()
+    return found
+
+
+def measure(work: Work, peak: float, options: Options) -> list[list[str]]:
+    """A row for each way to compute."""
+    images = torch.rand(work.batch_size, 3, work.image_size, work.image_size, device=DEVICE)
+    labels = torch.arange(work.batch_size, device=DEVICE) % CLASSES
+    found = networks(work, options.compile)
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=not ON_CPU):
+        with FlopCounterMode(display=False) as counter:
+            work.once(found["as it comes"], images, labels)
+        works = {
+            name: synchronized(partial(work.once, network, images, labels))
+            for name, network in found.items()
+        }
+        seconds = take_turns(works, options.rounds)
+    total = counter.get_total_flops()
+    title = f"{work.name}, {work.backbone}, {work.image_size} px, batch {work.batch_size}"
+    return [
+        [
+            f"{title}, {name}",
+            f"{work.batch_size / median(seconds, name):.1f}",
+            f"{total / median(seconds, name) / 1e9:.0f}",
+            f"{100 * total / median(seconds, name) / peak:.0f} %",
+            "" if name == "as it comes" else times_as_fast(seconds, name, "as it comes"),
+        ]
+        for name in found
+    ]
+
+
+def compare(options: Options) -> None:
+    """Measure the peak, then every work, and print the table."""
+    if ON_CPU and options.keep_memory:
+        keep_freed_memory()
+    products = measure_peak(4 * options.rounds)
+    peak = max(products.values())
+    rows = [
+        [name, "", f"{found / 1e9:.0f}", f"{100 * found / peak:.0f} %", ""]
+        for name, found in products.items()
+    ]
+    rows += [row for work in WORKS for row in measure(work, peak, options)]
+    print_table(("work", "images/s", "GFLOP/s", "of the peak", "times as fast"), rows)
+    print_machine()
+    if not ON_CPU:
+        print(f"Largest memory: {torch.accelerator.max_memory_allocated() / 2**30:.1f} GiB.")
+
+
+if __name__ == "__main__":
+    run(compare, Options)

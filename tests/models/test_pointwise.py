@@ -1,0 +1,73 @@
+"""Linear layers as convolutions: the same numbers, weights and structure."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.pointwise import convolve_linear_layers
+
+FEATURES = torch.randn(2, 5, 7, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Doubled(nn.Linear):
+    """A layer of a type of its own."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(features)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("features", [FEATURES, FEATURES[0], FEATURES[0, 0], FEATURES[:0]])
+def test_a_layer_gives_what_it_gave(features: torch.Tensor, bias: bool):
+    layer = nn.Linear(6, 4, bias=bias)
+    expected = F.linear(features, layer.weight, layer.bias)
+    convolve_linear_layers(layer)
+    torch.testing.assert_close(layer(features), expected)
+
+
+def test_images_are_convolved_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    calls = list[tuple[int, ...]]()
+    convolve = F.conv2d
+
+    def counted(images: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(tuple(images.shape))
+        return convolve(images, *arguments)
+
+    monkeypatch.setattr(F, "conv2d", counted)
+    model = nn.ModuleList([nn.Linear(6, 4), Doubled(6, 4)])
+    convolve_linear_layers(model)
+    for layer in model:
+        layer(FEATURES)
+        layer(FEATURES[0])
+    assert calls == [(2, 6, 5, 7)]
+
+
+def test_a_network_keeps_its_logits_gradients_and_names():
+    torch.manual_seed(0)
+    plain = timm.create_model("test_convnext", num_classes=3, conv_mlp=False)
+    arranged = copy.deepcopy(plain)
+    convolve_linear_layers(arranged)
+    assert repr(arranged) == repr(plain)
+    images = torch.rand(4, 3, 32, 32)
+    for model in (plain, arranged):
+        model(images).square().sum().backward()
+    torch.testing.assert_close(arranged(images), plain(images))
+    own, other = (dict(model.named_parameters()) for model in (arranged, plain))
+    assert own.keys() == other.keys()
+    for name, weight in own.items():
+        torch.testing.assert_close(weight.grad, other[name].grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_copy_computes_with_its_own_weights():
+    layer = nn.Linear(6, 4)
+    convolve_linear_layers(layer)
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.weight.zero_()
+        assert other.bias is not None
+        other.bias.zero_()
+    assert layer(FEATURES).any() and not other(FEATURES).any()
