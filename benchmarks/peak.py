@@ -3,11 +3,11 @@
     python benchmarks/peak.py
 
 The peak is the best of matrix products, by torch.mm and as 1x1 convolutions (on a CPU these are two
-libraries, MKL and oneDNN), in float32 on a CPU and bfloat16 on a GPU. Operations are counted by
-torch (a multiply-add is two). Each work runs with timm's network as it comes, as the commands here
-arrange it (`models.pointwise`), and with `--compile` compiled too; all take turns. Bookkeeping and
-data are left out. `--keep_memory false` shows what it is worth that the commands here have glibc
-keep freed memory.
+libraries, MKL and oneDNN), in float32 on a CPU and bfloat16 on a GPU. A forward pass's operations
+are counted by torch (a multiply-add is two). Each work runs with timm's network as it comes, as
+predict.py and train.py arrange it (`models.pointwise`), and with `--compile` compiled too; all take
+turns. Bookkeeping and data are left out. `--keep_memory false` shows what it is worth that the
+commands here have glibc keep freed memory.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from cli.processes import keep_freed_memory
 from models.pointwise import convolve_linear_layers
 from timing import median, print_machine, print_table, take_turns, times_as_fast
 
-DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 ON_CPU = DEVICE.type == "cpu"
 CLASSES = 100
 
@@ -54,6 +54,9 @@ class Work:
     batch_size: int
     once: Callable[[nn.Module, Tensor, Tensor], object]
     """From network, images (B, 3, H, W) and labels (B,)."""
+    passes: int
+    """Its operations in forward passes: a backward pass to the images is one more, one to the
+    weights too is two."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Of the backbone."""
 
@@ -76,13 +79,14 @@ def attack(network: nn.Module, images: Tensor, labels: Tensor) -> None:
 TINY, ATTO = "convnext_tiny", "convnext_atto"
 SMALL = {"patch_size": 2, "kernel_sizes": 3}
 WORKS = (
-    Work(name="prediction", backbone=TINY, image_size=224, batch_size=32, once=predict),
+    Work(name="prediction", backbone=TINY, image_size=224, batch_size=32, once=predict, passes=1),
     Work(
         name="training",
         backbone=TINY,
         image_size=224,
         batch_size=16 if ON_CPU else 128,
         once=train,
+        passes=3,
     ),
     Work(
         name="PGD-10",
@@ -90,6 +94,7 @@ WORKS = (
         image_size=32,
         batch_size=128 if ON_CPU else 1024,
         once=attack,
+        passes=20,
         arguments=SMALL,
     ),
 )
@@ -146,13 +151,13 @@ def measure(work: Work, peak: float, options: Options) -> list[list[str]]:
     found = networks(work, options.compile)
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=not ON_CPU):
         with FlopCounterMode(display=False) as counter:
-            work.once(found["as it comes"], images, labels)
+            predict(found["as it comes"], images, labels)
         works = {
             name: synchronized(partial(work.once, network, images, labels))
             for name, network in found.items()
         }
         seconds = take_turns(works, options.rounds)
-    total = counter.get_total_flops()
+    total = work.passes * counter.get_total_flops()
     title = f"{work.name}, {work.backbone}, {work.image_size} px, batch {work.batch_size}"
     return [
         [
