@@ -119,7 +119,7 @@ def compare(options: Options) -> None:
         ours, own = run_ours(options, checkpoint, folder)
         alone, theirs = run_alone(options, checkpoint, folder)
     rows = [
-        [who, f"{usage.seconds:.0f}", f"{found['clean']}", f"{found['robust']}"]
+        [who, f"{usage.seconds:.0f}", f"{found['clean']:.0f}", f"{found['robust']:.0f}"]
         for who, usage, found in (
             (f"evaluate.py, {CORES} processes of 1 thread", ours, own),
             (f"pyautoattack, 1 process of {CORES} threads", alone, theirs),

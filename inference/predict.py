@@ -128,7 +128,7 @@ def predict(options: Options) -> None:
         left_out += source.ids[list(skipped)].tolist()
         write_predictions(options.out, predictions, format, options.template, left_out)
         print(f"{options.out}: {len(kept)} rows")
-    accelerator.end_training()  # a process that leaves its group standing may abort as it exits
+    accelerator.end_training()
 
 
 def _open_source(options: Options) -> Source:
