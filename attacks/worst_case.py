@@ -20,6 +20,9 @@ class Outcome:
     fooled_by: list[str]
     """The attack that fooled, "clean" where the image was wrong from the start, "" where none."""
 
+    losses: Tensor
+    """(B,): the cross-entropies of `images`."""
+
     @property
     def robust(self) -> Tensor:
         """(B,) bool: which images withstood everything."""
@@ -89,7 +92,7 @@ class WorstCase:
                 right[rows] = survives
                 for row in rows[~survives].tolist():
                     fooled_by[row] = name
-        return Outcome(worst, fooled_by)
+        return Outcome(worst, fooled_by, worst_loss)
 
 
 def _judged(judge: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

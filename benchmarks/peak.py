@@ -5,8 +5,8 @@
 The peak is the best of matrix products, by torch.mm and as 1x1 convolutions (on a CPU these are two
 libraries, MKL and oneDNN), in float32 on a CPU and bfloat16 on a GPU. A forward pass's operations
 are counted by torch (a multiply-add is two). Each work runs with timm's network as it comes, as
-predict.py and train.py arrange it (`models.pointwise`), and with `--compile` compiled too; all take
-turns. Bookkeeping and data are left out. `--keep_memory false` shows what it is worth that the
+predict.py and train.py arrange it (`models.arrangement`), and with `--compile` compiled too; all
+take turns. Bookkeeping and data are left out. `--keep_memory false` shows what it is worth that the
 commands here have glibc keep freed memory.
 """
 
@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attacks import PGD
 from cli.command import run
 from cli.processes import keep_freed_memory
-from models.pointwise import convolve_linear_layers
+from models.arrangement import arrange
 from timing import median, print_machine, print_table, take_turns, times_as_fast
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -136,10 +136,10 @@ def networks(work: Work, compiled: bool) -> dict[str, nn.Module]:
         return network.to(DEVICE)
 
     found = {"as it comes": build(), "arranged": build()}
-    convolve_linear_layers(found["arranged"])
+    arrange(found["arranged"], DEVICE)
     if compiled:
         found["compiled"] = build()
-        convolve_linear_layers(found["compiled"])
+        arrange(found["compiled"], DEVICE)
         found["compiled"].compile()
     return found
 

@@ -3,12 +3,14 @@
     python benchmarks/scaling.py --images data/raw/cifar10 --checkpoint runs/cifar10_adversarial
 
 Training, prediction and evaluation as whole commands, at two lengths: their difference over the
-work between is the time of a step or an image, without start-up. One process and two take turns.
+work between is the time of a step or an image, without start-up. One process on one core and two
+on two take turns: left both cores, one process would read images on the other (`--pin false`).
 The second table is computed, not measured: nothing here ran on several GPUs. `--commands ""` prints
 it alone, `--assumptions.…` changes what it assumes.
 """
 
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -86,6 +88,8 @@ class Options:
     """More images of the longer prediction; a multiple of 64, so that two processes get alike."""
     evaluated: int = 2048
     """More images of the longer evaluation; a multiple of 256."""
+    pin: bool = True
+    """Give a process one core, by taskset, and two processes two."""
     assumptions: Assumptions = field(default_factory=Assumptions)
     """Of the computed table."""
 
@@ -100,6 +104,12 @@ class Options:
 
 Work = Callable[[int, bool], object]
 """Runs a command with so many processes, the shorter or the longer one."""
+
+
+def run_pinned(words: Words, processes: int, pin: bool) -> None:
+    """Run a command whose processes have a thread each and, where `pin` says so, a core each."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:processes]))
+    run_command([*(("taskset", "--cpu-list", cores) if pin else ()), *words], threads=1)
 
 
 def training(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
@@ -119,7 +129,7 @@ def training(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
         data = f"--data.root={longer if long else shorter}"
         output = f"--output={scratch / 'run'}"
         command = python("training/train.py", *arguments, data, output, processes=processes)
-        run_command(command, threads=1)
+        run_pinned(command, processes, options.pin)
 
     return "training, ConvNeXt-Atto, 32 px; a step of 128", FEW_STEPS, options.steps, work
 
@@ -136,7 +146,7 @@ def prediction(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
     def work(processes: int, long: bool) -> None:
         limit = f"--limit={few + options.predicted if long else few}"
         command = python("inference/predict.py", *arguments, limit, processes=processes)
-        run_command(command, threads=1)
+        run_pinned(command, processes, options.pin)
 
     return "prediction, ConvNeXt-Tiny, 224 px; an image", few, options.predicted, work
 
@@ -154,7 +164,7 @@ def evaluation(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
         limit = f"--limit={few + options.evaluated if long else few}"
         out = f"--out={scratch / 'report'}"
         command = python("inference/evaluate.py", *arguments, limit, out, processes=processes)
-        run_command(command, threads=1)
+        run_pinned(command, processes, options.pin)
 
     return "evaluation, PGD-20; an image", few, options.evaluated, work
 

@@ -68,7 +68,8 @@ class Setting:
 SETTINGS = {
     "224": Setting(backbone="convnext_tiny", image_size=224, file_size=256),
     "32": Setting(backbone="convnext_tiny", backbone_args={"patch_size": 2}),
-    "pgd": Setting(
+    "pgd": Setting(backbone="convnext_tiny", backbone_args={"patch_size": 2}, attacked=True),
+    "pgd-atto": Setting(
         backbone="convnext_atto",
         backbone_args={"patch_size": 2, "kernel_sizes": 3},
         attacked=True,
@@ -86,8 +87,9 @@ class Options:
     """A checkout of timm, whose train.py and package are measured."""
     peers: Path | None = None
     """The folder that benchmarks/requirements.txt is installed in."""
-    settings: Names = Names("224,32,pgd")
-    """224, 32: ConvNeXt-Tiny at so many pixels; pgd: PGD-10 training of ConvNeXt-Atto at 32."""
+    settings: Names = Names("224,32,pgd,pgd-atto")
+    """224, 32: ConvNeXt-Tiny at so many pixels; pgd, pgd-atto: PGD-10 training of ConvNeXt-Tiny and
+    -Atto at 32."""
     rounds: int = 3
     """How often each is measured."""
     steps: int = 16
@@ -102,10 +104,10 @@ class Options:
     """Processes that read images in ours; 0 reads in a thread."""
     peer_workers: int = 2
     """Processes that read images in the peers."""
-    channels_last: bool = False
-    """Ours with model.channels_last."""
-    plain_loop: bool = False
-    """Train the plain loop with torchattacks on `images`, and no more: what the script starts."""
+    compile: bool = False
+    """Ours with model.compile, which needs a C++ compiler."""
+    plain_loop: str | None = None
+    """Train the plain loop of this setting on `images`, and no more: what the script starts."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.settings) - set(SETTINGS):
@@ -113,8 +115,9 @@ class Options:
         standard = [name for name in self.settings if not SETTINGS[name].attacked]
         if standard and self.timm is None:
             raise ValueError(f"--timm: expected a checkout for {', '.join(standard)}, found none.")
-        if len(standard) < len(self.settings) and self.peers is None:
-            raise ValueError("--peers: expected a folder for pgd, found none.")
+        attacked = [name for name in self.settings if SETTINGS[name].attacked]
+        if attacked and self.peers is None:
+            raise ValueError(f"--peers: expected a folder for {', '.join(attacked)}, found none.")
 
 
 def train_ours(setting: Setting, options: Options, batch_size: int, scratch: Path) -> Words:
@@ -132,7 +135,7 @@ def train_ours(setting: Setting, options: Options, batch_size: int, scratch: Pat
         "model.backbone_args": json.dumps(setting.backbone_args),
         "model.image_size": setting.image_size,
         "model.conceal": "false",
-        "model.channels_last": str(options.channels_last).lower(),
+        "model.compile": str(options.compile).lower(),
         "objective.name": "adversarial" if setting.attacked else "standard",
         "objective.epsilon": EPSILON,
         "objective.step_size": STEP_SIZE,
@@ -162,22 +165,21 @@ def train_timm(setting: Setting, options: Options, batch_size: int, scratch: Pat
     return ["env", "-u", "PYTHONPATH", sys.executable, script, *flags.split(), *kwargs]
 
 
-def train_plain(options: Options, batch_size: int) -> Words:
+def train_plain(name: str, options: Options, batch_size: int) -> Words:
     """The command of the plain loop, but for its images."""
     assert options.peers is not None
     return [
         *("env", f"PYTHONPATH={options.peers.resolve()}", sys.executable, Path(__file__)),
-        *("--plain_loop", "--settings=", f"--small_batch_size={batch_size}"),
+        *(f"--plain_loop={name}", "--settings=", f"--small_batch_size={batch_size}"),
         f"--peer_workers={options.peer_workers}",
     ]
 
 
-def train_plainly(options: Options) -> None:
+def train_plainly(setting: Setting, options: Options) -> None:
     """PGD adversarial training as one writes it: torchattacks in a loop of torch, one epoch."""
     import torchattacks  # pyright: ignore[reportMissingImports]
     from torchvision import datasets, transforms
 
-    setting = SETTINGS["pgd"]
     crop = transforms.RandomCrop(setting.image_size, padding=4, padding_mode="reflect")
     augment = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
     loader = DataLoader(
@@ -199,19 +201,20 @@ def train_plainly(options: Options) -> None:
         optimizer.step()
 
 
-def contestants(setting: Setting, options: Options, batch_size: int, scratch: Path) -> Contestants:
+def contestants(name: str, options: Options, batch_size: int, scratch: Path) -> Contestants:
     """Ours, then its peers: each trains on the images of a folder."""
+    setting = SETTINGS[name]
     ours = train_ours(setting, options, batch_size, scratch)
     found: Contestants = {
         "ours": lambda images: run_command([*ours, f"--data.root={images}"], cwd=ROOT)
     }
     if setting.attacked:
-        plain = train_plain(options, batch_size)
+        plain = train_plain(name, options, batch_size)
         found["torchattacks"] = lambda images: run_command([*plain, f"--images={images}"])
         return found
     words = train_timm(setting, options, batch_size, scratch)
-    for name, more in (("timm", []), ("timm --channels-last", ["--channels-last"])):
-        found[name] = lambda images, more=more: run_command(
+    for peer, more in (("timm", []), ("timm --channels-last", ["--channels-last"])):
+        found[peer] = lambda images, more=more: run_command(
             [*words, *more, "--data-dir", images], cwd=scratch
         )
     return found
@@ -229,7 +232,7 @@ def measure(name: str, options: Options) -> list[list[str]]:
             make_folder(options.images, scratch / str(count), count * batch_size, setting.file_size)
             for count in (FEW_STEPS, FEW_STEPS + steps)
         )
-        trainings = contestants(setting, options, batch_size, scratch)
+        trainings = contestants(name, options, batch_size, scratch)
         pairs = {
             each: (partial(train, few), partial(train, more)) for each, train in trainings.items()
         }
@@ -250,14 +253,15 @@ def measure(name: str, options: Options) -> list[list[str]]:
 def compare(options: Options) -> None:
     """Measure every setting and print the table."""
     if options.plain_loop:
-        train_plainly(options)
+        train_plainly(SETTINGS[options.plain_loop], options)
         return
     rows = [row for name in options.settings for row in measure(name, options)]
     print_table(("trained", "ours, s/step", "peer", "peer, s/step", "times as fast"), rows)
     print_machine()
     if options.timm:
         version = (options.timm / "timm" / "version.py").read_text().split("'")[1]
-        print(f"timm's checkout: {version}. Ours with channels_last {options.channels_last}.")
+        print(f"timm's checkout: {version}.")
+    print(f"Ours with model.compile {options.compile}.")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ __all__ = [
     "Skipped",
     "TrainingLoader",
     "evaluation_loader",
+    "even_size",
     "micro_batch_size",
     "micro_batches",
     "training_loader",
@@ -47,8 +48,17 @@ def micro_batch_size(image_size: int) -> int:
     return min(max(32, 32 * 224**2 // image_size**2), 128)
 
 
+def even_size(number: int, largest: int) -> int:
+    """How many images each of a power of two of equal parts holds, at most `largest`.
+
+    Two, four or eight processes then get as many parts.
+    """
+    parts = 1 << (-(-number // largest) - 1).bit_length()
+    return -(-number // parts)
+
+
 class MicroBatch(Batch):
-    """A batch of `micro_batch_size` places; padding from `count` on: zeros, label and index -1."""
+    """A batch of a set number of places; padding from `count` on: zeros, label and index -1."""
 
     count: int
 
@@ -196,11 +206,11 @@ class EvaluationLoader:
     """Every image once, in order; see `evaluation_loader`."""
 
     def __init__(
-        self, dataset: ImageDataset, batches: _EvaluationBatches, num_workers: int
+        self, dataset: ImageDataset, batches: _EvaluationBatches, num_workers: int, size: int
     ) -> None:
         self.dataset = dataset
         self.num_images = len(batches.positions)
-        self.micro_batch_size = micro_batch_size(dataset.image_size)
+        self.micro_batch_size = size
         self.num_micro_batches = -(-self.num_images // self.micro_batch_size)
         self._loader = _torch_loader(dataset, batches, num_workers)
 
@@ -219,6 +229,7 @@ def evaluation_loader(
     num_workers: int,
     process_index: int = 0,
     num_processes: int = 1,
+    size: int | None = None,
 ) -> EvaluationLoader:
     """Every image once, in order; micro-batch k (see `micro_batches`) goes to process k % P.
 
@@ -228,6 +239,7 @@ def evaluation_loader(
         num_workers: Processes that read images; 0 reads in this one.
         process_index: Which of the processes this is.
         num_processes: How many evaluate together.
+        size: Images of a micro-batch; None for `micro_batch_size`.
 
     Raises:
         ValueError: a batch size below 1. Iterating raises it for an unreadable image, unless the
@@ -236,9 +248,10 @@ def evaluation_loader(
     if batch_size < 1:
         raise ValueError(f"expected a batch_size of at least 1, found {batch_size}.")
     positions = np.arange(len(dataset))
-    micro_batch = positions // micro_batch_size(dataset.image_size)
+    size = size or micro_batch_size(dataset.image_size)
+    micro_batch = positions // size
     mine = positions[micro_batch % num_processes == process_index]
-    return EvaluationLoader(dataset, _EvaluationBatches(mine, batch_size), num_workers)
+    return EvaluationLoader(dataset, _EvaluationBatches(mine, batch_size), num_workers, size)
 
 
 _Image = tuple[Tensor, Tensor, Tensor]  # (3, H, W), (), ()
@@ -254,9 +267,9 @@ def _one_by_one(loader: EvaluationLoader) -> Iterator[_Image | Skipped]:
 
 
 def micro_batches(loader: EvaluationLoader) -> Iterator[MicroBatch]:
-    """Regroup what the loader gives into batches of the one shape (micro_batch_size, 3, H, W).
+    """Regroup what the loader gives into batches of the one shape (size, 3, H, W).
 
-    Micro-batch k holds the dataset's positions from k * micro_batch_size on, the readable ones
+    Micro-batch k holds the dataset's positions from k * size on, the readable ones
     first and zeros behind them: an image stands at the same place of the same micro-batch whatever
     the batch size, the workers and the processes. `count` is 0 where none was readable.
     """

@@ -50,8 +50,13 @@ class Job:
         text = json.dumps([self.attack, self.through, self.norm, self.epsilon.hex(), self.steps])
         return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The attacks it is made of, to be run in turn on the survivors."""
+        return AutoAttack.STANDARD if self.attack == "autoattack" else (self.attack,)
+
     def attacks(self, early_stop: bool) -> Mapping[str, Attack]:
-        """The attack, or the parts of AutoAttack, to be run in turn on the survivors.
+        """Its parts.
 
         Args:
             early_stop: Leave out what cannot change who is fooled, where the attack can.
@@ -59,11 +64,10 @@ class Job:
         Raises:
             ValueError: there is no such attack, or it refuses norm or epsilon.
         """
-        names = AutoAttack.STANDARD if self.attack == "autoattack" else (self.attack,)
         options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
         if early_stop and self.attack in _ITERATIVE:
             options["early_stop"] = True
-        return {name: build_attack(name, self.epsilon, self.norm, **options) for name in names}
+        return {name: build_attack(name, self.epsilon, self.norm, **options) for name in self.parts}
 
     def settings(self, early_stop: bool) -> dict[str, Any]:
         """Everything that repeats the attack."""

@@ -1,6 +1,5 @@
 """One job on one chunk of images: a pure function of the seed, the chunk and the job."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,20 +28,23 @@ class Chunk:
     """Images that are always attacked together, padded to one shape."""
 
     number: int
+    rows: np.ndarray
+    """(count,), int64: places among all images that are evaluated."""
     images: Tensor
-    """(micro_batch_size, 3, H, W), zeros from `count` on."""
+    """(size, 3, H, W), zeros from `count` on."""
     labels: Tensor
-    """(micro_batch_size,), int64."""
+    """(size,), int64."""
     indices: np.ndarray
     """(count,), int64: places in the source, which make the seeds."""
     digest: str
 
     @classmethod
-    def of(cls, number: int, batch: MicroBatch, device: torch.device) -> "Chunk":
+    def of(cls, number: int, rows: np.ndarray, batch: MicroBatch, device: torch.device) -> "Chunk":
         count = batch["count"]
         pixels, labels = batch["images"].numpy(), batch["labels"].numpy()
         return cls(
             number=number,
+            rows=rows,
             images=batch["images"].to(device),
             labels=batch["labels"].to(device),
             indices=batch["indices"][:count].numpy(),
@@ -53,11 +55,6 @@ class Chunk:
     def count(self) -> int:
         """Images, without the padding."""
         return len(self.indices)
-
-    @property
-    def rows(self) -> np.ndarray:
-        """int64 (count,): places of the images among all that are evaluated."""
-        return self.number * len(self.images) + np.arange(self.count)
 
 
 class Measure:
@@ -104,7 +101,9 @@ class Measure:
         arrays = {"predictions": self._judge(chunk, chunk.images), "twin": twin.numpy()}
         return arrays | self._gradients(chunk)
 
-    def attacked(self, job: Job, chunk: Chunk, right: np.ndarray, shown: np.ndarray) -> Arrays:
+    def attacked(
+        self, job: Job, chunk: Chunk, right: np.ndarray, shown: np.ndarray, part: int = 0
+    ) -> Arrays:
         """Attack the images that are right when clean; the others come back as they were.
 
         Args:
@@ -112,20 +111,23 @@ class Measure:
             chunk: The images.
             right: bool (count,), or shorter where the job is for the first images only.
             shown: Places of images to keep for the gallery.
+            part: Which of the attacks that make up the job, as `Job.attacks` lists them.
 
         Returns:
             `predictions` int64 (n, draws), -1 for NaN; `distance` float64 (n,) in the job's norm;
-            `fooled_by` int64 (n,), which part of AutoAttack, else -1; `pictures` uint8
-            (shown, H, W, 3).
+            of a part of several, `fooled` bool (n,) and `loss` float32 (n,) (see `Outcome`), else
+            zeros; `pictures` uint8 (shown, H, W, 3).
         """
         count = len(right)
         rows = torch.from_numpy(right).nonzero().squeeze(1)
-        found, fooled_by = chunk.images.clone(), torch.full((count,), -1)
+        found = chunk.images.clone()
+        fooled, losses = torch.zeros(count, dtype=torch.bool), torch.zeros(count)
         if len(rows):
             attacks = job.attacks(early_stop=self.stops_early(job))
+            chosen, judged = list(attacks.values())[part], len(attacks) > 1
 
-            def attack(part: Tensor) -> Tensor:
-                images, fooled_by[part] = self._attack(job, attacks, chunk, part)
+            def attack(some: Tensor) -> Tensor:
+                images, fooled[some], losses[some] = self._attack(job, chosen, judged, chunk, some)
                 return images
 
             self._seed(chunk, 0)
@@ -137,7 +139,8 @@ class Measure:
         return {
             "predictions": self._judge(chunk, found)[:count],
             "distance": NORMS[job.norm].size(moved).double().cpu().numpy(),
-            "fooled_by": fooled_by.numpy(),
+            "fooled": fooled.numpy(),
+            "loss": losses.numpy(),
             "pictures": pictures.cpu().numpy(),
         }
 
@@ -146,22 +149,24 @@ class Measure:
         return not self.target.random and job.through != "twin"
 
     def _attack(
-        self, job: Job, attacks: Mapping[str, Attack], chunk: Chunk, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Adversarial images, and the number of the attack that fooled each, -1 for none."""
+        self, job: Job, attack: Attack, judged: bool, chunk: Chunk, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Adversarial images (B, 3, H, W), whether each fooled, and its cross-entropy.
+
+        The last two, (B,), are told only if it is to be judged, and are zeros else.
+        """
         seen = self._seen(job.through)
         images, labels = chunk.images[rows], chunk.labels[rows]
         seeds = image_seeds(self.seed, chunk.indices[rows.numpy()])
-        if len(attacks) == 1:
-            (only,) = attacks.values()
-            return only(seen, images, labels, seeds=seeds), torch.full((len(rows),), -1)
+        if not judged:
+            nothing = torch.zeros(len(rows))
+            return attack(seen, images, labels, seeds=seeds), nothing.bool(), nothing
         judge = self._averaged(self.target.model, self.eot) if self.target.random else None
-        outcome = WorstCase(attacks=attacks).run(
+        outcome = WorstCase(attacks={"fooled": attack}).run(
             seen, images, labels, seeds=seeds, judge=judge or self.target.model
         )
-        names = list(attacks)
-        fooled_by = [names.index(each) if each in names else -1 for each in outcome.fooled_by]
-        return outcome.images, torch.tensor(fooled_by)
+        fooled = torch.tensor([name == "fooled" for name in outcome.fooled_by])
+        return outcome.images, fooled, outcome.losses
 
     def _seen(self, through: Through) -> Model:
         target = self.target

@@ -24,8 +24,8 @@ from data.sources import Source, open_source
 from inference.formats import Predictions, choose_format, write_predictions
 from inference.layout import plan_layout
 from inference.run_data import open_run_data
+from models.arrangement import arrange
 from models.classifier import RobustClassifier, load_checkpoint
-from models.pointwise import convolve_linear_layers
 
 
 @dataclass(kw_only=True)
@@ -98,7 +98,7 @@ def predict(options: Options) -> None:
     indices = np.arange(len(source))[: options.limit]
     left_out = source.ids[len(indices) :].tolist()
     model = load_checkpoint(options.checkpoint, options.trn).to(accelerator.device)
-    convolve_linear_layers(model)
+    arrange(model, accelerator.device)
     layout = plan_layout(  # before the work, so that a bad template shows at once
         format,
         source.ids[indices].tolist(),

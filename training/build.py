@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
@@ -14,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cli.processes import start_accelerator
+from models.arrangement import convolve_linear_layers, keep_channels_last
 from models.classifier import RobustClassifier, load_trn, load_weights
-from models.pointwise import convolve_linear_layers
 from training.load_data import TrainingData
 from training.objectives import (
     attack_revealed,
@@ -26,7 +25,7 @@ from training.objectives import (
 from training.parts import Training
 from training.recipe import ModelConfig, ObjectiveConfig, Recipe, RunRecipe
 from training.run_folder import RunFolder
-from training.sharding import require_whole_weights, whole_copy
+from training.sharding import is_sharded, require_whole_weights, whole_copy
 from training.weight_perturbation import WeightPerturbation
 
 
@@ -98,16 +97,22 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     """Model, optimiser, schedule and objective, handed to accelerate.
 
     Raises:
-        ValueError: the weights are sharded, and the recipe has a TRN or perturbs weights.
+        ValueError: the weights are sharded, and the recipe has a TRN, perturbs weights or has them
+            channels-last.
     """
     if recipe.trn is not None or recipe.objective.awp_gamma:
         require_whole_weights(accelerator, "trn and objective.awp_gamma")
+    channels_last = recipe.model.channels_last
+    if channels_last:
+        require_whole_weights(accelerator, "model.channels_last")
+    elif channels_last is None:
+        channels_last = accelerator.device.type == "cpu" and not is_sharded(accelerator)
     classifier = build_classifier(recipe, data.class_names)
     optimizer = build_optimizer(recipe, classifier.backbone)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
+    arrange_backbone(recipe.model, classifier.backbone, channels_last=channels_last)
     # Before prepare: it patches the classifier's forward, and a copy would call the original's.
     ema = build_average(recipe, classifier)
-    arrange_backbone(recipe.model, classifier.backbone)
     attack = validation_attack(recipe.objective)
     whole = whole_copy(accelerator, classifier)
     model, prepared = accelerator.prepare(classifier, optimizer)
@@ -128,7 +133,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     )
 
 
-def arrange_backbone(config: ModelConfig, backbone: nn.Module) -> None:
+def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last: bool) -> None:
     """Set how the backbone computes. The results stay, within rounding, and the names of its state.
 
     Raises:
@@ -143,8 +148,8 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module) -> None:
                 f"received {config.backbone}."
             ) from error
     convolve_linear_layers(backbone)
-    if config.channels_last:
-        backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if channels_last:
+        keep_channels_last(backbone)
     if config.compile:
         backbone.compile()
 

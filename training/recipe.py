@@ -55,8 +55,8 @@ class ModelConfig:
     """Smallest side of the random resize-and-pad; null for none."""
     compile: bool = False
     """Compile the backbone (torch.compile) for training; not behind a TRN."""
-    channels_last: bool = False
-    """Keep the backbone's weights in channels-last memory format."""
+    channels_last: bool | None = None
+    """Keep the backbone's weights in channels-last memory format; null: on a CPU."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
 

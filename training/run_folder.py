@@ -164,7 +164,9 @@ class RunFolder:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 if ema:
-                    save_file(ema.module.state_dict(), partial / "ema.safetensors")
+                    average = ema.module.state_dict()
+                    flat = {name: tensor.contiguous() for name, tensor in average.items()}
+                    save_file(flat, partial / "ema.safetensors")
                 if isinstance(every_loss, Tensor):  # (processes, steps)
                     save_file({"losses": every_loss}, partial / "losses.safetensors")
                 (partial / "metrics.json").write_text(json.dumps(self.rows))

@@ -7,25 +7,30 @@ from accelerate import Accelerator, DistributedType
 from models.classifier import RobustClassifier
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether accelerate shards the weights."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
 def whole_copy(accelerator: Accelerator, classifier: RobustClassifier) -> RobustClassifier | None:
     """A copy to take all the weights of a classifier that accelerate will shard; else None.
 
     Autocast alone then sets the precision, as without sharding: accelerate's policy would round the
     images too, before the attack and GCM, to the 8 bits of bfloat16.
     """
-    if accelerator.distributed_type != DistributedType.FSDP:
+    if not is_sharded(accelerator):
         return None
     accelerator.state.fsdp_plugin.mixed_precision_policy = None  # pyright: ignore[reportOptionalMemberAccess]
     return deepcopy(classifier).to(accelerator.device)
 
 
 def require_whole_weights(accelerator: Accelerator, what: str) -> None:
-    """Refuse sharded weights to what differentiates or moves them itself.
+    """Refuse sharded weights to what differentiates, moves or lays them out itself.
 
     Raises:
         ValueError: they are sharded.
     """
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if is_sharded(accelerator):
         raise ValueError(
             f"{what}: expected whole weights in each process, received sharded ones (FSDP); "
             "use training/accelerate/many_gpus.yaml."

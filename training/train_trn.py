@@ -21,6 +21,7 @@ from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 
 from attacks.gradient import PGD
 from cli.command import run
+from models.arrangement import arrange
 from models.classifier import RobustClassifier, load_weights
 from models.named_models import load_named
 from models.trn import TRN
@@ -73,6 +74,7 @@ def build_training(
     config = recipe.objective
     optimizer = build_optimizer(recipe, classifier if config.end_to_end else classifier.restore)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
+    arrange(classifier, accelerator.device)
     ema = build_average(recipe, classifier)
     model, prepared = accelerator.prepare(RestorationLoss(classifier, config), optimizer)
     epsilon = max(each.epsilon for each in config.attacks)

@@ -20,6 +20,7 @@ from data.loader import (
     TrainingLoader,
     _read_ahead,
     evaluation_loader,
+    even_size,
     micro_batch_size,
     micro_batches,
     training_loader,
@@ -202,6 +203,28 @@ def test_micro_batches_have_one_shape_and_a_padded_end(source: Source) -> None:
 @pytest.mark.parametrize(("side", "images"), [(8, 128), (32, 128), (160, 62), (224, 32), (512, 32)])
 def test_a_micro_batch_holds_as_many_pixels_within_limits(side: int, images: int) -> None:
     assert micro_batch_size(side) == images
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "parts"),
+    [(1, 1, 1), (128, 128, 1), (129, 65, 2), (256, 128, 2), (257, 65, 4), (304, 76, 4)],
+)
+def test_parts_are_even_and_a_power_of_two(number: int, size: int, parts: int) -> None:
+    assert even_size(number, 128) == size
+    assert -(-number // size) == parts
+
+
+def test_a_micro_batch_may_have_another_size(source: Source) -> None:
+    dataset = ImageDataset(source, np.arange(100), 8)
+    loaders = [
+        evaluation_loader(
+            dataset, batch_size=9, num_workers=0, process_index=index, num_processes=2, size=30
+        )
+        for index in range(2)
+    ]
+    first, second = ([batch["indices"].tolist() for batch in micro_batches(one)] for one in loaders)
+    assert first == [list(range(30)), list(range(60, 90))]
+    assert second == [list(range(30, 60)), [*range(90, 100), *[-1] * 20]]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def chunk(model: nn.Module) -> Chunk:
     with torch.no_grad():
         labels = model(images).argmax(dim=1)
     batch = MicroBatch(images=images, labels=labels, indices=indices, skipped=[], count=COUNT)
-    return Chunk.of(3, batch, CPU)
+    return Chunk.of(3, np.arange(COUNT), batch, CPU)
 
 
 def measure_of(model: object, images: Tensor, draws: int = 3, limit: int = SIZE) -> Measure:
@@ -71,7 +71,22 @@ def test_a_job_for_the_first_images_judges_those_alone():
     model = network()
     given = chunk(model)
     found = measure_of(model, given.images).attacked(PGD, given, RIGHT[:6], SHOWN[:0])
-    assert len(found["predictions"]) == len(found["distance"]) == len(found["fooled_by"]) == 6
+    assert len(found["predictions"]) == len(found["distance"]) == len(found["fooled"]) == 6
+
+
+def test_a_part_of_several_says_whom_it_fooled():
+    model = network()
+    given = chunk(model)
+    measure = measure_of(model, given.images)
+    job = Job(attack="autoattack", through="model", norm="linf", epsilon=0.02)
+    right = np.arange(COUNT) % 2 == 0
+    clean = measure.clean(given)["predictions"][:, 0]
+    found = measure.attacked(job, given, right, SHOWN, part=1)
+    fooled = found["predictions"][:, 0] != clean
+    assert (found["fooled"] == fooled).all() and 0 < fooled.sum() < right.sum()
+    assert (found["loss"][right] > 0).all() and (found["loss"][~right] == 0).all()
+    assert found["loss"][fooled].min() > found["loss"][right & ~fooled].mean()
+    assert not measure.attacked(PGD, given, right, SHOWN)["fooled"].any()
 
 
 @pytest.mark.parametrize("before", [(), (GCM(),), (RandomResizePad(8, 5), nn.Dropout(0.3))])

@@ -58,10 +58,9 @@ def test_the_training_is_the_same(classifier: RobustClassifier, tmp_path: Path, 
     other = copy.deepcopy(classifier)
     config = ModelConfig(
         compile=option == "compile",
-        channels_last=option == "channels_last",
         gradient_checkpointing=option == "gradient_checkpointing",
     )
-    arrange_backbone(config, other.backbone)
+    arrange_backbone(config, other.backbone, channels_last=option == "channels_last")
     (losses, weights), (other_losses, other_weights) = trained(classifier), trained(other)
     assert losses[0] > losses[2]
     torch.testing.assert_close(other_losses, losses, rtol=1e-4, atol=1e-5)
@@ -75,8 +74,8 @@ def test_the_training_is_the_same(classifier: RobustClassifier, tmp_path: Path, 
 
 def test_each_option_does_something(classifier: RobustClassifier):
     backbone = classifier.backbone
-    config = ModelConfig(compile=True, channels_last=True, gradient_checkpointing=True)
-    arrange_backbone(config, backbone)
+    config = ModelConfig(compile=True, gradient_checkpointing=True)
+    arrange_backbone(config, backbone, channels_last=True)
     assert backbone._compiled_call_impl is not None
     assert backbone.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last)
     assert all(stage.grad_checkpointing for stage in backbone.get_submodule("stages").children())
@@ -87,7 +86,7 @@ def test_a_backbone_without_checkpointing_is_named():
     without = timm.create_model("inception_v3", num_classes=2)
     config = ModelConfig(backbone="inception_v3", gradient_checkpointing=True)
     with pytest.raises(ValueError, match="that supports it, received inception_v3"):
-        arrange_backbone(config, without)
+        arrange_backbone(config, without, channels_last=False)
 
 
 def test_a_trn_is_not_compiled(tmp_path: Path):

@@ -75,7 +75,10 @@ def test_it_goes_on_to_the_same_weights(sharded: Path, tmp_path: Path):
         assert (output / name).read_bytes() == (sharded / name).read_bytes(), name
 
 
-def test_what_needs_whole_weights_is_refused(tmp_path: Path):
-    done = train_sharded(tmp_path / "run", "--objective.awp_gamma", "0.01")
+@pytest.mark.parametrize(
+    ("name", "value"), [("objective.awp_gamma", "0.01"), ("model.channels_last", "true")]
+)
+def test_what_needs_whole_weights_is_refused(tmp_path: Path, name: str, value: str):
+    done = train_sharded(tmp_path / "run", f"--{name}", value)
     assert done.returncode != 0
-    assert "objective.awp_gamma: expected whole weights" in done.stderr
+    assert f"{name}: expected whole weights" in done.stderr

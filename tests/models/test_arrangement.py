@@ -1,4 +1,4 @@
-"""Linear layers as convolutions: the same numbers, weights and structure."""
+"""Channels-last weights, linear layers as convolutions: the same numbers, weights and structure."""
 
 import copy
 
@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.pointwise import convolve_linear_layers
+from models.arrangement import FEWEST_PIXELS, arrange, convolve_linear_layers
 
-FEATURES = torch.randn(2, 5, 7, 6, generator=torch.Generator().manual_seed(0))
+FEATURES = torch.randn(2, 16, 18, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Doubled(nn.Linear):
@@ -43,16 +43,19 @@ def test_images_are_convolved_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
     for layer in model:
         layer(FEATURES)
         layer(FEATURES[0])
-    assert calls == [(2, 6, 5, 7)]
+        layer(FEATURES[:1])  # too few pixels
+    assert calls == [(1, 6, 2 * 16, 18)] and FEWEST_PIXELS > 16 * 18
 
 
 def test_a_network_keeps_its_logits_gradients_and_names():
     torch.manual_seed(0)
     plain = timm.create_model("test_convnext", num_classes=3, conv_mlp=False)
     arranged = copy.deepcopy(plain)
-    convolve_linear_layers(arranged)
+    arrange(arranged, torch.device("cpu"))
     assert repr(arranged) == repr(plain)
-    images = torch.rand(4, 3, 32, 32)
+    stem = arranged.get_parameter("stem.0.weight")
+    assert stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
+    images = torch.rand(9, 3, 32, 32)  # 576 pixels in the first stage
     for model in (plain, arranged):
         model(images).square().sum().backward()
     torch.testing.assert_close(arranged(images), plain(images))
