@@ -31,7 +31,7 @@ from timing import (
 )
 
 FEW_STEPS = 2
-COMMANDS = ("training", "prediction", "evaluation")
+COMMANDS = ("training", "adversarial", "prediction", "evaluation")
 
 Words = list[str | Path]
 
@@ -79,11 +79,11 @@ class Options:
     checkpoint: Path | None = None
     """A run of CIFAR-10, which evaluation attacks."""
     commands: Names = Names(",".join(COMMANDS))
-    """Those of training, prediction and evaluation that are measured."""
+    """Those of training, adversarial (training), prediction and evaluation that are measured."""
     rounds: int = 3
     """How often each is measured."""
     steps: int = 100
-    """More steps of the longer training, of 128 images."""
+    """More steps of the longer training, of 128 images; an eighth of it in adversarial training."""
     predicted: int = 256
     """More images of the longer prediction; a multiple of 64, so that two processes get alike."""
     evaluated: int = 2048
@@ -112,17 +112,21 @@ def run_pinned(words: Words, processes: int, pin: bool) -> None:
     run_command([*(("taskset", "--cpu-list", cores) if pin else ()), *words], threads=1)
 
 
-def training(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
+def training(
+    options: Options, scratch: Path, objective: str = "standard"
+) -> tuple[str, int, int, Work]:
     """ConvNeXt-Atto at 32 pixels; the processes share the same batches of 128."""
     assert options.images is not None
+    steps = options.steps if objective == "standard" else options.steps // 8
     shorter, longer = (
-        make_folder(options.images, scratch / str(steps), 128 * steps, 32)
-        for steps in (FEW_STEPS, FEW_STEPS + options.steps)
+        make_folder(options.images, scratch / str(number), 128 * number, 32)
+        for number in (FEW_STEPS, FEW_STEPS + steps)
     )
     arguments = [
         *("--epochs=1", "--batch_size=128", "--overwrite=true", "--trackers="),
         *("--data.name=folder", "--model.backbone=convnext_atto"),
         '--model.backbone_args={"patch_size":2}',
+        *(f"--objective.name={objective}", "--objective.steps=10"),
     ]
 
     def work(processes: int, long: bool) -> None:
@@ -131,7 +135,8 @@ def training(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
         command = python("training/train.py", *arguments, data, output, processes=processes)
         run_pinned(command, processes, options.pin)
 
-    return "training, ConvNeXt-Atto, 32 px; a step of 128", FEW_STEPS, options.steps, work
+    attack = "" if objective == "standard" else ", PGD-10"
+    return f"training{attack}, ConvNeXt-Atto, 32 px; a step of 128", FEW_STEPS, steps, work
 
 
 def prediction(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
@@ -171,7 +176,12 @@ def evaluation(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
 
 def measure(name: str, options: Options) -> list[str]:
     """The row of a command."""
-    plan = {"training": training, "prediction": prediction, "evaluation": evaluation}[name]
+    plan = {
+        "training": training,
+        "adversarial": partial(training, objective="adversarial"),
+        "prediction": prediction,
+        "evaluation": evaluation,
+    }[name]
     with tempfile.TemporaryDirectory() as folder:
         title, few, units, work = plan(options, Path(folder))
         pairs = {
