@@ -3,7 +3,8 @@
 Channels-last weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD
 EPYC and cost ConvNeXt nothing. ConvNeXt and its like multiply (B, H, W, C) by the weights of a
 linear layer: torch hands that product to MKL, and the same product as a 1x1 convolution to oneDNN,
-which was 1.1 times as fast with it. (`python benchmarks/peak.py` measures ConvNeXt.)
+which was 1.1 times as fast with it. (docs/results/speed.md; `python benchmarks/peak.py` measures
+ConvNeXt.)
 """
 
 from types import MethodType
