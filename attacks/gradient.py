@@ -158,22 +158,25 @@ class PGD:
         velocity = None
         found = torch.empty_like(images) if self.early_stop else points
         rows = torch.arange(len(images), device=images.device)
+        going = torch.ones_like(rows, dtype=torch.bool)
         for _ in range(self.steps):
             gradient, logits = input_gradient(model, points, labels, self._objective)
             gradient = gradient.nan_to_num()  # a NaN moves nothing, infinity counts as large
             velocity = self._accumulate(velocity, gradient)
-            if self.early_stop and (fooled := self._fooled(logits, labels)).any():
+            if self.early_stop and (fooled := going & self._fooled(logits, labels)).any():
                 found[rows[fooled]] = points[fooled]
-                rows, points, images, labels, velocity = (
-                    each[~fooled] for each in (rows, points, images, labels, velocity)
-                )
-                if len(rows) == 0:
+                going = going & ~fooled
+                if not going.any():
                     return found
+                kept = _filled_up(going)
+                rows, going, points, images, labels, velocity = (
+                    each[kept] for each in (rows, going, points, images, labels, velocity)
+                )
             points = torch.add(points, norm.direction(velocity, points), alpha=step_size)
             points = norm.project(points, images, self.epsilon)
         if not self.early_stop:
             return points
-        found[rows] = points
+        found[rows[going]] = points[going]
         return found
 
     def _accumulate(self, velocity: Tensor | None, gradient: Tensor) -> Tensor:
@@ -205,6 +208,15 @@ class PGD:
             best[chosen], best_loss[chosen] = points[better], loss[better]
             best_fooled[chosen] = fooled[better]
         return best
+
+
+def _filled_up(going: Tensor) -> Tensor:
+    """Which of a batch to keep, bool (B,): those that go on, and others up to a multiple of eight.
+
+    A network prepares itself for every new size of batch, and its memory is cut to it.
+    """
+    surplus = (~going).cumsum(0)
+    return going | (surplus <= -going.sum() % 8)
 
 
 @dataclass(frozen=True, kw_only=True)

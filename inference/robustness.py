@@ -12,6 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from cli.processes import release_freed_memory
 from data.gather import gather_by_index
 from data.loader import (
     ImageDataset,
@@ -26,6 +27,7 @@ from inference.journal import Arrays, Journal
 from inference.measure import Chunk, Measure
 
 GALLERY = 8
+_RELEASED_AFTER = 16  # chunks
 _Part = tuple[np.ndarray, Arrays]  # rows of images, and their results
 _Found = tuple[Arrays, np.ndarray]  # of all its images, and pictures of those of the gallery
 
@@ -194,6 +196,8 @@ class Evaluation:
             number = first + place * stride
             of_chunk = rows[number * size : (number + 1) * size]
             yield Chunk.of(number, of_chunk, batch, self.accelerator.device)
+            if place % _RELEASED_AFTER == _RELEASED_AFTER - 1:
+                release_freed_memory()  # attacks shrink their batches to ever other sizes
 
     def _gathered(self, parts: list[_Part], expected: Iterable[int]) -> Arrays:
         """The parts of all processes in the order of the rows."""

@@ -352,6 +352,7 @@ def test_early_stop_saves_the_model_work(digits):
 
     BIM(epsilon=0.3, steps=10, early_stop=True)(counting, digits.images, digits.labels)
     assert seen[0] == 100 and seen == sorted(seen, reverse=True) and seen[-1] < 50
+    assert all(size == 100 or size % 8 == 0 for size in seen)  # few sizes of batch
     seen.clear()
     BIM(epsilon=0.3, steps=10)(counting, digits.images, digits.labels)
     assert seen == [100] * 10  # and not one forward pass more

@@ -11,28 +11,32 @@ from cli import processes
 
 FREED = """
 import sys, torch
-from cli.processes import keep_freed_memory
+from cli.processes import keep_freed_memory, release_freed_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
-if sys.argv[1] == "keep":
+if sys.argv[1] != "leave":
     keep_freed_memory()
 before = resident()
 large = torch.ones(64 * 2**20)
+later = torch.ones(2**20)
 del large
+if sys.argv[1] == "release":
+    release_freed_memory()
 print(resident() - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's memory")
-def test_freed_memory_is_kept_for_the_next_tensor():
-    kept, returned = (
+def test_freed_memory_is_kept_for_the_next_tensor_until_it_is_released():
+    kept, returned, released = (
         float(subprocess.check_output([sys.executable, "-c", FREED, word]))
-        for word in ("keep", "leave")
+        for word in ("keep", "leave", "release")
     )
-    assert kept > 200 > 100 > returned  # MiB, of 256
+    assert kept > 200 > 100 > max(returned, released)  # MiB, of 256
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("called"))
     processes.keep_freed_memory()
+    processes.release_freed_memory()
