@@ -6,7 +6,8 @@
 The standard AutoAttack on the same images and weights, without GCM, each as one whole command:
 pyautoattack by itself as its authors show it, in one process with a thread a core; evaluate.py with
 a process a core, which runs the same package and adds its controls and its report. Prints both
-robust accuracies, which may differ by what their random draws differ.
+robust accuracies, which may differ by what their random draws differ. With `--one_process` also
+evaluate.py on one core: how much the other processes give.
 """
 
 import json
@@ -41,6 +42,8 @@ class Options:
     """Its images as class folders, in test/."""
     limit: int = 1000
     """So many test images, stratified by class, drawn with seed 0."""
+    one_process: bool = False
+    """Run evaluate.py on one core too."""
     alone: Path | None = None
     """Run pyautoattack alone and write here what withstood it: what the script starts."""
 
@@ -88,14 +91,16 @@ def run_alone(options: Options, checkpoint: Path, folder: Path) -> tuple[Usage, 
     return usage, json.loads(out.read_text())
 
 
-def run_ours(options: Options, checkpoint: Path, folder: Path) -> tuple[Usage, dict[str, int]]:
-    """evaluate.py with a process a core."""
-    report = folder / "report"
+def run_ours(
+    options: Options, checkpoint: Path, folder: Path, processes: int
+) -> tuple[Usage, dict[str, int]]:
+    """evaluate.py with processes of one thread, on as many cores."""
+    report = folder / f"report_{processes}"
     files = ("--checkpoint", checkpoint, "--data.root", options.images, "--out", report)
     choices = ("--data.name=folder", "--attacks=autoattack", "--curves=false")
     limit = f"--limit={options.limit}"
-    words = python("inference/evaluate.py", *files, *choices, limit, processes=CORES)
-    usage = run_command(words, threads=1)
+    words = python("inference/evaluate.py", *files, *choices, limit, processes=processes)
+    usage = run_command(words, threads=1, cores=processes)
     found = json.loads((report / "report.json").read_text())
     (autoattack,) = (
         each
@@ -116,18 +121,23 @@ def compare(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = revealed_copy(options.checkpoint, folder / "checkpoint")
-        ours, own = run_ours(options, checkpoint, folder)
-        alone, theirs = run_alone(options, checkpoint, folder)
+        ours = run_ours(options, checkpoint, folder, CORES)
+        alone = run_alone(options, checkpoint, folder)
+        one = run_ours(options, checkpoint, folder, 1) if options.one_process else None
+    found = {
+        f"evaluate.py, {CORES} processes of 1 thread": ours,
+        f"pyautoattack, 1 process of {CORES} threads": alone,
+    }
+    if one is not None:
+        found["evaluate.py, 1 process of 1 thread"] = one
     rows = [
-        [who, f"{usage.seconds:.0f}", f"{found['clean']:.0f}", f"{found['robust']:.0f}"]
-        for who, usage, found in (
-            (f"evaluate.py, {CORES} processes of 1 thread", ours, own),
-            (f"pyautoattack, 1 process of {CORES} threads", alone, theirs),
-        )
+        [name, f"{usage.seconds:.0f}", f"{counts['clean']:.0f}", f"{counts['robust']:.0f}"]
+        for name, (usage, counts) in found.items()
     ]
     print_table(("command", "seconds", "clean", f"withstood, of {options.limit}"), rows)
     print_machine()
-    print(f"evaluate.py is {alone.seconds / ours.seconds:.2f} times as fast.")
+    seconds = [usage.seconds for usage, _ in found.values()]
+    print("evaluate.py is", *(f"{each / seconds[0]:.2f}" for each in seconds[1:]), "times as fast.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from cli.command import Names, run
-from data.augmentation import Augmentation, apply_transform, build_augmentation
+from data.augmentation import Augmentation, build_augmentation
 from data.challenge_operations import challenge_operations
-from data.dataset import NO_LABEL, Item, collate
+from data.dataset import ImageDataset, collate
 from data.images import read_image
 from data.transforms import compose
 from timing import median, print_machine, print_table, take_turns, times_as_fast
@@ -50,7 +50,6 @@ PEERS = ("torchvision, Pillow", "torchvision, tensors", "timm")
 TENSORS_ONLY = ("gaussian_noise", "mosaic")
 """Shared operations that torchvision has for tensors, not for Pillow's images."""
 
-Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Transform = Callable[[Any], Tensor]
 """A peer's, from its image to uint8 (3, H, W)."""
 
@@ -61,7 +60,7 @@ class Pipeline:
 
     title: str
     """What is done."""
-    ours: Augment
+    ours: Augmentation
     """From uint8 (H, W, 3) and a generator to uint8 (image_size, image_size, 3)."""
     pillow: Transform | None = None
     """torchvision's, from Pillow's image."""
@@ -181,6 +180,17 @@ def shared_operations() -> dict[str, nn.Module]:
     }
 
 
+class SharedOperations(Augmentation):
+    """The challenge's random crop, and those of its operations that torchvision has too."""
+
+    @cached_property
+    def _compose(self) -> A.Compose:
+        whole = compose(self).transforms
+        names = challenge_operations(SIZE, PROBABILITY)
+        own = zip(names, whole[2:], strict=True)
+        return A.Compose([*whole[:2], *(each for name, each in own if name in shared_operations())])
+
+
 def shared() -> Pipeline:
     """The challenge's random crop, and those of its operations that torchvision has too."""
     twins = {
@@ -189,13 +199,9 @@ def shared() -> Pipeline:
     crop = [v2.Resize(RESIZED, CUBIC), v2.RandomResizedCrop(SIZE, SCALE, interpolation=CUBIC)]
     before = [twin for name, twin in twins.items() if name not in TENSORS_ONLY]
     after = [twins[name] for name in TENSORS_ONLY]
-    whole = compose(Augmentation(name="challenge", image_size=SIZE)).transforms
-    own_crop, operations = whole[:2], whole[2:]
-    names = challenge_operations(SIZE, PROBABILITY)
-    own = [each for name, each in zip(names, operations, strict=True) if name in twins]
     return Pipeline(
         title=f"challenge, 224: the {len(twins)} operations that torchvision has",
-        ours=partial(apply_transform, A.Compose([*own_crop, *own])),
+        ours=SharedOperations(name="challenge", image_size=SIZE),
         pillow=v2.Compose([*crop, *before, v2.PILToTensor(), *after]),
         tensors=v2.Compose([*crop, *twins.values()]),
     )
@@ -210,13 +216,30 @@ PIPELINES: dict[str, Callable[[], Pipeline]] = {
 }
 
 
-def batch_ours(paths: Sequence[Path], pipeline: Pipeline, draws: Iterator[int]) -> Tensor:
-    """Read and augment images as `data.dataset.ImageDataset` does: float32 (B, 3, H, W)."""
-    items = list[Item]()
-    for path in paths:
-        rng = np.random.default_rng([SEED, 0, next(draws)])
-        items.append(Item(image=pipeline.ours(read_image(path), rng), label=NO_LABEL, index=0))
-    return collate(items, pipeline.image_size)["images"]
+@dataclass(frozen=True)
+class Files:
+    """Image files as a source without labels."""
+
+    paths: Sequence[Path]
+    labels = class_names = None
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.array([str(path) for path in self.paths])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index])
+
+
+def batch_ours(paths: Sequence[Path], pipeline: Pipeline, epochs: Iterator[int]) -> Tensor:
+    """Read and augment images as the loaders do: float32 (B, 3, H, W)."""
+    dataset = ImageDataset(Files(paths), None, pipeline.image_size, pipeline.ours, SEED)
+    epoch = next(epochs)
+    keys = [(epoch, position) for position in range(len(paths))]
+    return collate(dataset.__getitems__(keys), pipeline.image_size)["images"]
 
 
 def batch_peer(paths: Sequence[Path], read: Callable[[Path], Any], transform: Transform) -> Tensor:
@@ -245,7 +268,7 @@ def one_pass(paths: Sequence[Path], batch: Callable[[Sequence[Path]], Tensor]) -
 
 def contestants(pipeline: Pipeline, paths: Sequence[Path]) -> dict[str, Callable[[], Tensor]]:
     """A pass over the files for ours and for each peer that there is."""
-    ours = partial(batch_ours, pipeline=pipeline, draws=count())
+    ours = partial(batch_ours, pipeline=pipeline, epochs=count())
     found = {"ours": partial(one_pass, paths, ours)}
     readers = (read_pillow, read_tensor, read_pillow)
     offered = (pipeline.pillow, pipeline.tensors, pipeline.timm)

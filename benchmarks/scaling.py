@@ -10,7 +10,6 @@ it alone, `--assumptions.…` changes what it assumes.
 """
 
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,8 +81,10 @@ class Options:
     """Those of training, adversarial (training), prediction and evaluation that are measured."""
     rounds: int = 3
     """How often each is measured."""
+    batch_size: int = 128
+    """Images of a training step, which the processes share."""
     steps: int = 100
-    """More steps of the longer training, of 128 images; an eighth of it in adversarial training."""
+    """More steps of the longer training; an eighth of it in adversarial training."""
     predicted: int = 256
     """More images of the longer prediction; a multiple of 64, so that two processes get alike."""
     evaluated: int = 2048
@@ -106,24 +107,23 @@ Work = Callable[[int, bool], object]
 """Runs a command with so many processes, the shorter or the longer one."""
 
 
-def run_pinned(words: Words, processes: int, pin: bool) -> None:
+def run_processes(words: Words, processes: int, pin: bool) -> None:
     """Run a command whose processes have a thread each and, where `pin` says so, a core each."""
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:processes]))
-    run_command([*(("taskset", "--cpu-list", cores) if pin else ()), *words], threads=1)
+    run_command(words, threads=1, cores=processes if pin else None)
 
 
 def training(
     options: Options, scratch: Path, objective: str = "standard"
 ) -> tuple[str, int, int, Work]:
-    """ConvNeXt-Atto at 32 pixels; the processes share the same batches of 128."""
+    """ConvNeXt-Atto at 32 pixels; the processes share the same batches."""
     assert options.images is not None
     steps = options.steps if objective == "standard" else options.steps // 8
     shorter, longer = (
-        make_folder(options.images, scratch / str(number), 128 * number, 32)
+        make_folder(options.images, scratch / str(number), options.batch_size * number, 32)
         for number in (FEW_STEPS, FEW_STEPS + steps)
     )
     arguments = [
-        *("--epochs=1", "--batch_size=128", "--overwrite=true", "--trackers="),
+        *("--epochs=1", f"--batch_size={options.batch_size}", "--overwrite=true", "--trackers="),
         *("--data.name=folder", "--model.backbone=convnext_atto"),
         '--model.backbone_args={"patch_size":2}',
         *(f"--objective.name={objective}", "--objective.steps=10"),
@@ -133,10 +133,11 @@ def training(
         data = f"--data.root={longer if long else shorter}"
         output = f"--output={scratch / 'run'}"
         command = python("training/train.py", *arguments, data, output, processes=processes)
-        run_pinned(command, processes, options.pin)
+        run_processes(command, processes, options.pin)
 
     attack = "" if objective == "standard" else ", PGD-10"
-    return f"training{attack}, ConvNeXt-Atto, 32 px; a step of 128", FEW_STEPS, steps, work
+    title = f"training{attack}, ConvNeXt-Atto, 32 px; a step of {options.batch_size}"
+    return title, FEW_STEPS, steps, work
 
 
 def prediction(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
@@ -151,7 +152,7 @@ def prediction(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
     def work(processes: int, long: bool) -> None:
         limit = f"--limit={few + options.predicted if long else few}"
         command = python("inference/predict.py", *arguments, limit, processes=processes)
-        run_pinned(command, processes, options.pin)
+        run_processes(command, processes, options.pin)
 
     return "prediction, ConvNeXt-Tiny, 224 px; an image", few, options.predicted, work
 
@@ -169,7 +170,7 @@ def evaluation(options: Options, scratch: Path) -> tuple[str, int, int, Work]:
         limit = f"--limit={few + options.evaluated if long else few}"
         out = f"--out={scratch / 'report'}"
         command = python("inference/evaluate.py", *arguments, limit, out, processes=processes)
-        run_pinned(command, processes, options.pin)
+        run_processes(command, processes, options.pin)
 
     return "evaluation, PGD-20; an image", few, options.evaluated, work
 

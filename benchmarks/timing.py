@@ -98,13 +98,18 @@ def seconds_per_unit(
 
 
 def run_command(
-    words: Sequence[str | Path], *, threads: int | None = None, cwd: Path | None = None
+    words: Sequence[str | Path],
+    *,
+    threads: int | None = None,
+    cores: int | None = None,
+    cwd: Path | None = None,
 ) -> Usage:
     """Run a command to its end, silently.
 
     Args:
         words: Program and arguments.
         threads: Of each process (OMP_NUM_THREADS); None leaves it to the program.
+        cores: How many it is held to, by taskset; None: all.
         cwd: Folder to run it in.
 
     Raises:
@@ -113,6 +118,9 @@ def run_command(
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
+    if cores is not None:
+        chosen = sorted(os.sched_getaffinity(0))[:cores]
+        words = ["taskset", "--cpu-list", ",".join(map(str, chosen)), *words]
     with tempfile.NamedTemporaryFile() as peak:
         start = time.perf_counter()
         done = subprocess.run(

@@ -104,6 +104,8 @@ class Options:
     """Processes that read images in ours; 0 reads in a thread."""
     peer_workers: int = 2
     """Processes that read images in the peers."""
+    processes: int = 1
+    """Processes of ours, which share the images of a step and the cores; the peers have one."""
     compile: bool = False
     """Ours with model.compile, which needs a C++ compiler."""
     plain_loop: str | None = None
@@ -145,7 +147,8 @@ def train_ours(setting: Setting, options: Options, batch_size: int, scratch: Pat
         "optimizer.clip_grad": CLIP_GRAD,
         "optimizer.warmup_epochs": 0,
     }
-    return python("training/train.py", *(f"--{name}={value}" for name, value in keys.items()))
+    arguments = [f"--{name}={value}" for name, value in keys.items()]
+    return python("training/train.py", *arguments, processes=options.processes)
 
 
 def train_timm(setting: Setting, options: Options, batch_size: int, scratch: Path) -> Words:
@@ -205,8 +208,11 @@ def contestants(name: str, options: Options, batch_size: int, scratch: Path) -> 
     """Ours, then its peers: each trains on the images of a folder."""
     setting = SETTINGS[name]
     ours = train_ours(setting, options, batch_size, scratch)
+    threads = max(torch.get_num_threads() // options.processes, 1)
     found: Contestants = {
-        "ours": lambda images: run_command([*ours, f"--data.root={images}"], cwd=ROOT)
+        "ours": lambda images: run_command(
+            [*ours, f"--data.root={images}"], threads=threads, cwd=ROOT
+        )
     }
     if setting.attacked:
         plain = train_plain(name, options, batch_size)
@@ -261,7 +267,7 @@ def compare(options: Options) -> None:
     if options.timm:
         version = (options.timm / "timm" / "version.py").read_text().split("'")[1]
         print(f"timm's checkout: {version}.")
-    print(f"Ours with model.compile {options.compile}.")
+    print(f"Ours in {options.processes} processes, with model.compile {options.compile}.")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ for batch in training: ...
 for batch in micro_batches(evaluation_loader(dataset, batch_size=64, num_workers=4)): ...
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,9 +66,20 @@ class MicroBatch(Batch):
 
 
 def _prepare_worker(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Leave Ctrl-C and SIGTERM to the main process, which ends its workers, by SIGTERM at its exit.
+
+    Where one cannot ask who sent a signal (macOS), torch's workers stay as they are.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_parent, name="signals", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _torch_loader(

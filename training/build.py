@@ -10,7 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from cli.processes import start_accelerator
 from models.arrangement import convolve_linear_layers, keep_channels_last
@@ -38,7 +38,7 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     accelerator = start_accelerator(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
-        log_with=list(recipe.trackers),  # pyright: ignore[reportArgumentType]
+        log_with=list(recipe.trackers) or None,  # pyright: ignore[reportArgumentType]
         project_dir=recipe.output,
     )
     if recipe.auto_batch_size and accelerator.num_processes > 1:
@@ -79,10 +79,13 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
 
 
 def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
-    """timm's optimiser, with its parameter groups for weight decay and layer decay."""
+    """timm's optimiser, with its parameter groups for weight decay and layer decay.
+
+    Adam, AdamW and SGD update all weights in one kernel of torch's ("fused").
+    """
     config = recipe.optimizer
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             trained,
             opt=config.name,
             lr=config.lr,
@@ -91,6 +94,10 @@ def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
         )
     except (ValueError, AssertionError) as error:
         raise ValueError(f"optimizer: {config.name}: {error}") from error
+    if isinstance(optimizer, Adam | SGD):  # AdamW is an Adam
+        for group in optimizer.param_groups:
+            group["fused"] = True
+    return optimizer
 
 
 def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> Training:

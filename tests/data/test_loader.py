@@ -1,6 +1,8 @@
 """Batches are a function of the seed and the epoch: not of workers, processes, sizes, resumes."""
 
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from data.loader import (
 )
 from data.sources import Source, open_source
 
+ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 SIDE = 224
 """Of images of which 32 are a micro-batch."""
@@ -355,3 +358,24 @@ def test_what_reading_raises_comes_at_its_place_and_a_stop_ends_the_thread() -> 
     assert isinstance(stopped, Generator) and next(stopped) == 1
     stopped.close()
     assert not [each for each in threading.enumerate() if each.name.startswith("reader")]
+
+
+LEAVING = """
+import multiprocessing, subprocess
+from data.loader import ImageDataset, training_loader
+from data.sources import open_source
+
+dataset = ImageDataset(open_source("digits"), None, 8)
+batches = iter(training_loader(dataset, batch_size=16, num_workers=2, seed=0))
+next(batches)
+workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+subprocess.run(["kill", "-TERM", *workers], check=True)
+print(len(workers), sum(1 for _ in zip(range(9), batches)))
+"""
+
+
+def test_workers_heed_only_the_process_that_started_them() -> None:
+    """A launcher's or a scheduler's SIGTERM reaches them too; what ends them is its exit."""
+    command = [sys.executable, "-c", LEAVING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 9\n", "")

@@ -54,6 +54,18 @@ def test_one_seed_gives_one_start():
     assert not np.array_equal(first["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
 
 
+@pytest.mark.parametrize(("name", "fused"), [("adamw", True), ("sgd", True), ("lamb", None)])
+def test_torch_updates_all_weights_in_one_kernel_where_it_can(name: str, fused: bool | None):
+    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(name=name))
+    backbone = build_classifier(recipe, NAMES).backbone
+    optimizer = build_optimizer(recipe, backbone)
+    assert {group.get("fused") for group in optimizer.param_groups} == {fused}
+    before = [weight.detach().clone() for weight in backbone.parameters()]
+    backbone(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert not all(map(torch.equal, before, backbone.parameters()))
+
+
 def test_a_run_starts_from_another_and_behind_a_trn(tmp_path: Path):
     first = build_classifier(Recipe(seed=1, model=SMALL), NAMES)
     first.save_pretrained(tmp_path / "first")
