@@ -1,5 +1,6 @@
 """From a recipe to the objects of a run."""
 
+import warnings
 from functools import partial
 
 from accelerate import Accelerator
@@ -13,7 +14,11 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cli.processes import start_accelerator
-from models.arrangement import convolve_linear_layers, keep_channels_last
+from models.arrangement import (
+    convolve_linear_layers,
+    keep_channels_last,
+    multiply_single_pixels,
+)
 from models.classifier import RobustClassifier, load_trn, load_weights
 from training.load_data import TrainingData
 from training.objectives import (
@@ -155,8 +160,11 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last:
                 f"received {config.backbone}."
             ) from error
     convolve_linear_layers(backbone)
+    multiply_single_pixels(backbone)
     if channels_last:
         keep_channels_last(backbone)
+        # Said by DDP of 1x1 kernels, whose strides along sides of 1 it compares too.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:
         backbone.compile()
 

@@ -1,4 +1,4 @@
-"""Channels-last weights, linear layers as convolutions: the same numbers, weights and structure."""
+"""Layers computed in other ways: the same numbers, weights and structure."""
 
 import copy
 
@@ -8,7 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.arrangement import FEWEST_PIXELS, arrange, convolve_linear_layers
+from models.arrangement import (
+    FEWEST_PIXELS,
+    arrange,
+    convolve_linear_layers,
+    multiply_single_pixels,
+)
 
 FEATURES = torch.randn(2, 16, 18, 6, generator=torch.Generator().manual_seed(0))
 
@@ -74,3 +79,39 @@ def test_a_copy_computes_with_its_own_weights():
         assert other.bias is not None
         other.bias.zero_()
     assert layer(FEATURES).any() and not other(FEATURES).any()
+
+
+CONVOLUTIONS = {
+    "1x1": nn.Conv2d(6, 4, 1),
+    "3x3": nn.Conv2d(6, 4, 3, padding=1, bias=False),
+    "depthwise": nn.Conv2d(6, 6, 7, padding=3, groups=6),
+    "depthwise, no bias": nn.Conv2d(6, 6, (3, 5), padding=(1, 2), groups=6, bias=False),
+    "dilated": nn.Conv2d(6, 4, 3, padding=2, dilation=2),
+    "groups": nn.Conv2d(6, 4, 3, padding=1, groups=2),
+    "two a channel": nn.Conv2d(6, 12, 3, padding=1, groups=6),
+    "larger": nn.Conv2d(6, 4, 3, padding=2),
+    "even": nn.Conv2d(6, 4, 2, padding=1),
+    "strided": nn.Conv2d(6, 4, 3, padding=1, stride=2),
+    "same": nn.Conv2d(6, 4, 3, padding="same"),
+    "circular": nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular"),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("shape", [(3, 6, 1, 1), (3, 6, 5, 1), (0, 6, 1, 1), (6, 1, 1)])
+def test_a_convolution_gives_what_it_gave(name: str, shape: tuple[int, ...]):
+    layer = copy.deepcopy(CONVOLUTIONS[name])
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected, weights = layer(images), list(layer.parameters())
+    wanted = torch.autograd.grad(expected.sum(), weights)
+    multiply_single_pixels(layer)
+    found = layer(images)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), weights), wanted)
+
+
+def test_single_pixels_are_not_convolved(monkeypatch: pytest.MonkeyPatch):
+    model = nn.Sequential(*(copy.deepcopy(CONVOLUTIONS[name]) for name in ("depthwise", "1x1")))
+    multiply_single_pixels(model)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda *_: pytest.fail("convolved"))
+    assert model(torch.rand(2, 6, 1, 1)).shape == (2, 4, 1, 1)
