@@ -131,13 +131,18 @@ def compare(options: Options) -> None:
     if one is not None:
         found["evaluate.py, 1 process of 1 thread"] = one
     rows = [
-        [name, f"{usage.seconds:.0f}", f"{counts['clean']:.0f}", f"{counts['robust']:.0f}"]
+        [
+            name,
+            f"{usage.seconds:.0f}",
+            f"{usage.seconds / ours[0].seconds:.2f}",
+            f"{counts['clean']:.0f}",
+            f"{counts['robust']:.0f}",
+        ]
         for name, (usage, counts) in found.items()
     ]
-    print_table(("command", "seconds", "clean", f"withstood, of {options.limit}"), rows)
+    withstood = f"withstood, of {options.limit}"
+    print_table(("command", "seconds", "times the first's", "clean", withstood), rows)
     print_machine()
-    seconds = [usage.seconds for usage, _ in found.values()]
-    print("evaluate.py is", *(f"{each / seconds[0]:.2f}" for each in seconds[1:]), "times as fast.")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from cli.command import run
 from cli.files import atomic_write, check_writable
 from cli.provenance import provenance
 from data.sources import open_source
-from models.arrangement import keep_channels_last, multiply_single_pixels
+from models.arrangement import arrange
 from models.classifier import load_checkpoint, undefended
 
 Run = Callable[[Tensor, Tensor], Tensor]
@@ -113,8 +113,7 @@ class Tally:
 def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
     """Our attack at that setting, on the model as evaluate.py arranges it."""
     arranged = copy.deepcopy(model)
-    multiply_single_pixels(arranged)
-    keep_channels_last(arranged)
+    arrange(arranged, torch.device("cpu"), one_size=False)
     options: dict[str, Any] = {"steps": setting.steps} if setting.steps > 1 else {}
     if setting.early_stop:
         options["early_stop"] = True

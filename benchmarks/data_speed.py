@@ -186,9 +186,9 @@ class SharedOperations(Augmentation):
     @cached_property
     def _compose(self) -> A.Compose:
         whole = compose(self).transforms
-        names = challenge_operations(SIZE, PROBABILITY)
-        own = zip(names, whole[2:], strict=True)
-        return A.Compose([*whole[:2], *(each for name, each in own if name in shared_operations())])
+        named = zip(challenge_operations(SIZE, PROBABILITY), whole[2:], strict=True)
+        shared_names = shared_operations().keys()
+        return A.Compose([*whole[:2], *(each for name, each in named if name in shared_names)])
 
 
 def shared() -> Pipeline:

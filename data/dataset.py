@@ -15,9 +15,10 @@ from data.sources import Source
 
 NO_LABEL = -1
 READ_TOGETHER = 16
-"""Images that are read before the first of them is augmented: small ones in two thirds of the time
-of one by one, as the processor's caches hold the code of one step, not of all."""
+"""Images that are read, and held, before the first of them is augmented: the processor's caches
+hold the code of one step, not of all; small images then take three quarters of the time."""
 
+_Key = int | tuple[int, int]
 _Result = TypeVar("_Result")
 
 
@@ -90,11 +91,11 @@ class ImageDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+    def __getitem__(self, key: _Key) -> Item:
         """Read and augment one image; ValueError when it cannot be read."""
         return self._item(key, self._read(key))
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | Skipped]:
+    def __getitems__(self, keys: Sequence[_Key]) -> list[Item | Skipped]:
         """Several images at once, as loaders ask for them; nothing is raised for a bad file.
 
         torch would wrap an exception of a worker in its traceback; the loader raises the message
@@ -110,11 +111,11 @@ class ImageDataset(Dataset[Item]):
                 items.append(image)
         return items
 
-    def _read(self, key: int | tuple[int, int]) -> np.ndarray:
+    def _read(self, key: _Key) -> np.ndarray:
         _, index = self._epoch_and_index(key)
         return self.source.image(index)
 
-    def _item(self, key: int | tuple[int, int], image: np.ndarray) -> Item:
+    def _item(self, key: _Key, image: np.ndarray) -> Item:
         epoch, index = self._epoch_and_index(key)
         if self.augmentation is None:
             image = resize_image(image, self.image_size)
@@ -129,7 +130,7 @@ class ImageDataset(Dataset[Item]):
         self,
         work: Callable[..., _Result],
         place: int,
-        key: int | tuple[int, int],
+        key: _Key,
         *more: np.ndarray,
     ) -> _Result | Skipped:
         try:
@@ -137,7 +138,7 @@ class ImageDataset(Dataset[Item]):
         except ValueError as error:
             return Skipped(self._epoch_and_index(key)[1], str(error), place)
 
-    def _epoch_and_index(self, key: int | tuple[int, int]) -> tuple[int, int]:
+    def _epoch_and_index(self, key: _Key) -> tuple[int, int]:
         epoch, position = key if isinstance(key, tuple) else (0, key)
         return epoch, int(self.indices[position])
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks.contract import Model
 from inference.journal import module_digest
-from models.arrangement import keep_channels_last, multiply_single_pixels
+from models.arrangement import arrange
 from models.classifier import random_stages, reveal, set_draw, undefended
 from models.gcm import GCM
 from models.named_models import Named
@@ -126,9 +126,7 @@ def build_target(
 
 def _ready(model: Model, device: torch.device) -> Model:
     if isinstance(model, nn.Module):
-        multiply_single_pixels(model)
-        if device.type == "cpu":
-            keep_channels_last(model)
+        arrange(model, device, one_size=False)
         return model.to(device).eval().requires_grad_(False)
     return model
 

@@ -17,9 +17,16 @@ FEWEST_PIXELS = 512
 """oneDNN sorts the weights anew in each call, which fewer pixels don't pay."""
 
 
-def arrange(module: nn.Module, device: torch.device) -> None:
-    """Have `module` compute batches of one size the way that is fastest on `device`."""
-    convolve_linear_layers(module)
+def arrange(module: nn.Module, device: torch.device, *, one_size: bool = True) -> None:
+    """Have `module` compute the way that is fastest on `device`.
+
+    Args:
+        module: Changed in place.
+        device: Where it computes, or will.
+        one_size: All its batches have the same size; those of attacks shrink.
+    """
+    if one_size:
+        convolve_linear_layers(module)
     multiply_single_pixels(module)
     if device.type == "cpu":
         keep_channels_last(module)

@@ -14,11 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cli.processes import start_accelerator
-from models.arrangement import (
-    convolve_linear_layers,
-    keep_channels_last,
-    multiply_single_pixels,
-)
+from models.arrangement import convolve_linear_layers, keep_channels_last, multiply_single_pixels
 from models.classifier import RobustClassifier, load_trn, load_weights
 from training.load_data import TrainingData
 from training.objectives import (

@@ -1,6 +1,7 @@
 """Batches are a function of the seed and the epoch: not of workers, processes, sizes, resumes."""
 
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -28,8 +29,8 @@ from data.loader import (
     training_loader,
 )
 from data.sources import Source, open_source
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 SIDE = 224
 """Of images of which 32 are a micro-batch."""
@@ -374,6 +375,7 @@ print(len(workers), sum(1 for _ in zip(range(9), batches)))
 """
 
 
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="torch's own workers there")
 def test_workers_heed_only_the_process_that_started_them() -> None:
     """A launcher's or a scheduler's SIGTERM reaches them too; what ends them is its exit."""
     command = [sys.executable, "-c", LEAVING]
