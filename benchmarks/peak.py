@@ -111,6 +111,16 @@ def synchronized(work: Callable[[], object]) -> Callable[[], None]:
     return run_to_the_end
 
 
+def memory(work: Callable[[], object]) -> str:
+    """GiB that a GPU has allocated at most during the work, with all networks' weights; none on a
+    CPU."""
+    if ON_CPU:
+        return ""
+    torch.accelerator.reset_peak_memory_stats()
+    work()
+    return f"{torch.accelerator.max_memory_allocated() / 2**30:.1f}"
+
+
 def measure_peak(rounds: int) -> dict[str, float]:
     """FLOP/s of products of two square matrices of 4,096 (2,048 on a CPU), by name."""
     side = 2048 if ON_CPU else 4096
@@ -157,6 +167,7 @@ def measure(work: Work, peak: float, options: Options) -> list[list[str]]:
             for name, network in found.items()
         }
         seconds = take_turns(works, options.rounds)
+        memories = {name: memory(once) for name, once in works.items()}
     total = work.passes * counter.get_total_flops()
     title = f"{work.name}, {work.backbone}, {work.image_size} px, batch {work.batch_size}"
     return [
@@ -165,6 +176,7 @@ def measure(work: Work, peak: float, options: Options) -> list[list[str]]:
             f"{work.batch_size / median(seconds, name):.1f}",
             f"{total / median(seconds, name) / 1e9:.0f}",
             f"{100 * total / median(seconds, name) / peak:.0f} %",
+            memories[name],
             "" if name == "as it comes" else times_as_fast(seconds, name, "as it comes"),
         ]
         for name in found
@@ -178,14 +190,12 @@ def compare(options: Options) -> None:
     products = measure_peak(4 * options.rounds)
     peak = max(products.values())
     rows = [
-        [name, "", f"{found / 1e9:.0f}", f"{100 * found / peak:.0f} %", ""]
+        [name, "", f"{found / 1e9:.0f}", f"{100 * found / peak:.0f} %", "", ""]
         for name, found in products.items()
     ]
     rows += [row for work in WORKS for row in measure(work, peak, options)]
-    print_table(("work", "images/s", "GFLOP/s", "of the peak", "times as fast"), rows)
+    print_table(("work", "images/s", "GFLOP/s", "of the peak", "GiB", "times as fast"), rows)
     print_machine()
-    if not ON_CPU:
-        print(f"Largest memory: {torch.accelerator.max_memory_allocated() / 2**30:.1f} GiB.")
 
 
 if __name__ == "__main__":

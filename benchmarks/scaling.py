@@ -81,6 +81,12 @@ class Options:
     """Those of training, adversarial (training), prediction and evaluation that are measured."""
     rounds: int = 3
     """How often each is measured."""
+    backbone: str = "convnext_atto"
+    """The timm model of training."""
+    backbone_args: str = '{"patch_size": 2}'
+    """Its further arguments, JSON."""
+    image_size: int = 32
+    """Side of the training images and their JPEG files."""
     batch_size: int = 128
     """Images of a training step, which the processes share."""
     steps: int = 100
@@ -115,17 +121,19 @@ def run_processes(words: Words, processes: int, pin: bool) -> None:
 def training(
     options: Options, scratch: Path, objective: str = "standard"
 ) -> tuple[str, int, int, Work]:
-    """ConvNeXt-Atto at 32 pixels; the processes share the same batches."""
+    """The processes share the same batches."""
     assert options.images is not None
     steps = options.steps if objective == "standard" else options.steps // 8
+    batch_size, side = options.batch_size, options.image_size
     shorter, longer = (
-        make_folder(options.images, scratch / str(number), options.batch_size * number, 32)
+        make_folder(options.images, scratch / str(number), batch_size * number, side)
         for number in (FEW_STEPS, FEW_STEPS + steps)
     )
     arguments = [
-        *("--epochs=1", f"--batch_size={options.batch_size}", "--overwrite=true", "--trackers="),
-        *("--data.name=folder", "--model.backbone=convnext_atto"),
-        '--model.backbone_args={"patch_size":2}',
+        *("--epochs=1", f"--batch_size={batch_size}", "--overwrite=true", "--trackers="),
+        *("--data.name=folder", f"--model.image_size={side}"),
+        f"--model.backbone={options.backbone}",
+        f"--model.backbone_args={options.backbone_args}",
         *(f"--objective.name={objective}", "--objective.steps=10"),
     ]
 
@@ -136,7 +144,7 @@ def training(
         run_processes(command, processes, options.pin)
 
     attack = "" if objective == "standard" else ", PGD-10"
-    title = f"training{attack}, ConvNeXt-Atto, 32 px; a step of {options.batch_size}"
+    title = f"training{attack}, {options.backbone}, {side} px; a step of {batch_size}"
     return title, FEW_STEPS, steps, work
 
 
