@@ -79,6 +79,21 @@ def test_the_mode_and_the_gradients_are_left_as_found(
     assert all(weight.grad is None and weight.requires_grad for weight in classifier.parameters())
 
 
+def test_weights_are_frozen_during_the_attack_alone(
+    classifier: RobustClassifier, batch: tuple[Tensor, Tensor]
+):
+    def attack(*_: object, **__: object) -> Tensor:
+        assert not any(weight.requires_grad for weight in classifier.parameters())
+        raise InterruptedError
+
+    first, *others = classifier.parameters()
+    first.requires_grad_(False)
+    with pytest.raises(InterruptedError):
+        attack_revealed(attack, classifier, *batch, SEEDS)
+    assert not first.requires_grad
+    assert all(weight.requires_grad for weight in others)
+
+
 def tsipras() -> tuple[Tensor, Tensor, Tensor]:
     """The example of Tsipras et al. 2019: one value tells nine labels in ten whatever the attack
     does, and many tell all of them together, by less than epsilon each."""
