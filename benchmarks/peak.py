@@ -68,12 +68,12 @@ def predict(network: nn.Module, images: Tensor, labels: Tensor) -> None:
 
 def train(network: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Loss and gradients of all weights; the update itself is small beside them."""
-    network.train().zero_grad()
+    network.train().requires_grad_().zero_grad()
     F.cross_entropy(network(images), labels).backward()
 
 
 def attack(network: nn.Module, images: Tensor, labels: Tensor) -> None:
-    PGD(steps=10)(network.eval(), images, labels)
+    PGD(steps=10)(network.eval().requires_grad_(False), images, labels)
 
 
 TINY, ATTO = "convnext_tiny", "convnext_atto"
@@ -149,7 +149,7 @@ def networks(work: Work, compiled: bool) -> dict[str, nn.Module]:
     arrange(found["arranged"], DEVICE)
     if compiled:
         found["compiled"] = build()
-        arrange(found["compiled"], DEVICE)
+        arrange(found["compiled"], DEVICE, one_size=False)  # as training does
         found["compiled"].compile()
     return found
 

@@ -155,7 +155,6 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last:
                 "model.gradient_checkpointing: expected a backbone that supports it, "
                 f"received {config.backbone}."
             ) from error
-    convolve_linear_layers(backbone)
     multiply_single_pixels(backbone)
     if channels_last:
         keep_channels_last(backbone)
@@ -163,6 +162,8 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:
         backbone.compile()
+    else:
+        convolve_linear_layers(backbone)  # which would make compiled ones slower
 
 
 def build_perturbation(
