@@ -112,8 +112,7 @@ def synchronized(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def memory(work: Callable[[], object]) -> str:
-    """GiB that a GPU has allocated at most during the work, with all networks' weights; none on a
-    CPU."""
+    """GiB that a GPU has allocated at most, all networks' weights included; empty on a CPU."""
     if ON_CPU:
         return ""
     torch.accelerator.reset_peak_memory_stats()

@@ -121,7 +121,7 @@ def run_processes(words: Words, processes: int, pin: bool) -> None:
 def training(
     options: Options, scratch: Path, objective: str = "standard"
 ) -> tuple[str, int, int, Work]:
-    """The processes share the same batches."""
+    """An epoch of the backbone on images in JPEG files; the processes share the same batches."""
     assert options.images is not None
     steps = options.steps if objective == "standard" else options.steps // 8
     batch_size, side = options.batch_size, options.image_size

@@ -180,7 +180,7 @@ class Challenge:
         draws = self.mixing.draw(seeds).to(images.device)
         mixed, mixed_share = self.mixing.mixup(images, draws)
         cut, cut_share = self.mixing.cutmix(images, draws)
-        with evaluating(classifier):
+        with evaluating(classifier), frozen(classifier):
             attacked = self.mixing.fgsm(reveal(classifier), images, labels, draws)
         whole = torch.ones_like(mixed_share)
         shares = torch.cat([whole, mixed_share, cut_share, whole])

@@ -94,6 +94,25 @@ def test_weights_are_frozen_during_the_attack_alone(
     assert all(weight.requires_grad for weight in others)
 
 
+@pytest.mark.parametrize(
+    "objective", [CrossEntropy(attack=PGD(steps=1)), Trades(attack=PGD(steps=1)), Challenge()]
+)
+def test_every_objective_attacks_frozen_weights(
+    objective: CrossEntropy | Trades | Challenge,
+    classifier: RobustClassifier,
+    batch: tuple[Tensor, Tensor],
+):
+    learned = list[bool]()
+
+    def look(*_: object) -> None:
+        if torch.is_grad_enabled():
+            learned.append(any(weight.requires_grad for weight in classifier.parameters()))
+
+    classifier.backbone.register_forward_pre_hook(look)
+    objective.examples(classifier, (*batch, SEEDS))
+    assert learned and not any(learned)
+
+
 def tsipras() -> tuple[Tensor, Tensor, Tensor]:
     """The example of Tsipras et al. 2019: one value tells nine labels in ten whatever the attack
     does, and many tell all of them together, by less than epsilon each."""
