@@ -148,7 +148,7 @@ def networks(work: Work, compiled: bool) -> dict[str, nn.Module]:
     arrange(found["arranged"], DEVICE)
     if compiled:
         found["compiled"] = build()
-        arrange(found["compiled"], DEVICE, one_size=False)  # as training does
+        arrange(found["compiled"], DEVICE)
         found["compiled"].compile()
     return found
 

@@ -1,20 +1,50 @@
 """How a network is computed: the same weights and, within rounding, results, in less time on a CPU.
 
+On x86, torch leaves products of float32 matrices, those of linear layers, to MKL, which uses half
+of AMD's newer processors, and convolutions to oneDNN. So here products are 1x1 convolutions, but
+for small ones: oneDNN sorts the weights anew in each call. And convolutions that are one product,
+of the weights and the images' pixels, are computed as that: oneDNN is slow with small images.
 Channels-last weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD
-EPYC and cost ConvNeXt nothing. ConvNeXt and its like multiply (B, H, W, C) by the weights of a
-linear layer: torch hands that product to MKL, and the same product as a 1x1 convolution to oneDNN,
-which was 1.1 times as fast with it. oneDNN is slow with images of one pixel, which ConvNeXt's last
-stage has of 32 pixels. (docs/results/speed.md; `python benchmarks/peak.py` measures ConvNeXt.)
+EPYC and cost ConvNeXt nothing. (docs/results/speed.md; `python benchmarks/peak.py` measures it.)
 """
 
+import itertools
+from collections.abc import Callable
+from pathlib import Path
 from types import MethodType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEWEST_PIXELS = 512
-"""oneDNN sorts the weights anew in each call, which fewer pixels don't pay."""
+_NEW_SIZE = 8
+"""oneDNN prepares each new size of batch, a millisecond or two a layer, which pays with so many
+times the pixels."""
+_FEWEST_VALUES = 20_480
+"""With fewer in an image, torch itself leaves oneDNN out (use_mkldnn in its Convolution.cpp)."""
+
+
+def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
+    """How many rows a product needs for oneDNN to be faster than MKL on this processor.
+
+    MKL has vectors of 256 bits on AMD's processors: about what Zen 4 can do in a cycle, and half of
+    what Zen 5 (family 26) can.
+
+    Args:
+        description: Linux's, of which the first core is read. Others have none.
+    """
+    found = dict[str, str]()
+    if description.exists():
+        with description.open() as lines:
+            for line in itertools.takewhile(str.strip, lines):
+                name, _, value = line.partition(":")
+                found[name.strip()] = value.strip()
+    wide = found.get("vendor_id") == "AuthenticAMD" and int(found.get("cpu family", 0)) >= 26
+    return 64 if wide and "avx512f" in found.get("flags", "").split() else 512
+
+
+FEWEST_PIXELS = fewest_pixels()
+"""Products of fewer rows are left to MKL."""
 
 
 def arrange(module: nn.Module, device: torch.device, *, one_size: bool = True) -> None:
@@ -25,9 +55,8 @@ def arrange(module: nn.Module, device: torch.device, *, one_size: bool = True) -
         device: Where it computes, or will.
         one_size: All its batches have the same size; those of attacks shrink.
     """
-    if one_size:
-        convolve_linear_layers(module)
-    multiply_single_pixels(module)
+    convolve_linear_layers(module, one_size=one_size)
+    multiply_convolutions(module)
     if device.type == "cpu":
         keep_channels_last(module)
 
@@ -43,60 +72,94 @@ def keep_channels_last(module: nn.Module) -> None:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def convolve_linear_layers(module: nn.Module) -> None:
-    """Have every linear layer in `module` treat images on a CPU by a 1x1 convolution.
+def convolve_linear_layers(module: nn.Module, *, one_size: bool = True) -> None:
+    """Have every linear layer in `module` compute by a 1x1 convolution on a CPU.
 
-    Batches of fewer than `FEWEST_PIXELS` pixels, other inputs, and layers of a type derived from
-    nn.Linear are computed as before. Weights, their names and the module's structure stay; results
-    stay within rounding, which may then differ with the size of the batch. oneDNN prepares each new
-    size of batch for milliseconds a layer: for batches of one size.
+    Few pixels (or tokens) and layers of a type derived from nn.Linear are computed as before.
+    Weights, their names and the module's structure stay; results stay within rounding, which may
+    then differ with the size of the batch.
+
+    Args:
+        module: Changed in place.
+        one_size: As in `arrange`. Where sizes vary, fewer than `_NEW_SIZE` times as many pixels are
+            few.
     """
+    fewest = FEWEST_PIXELS * (1 if one_size else _NEW_SIZE)
     for layer in module.modules():
         if type(layer) is nn.Linear:
-            layer.forward = MethodType(_forward, layer)
+            layer.forward = MethodType(_linear(fewest), layer)
 
 
-def _forward(layer: nn.Linear, features: Tensor) -> Tensor:
-    """(..., in) to (..., out); by a convolution for (B, H, W, in) on a CPU."""
+def _linear(fewest: int) -> Callable[[nn.Linear, Tensor], Tensor]:
+    def forward(layer: nn.Linear, features: Tensor) -> Tensor:
+        return _product(features, layer.weight, layer.bias, fewest)
+
+    return forward
+
+
+def _product(features: Tensor, weight: Tensor, bias: Tensor | None, fewest: int) -> Tensor:
+    """F.linear: (..., in) and (out, in) to (..., out), of `fewest` pixels or more by oneDNN."""
     pixels = features.shape[:-1].numel()
-    if features.ndim != 4 or features.device.type != "cpu" or pixels < FEWEST_PIXELS:
-        return F.linear(features, layer.weight, layer.bias)
-    batch, height, width, channels = features.shape
-    image = features.reshape(1, batch * height, width, channels).permute(0, 3, 1, 2)
-    convolved = F.conv2d(image, layer.weight[:, :, None, None], layer.bias)
-    return convolved.permute(0, 2, 3, 1).reshape(batch, height, width, -1)
+    few = pixels < fewest or features.numel() <= _FEWEST_VALUES
+    by_onednn = features.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if few or not by_onednn or features.dtype != torch.float32:
+        return F.linear(features, weight, bias)
+    image = features.reshape(1, pixels, 1, features.shape[-1]).permute(0, 3, 1, 2)
+    # Dilating one pixel changes nothing; a kernel not dilated torch leaves to MKL on one thread.
+    convolved = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
+    return convolved.permute(0, 2, 3, 1).reshape(*features.shape[:-1], -1)
 
 
-def multiply_single_pixels(module: nn.Module) -> None:
-    """Have convolutions in `module` multiply images of one pixel on a CPU by their kernels' centre.
+def multiply_convolutions(module: nn.Module) -> None:
+    """Have convolutions in `module` be computed as products on a CPU, where they are no more.
 
-    The rest of a kernel meets nothing but padding. 128 such images of 768 channels take oneDNN
-    50 ms with a 7x7 kernel a channel, this product 0.1; 1x1 kernels take it twice the time of a
-    linear layer. Applies to convolutions that keep the size of an image and have one group or one
-    for each channel. Weights, their names and the module's structure stay, results within rounding.
+    With kernels of one pixel, every pixel is a row of one product. And where a kernel has one
+    place, all around the image, every image is: oneDNN takes 50 ms to convolve 128 images of one
+    pixel with a 7x7 kernel for each of 768 channels, the product 0.1. Other convolutions are
+    computed as before. Weights, their names and the module's structure stay, results within
+    rounding.
     """
     for layer in module.modules():
-        if type(layer) is nn.Conv2d and _keeps_size(layer):
+        if type(layer) is nn.Conv2d and _plain(layer):
             layer.forward = MethodType(_multiplied, layer)
 
 
-def _keeps_size(layer: nn.Conv2d) -> bool:
-    around = tuple(
-        dilation * (side - 1) / 2
-        for side, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
-    )
+def _plain(layer: nn.Conv2d) -> bool:
+    """Kernels for all channels or one for each, not dilated, so much padding of zeros."""
     one_each = layer.groups == layer.in_channels == layer.out_channels
-    plain = layer.padding_mode == "zeros" and set(layer.stride) == {1}
-    return plain and layer.padding == around and (layer.groups == 1 or one_each)
+    zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return zeros and layer.dilation == (1, 1) and (layer.groups == 1 or one_each)
 
 
 def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    """(B, in, H, W) to (B, out, H, W)."""
-    if images.shape[2:] != (1, 1) or images.device.type != "cpu":
+    """(B, in, H, W) to (B, out, H', W')."""
+    if images.ndim != 4 or images.device.type != "cpu":
         return nn.Conv2d.forward(layer, images)
-    height, width = layer.kernel_size
-    centre = layer.weight[:, :, height // 2, width // 2]
+    if _takes_pixels(layer) and images.is_contiguous(memory_format=torch.channels_last):
+        pixels, weight = images.permute(0, 2, 3, 1), layer.weight.flatten(1)
+        return _product(pixels, weight, layer.bias, FEWEST_PIXELS).permute(0, 3, 1, 2)
+    if (part := _part_met(layer, images)) is None:
+        return nn.Conv2d.forward(layer, images)
     if layer.groups == 1:
-        return F.linear(images[:, :, 0, 0], centre, layer.bias)[:, :, None, None]
-    products = images * centre[:, :, None]
+        rows, weight = (each.permute(0, 2, 3, 1).flatten(1) for each in (images, part))
+        return _product(rows, weight, layer.bias, FEWEST_PIXELS)[:, :, None, None]
+    products = (images * part[:, 0]).sum((2, 3), keepdim=True)
     return products if layer.bias is None else products + layer.bias[:, None, None]
+
+
+def _takes_pixels(layer: nn.Conv2d) -> bool:
+    ones = {*layer.kernel_size, *layer.stride, layer.groups} == {1}
+    return ones and set(layer.padding) == {0}
+
+
+def _part_met(layer: nn.Conv2d, images: Tensor) -> Tensor | None:
+    """Of a kernel that has one place, around all of the image, what meets it: (out, in, H, W)."""
+    part = layer.weight
+    sides = zip(layer.kernel_size, layer.padding, layer.stride, strict=True)
+    for axis, (side, padding, step) in enumerate(sides, start=2):
+        assert isinstance(padding, int)  # not "same": `_plain`
+        size = images.shape[axis]
+        if not 0 <= size + 2 * padding - side < step or padding + size > side:
+            return None
+        part = part.narrow(axis, padding, size)
+    return part

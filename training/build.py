@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cli.processes import start_accelerator
-from models.arrangement import convolve_linear_layers, keep_channels_last, multiply_single_pixels
+from models.arrangement import convolve_linear_layers, keep_channels_last, multiply_convolutions
 from models.classifier import RobustClassifier, load_trn, load_weights
 from training.load_data import TrainingData
 from training.objectives import (
@@ -155,15 +155,14 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last:
                 "model.gradient_checkpointing: expected a backbone that supports it, "
                 f"received {config.backbone}."
             ) from error
-    multiply_single_pixels(backbone)
+    convolve_linear_layers(backbone)
+    multiply_convolutions(backbone)
     if channels_last:
         keep_channels_last(backbone)
         # Said by DDP of 1x1 kernels, whose strides along sides of 1 it compares too.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:
         backbone.compile()
-    else:
-        convolve_linear_layers(backbone)  # which would make compiled ones slower
 
 
 def build_perturbation(

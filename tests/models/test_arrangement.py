@@ -1,6 +1,7 @@
 """Layers computed in other ways: the same numbers, weights and structure."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
@@ -8,14 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from models import arrangement
 from models.arrangement import (
-    FEWEST_PIXELS,
     arrange,
     convolve_linear_layers,
-    multiply_single_pixels,
+    fewest_pixels,
+    multiply_convolutions,
 )
 
-FEATURES = torch.randn(2, 16, 18, 6, generator=torch.Generator().manual_seed(0))
+FEATURES = torch.randn(2, 16, 18, 40, generator=torch.Generator().manual_seed(0))
 
 
 class Doubled(nn.Linear):
@@ -26,33 +28,85 @@ class Doubled(nn.Linear):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("features", [FEATURES, FEATURES[0], FEATURES[0, 0], FEATURES[:0]])
-def test_a_layer_gives_what_it_gave(features: torch.Tensor, bias: bool):
-    layer = nn.Linear(6, 4, bias=bias)
+@pytest.mark.parametrize(
+    "features",
+    [FEATURES, FEATURES[0], FEATURES[0, 0], FEATURES[0, 0, 0], FEATURES[:0], FEATURES.double()],
+)
+def test_a_layer_gives_what_it_gave(
+    features: torch.Tensor, bias: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 2)
+    layer = nn.Linear(40, 4, bias=bias).to(features.dtype)
     expected = F.linear(features, layer.weight, layer.bias)
     convolve_linear_layers(layer)
     torch.testing.assert_close(layer(features), expected)
 
 
-def test_images_are_convolved_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("one_size", [True, False])
+def test_many_pixels_are_convolved_and_nothing_else(
+    one_size: bool, monkeypatch: pytest.MonkeyPatch
+):
     calls = list[tuple[int, ...]]()
     convolve = F.conv2d
 
-    def counted(images: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
+    def counted(images: torch.Tensor, *arguments: torch.Tensor, **options: int) -> torch.Tensor:
         calls.append(tuple(images.shape))
-        return convolve(images, *arguments)
+        return convolve(images, *arguments, **options)
 
     monkeypatch.setattr(F, "conv2d", counted)
-    model = nn.ModuleList([nn.Linear(6, 4), Doubled(6, 4)])
-    convolve_linear_layers(model)
+    monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 2 * 16 * 18 // (1 if one_size else 8))
+    model = nn.ModuleList([nn.Linear(40, 4), Doubled(40, 4)])
+    convolve_linear_layers(model, one_size=one_size)
     for layer in model:
         layer(FEATURES)
-        layer(FEATURES[0])
-        layer(FEATURES[:1])  # too few pixels
-    assert calls == [(1, 6, 2 * 16, 18)] and FEWEST_PIXELS > 16 * 18
+        layer(FEATURES.flatten(0, 2))
+        layer(FEATURES[0])  # too few
+        layer.double()(FEATURES.double())  # which oneDNN does not know
+    assert calls == 2 * [(1, 40, 2 * 16 * 18, 1)]
 
 
-def test_a_network_keeps_its_logits_gradients_and_names():
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("layer", [nn.Linear(40, 4), nn.Conv2d(40, 4, 1)])
+def test_onednn_computes_on_one_thread_too(layer: nn.Module):
+    convolve_linear_layers(layer)
+    multiply_convolutions(layer)
+    images = FEATURES.permute(0, 3, 1, 2) if type(layer) is nn.Conv2d else FEATURES
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.autograd.profiler.profile() as profile:
+            layer(images)
+    finally:
+        torch.set_num_threads(threads)
+    assert "aten::mkldnn_convolution" in {event.name for event in profile.function_events or []}
+
+
+PROCESSORS = {
+    "zen4": ("AuthenticAMD", 25, "avx2 avx512f", 512),
+    "zen5": ("AuthenticAMD", 26, "avx2 avx512f", 64),
+    "zen5 without avx512": ("AuthenticAMD", 26, "avx2", 512),
+    "intel": ("GenuineIntel", 6, "avx2 avx512f", 512),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_processor_says_when_onednn_is_faster(name: str, tmp_path: Path):
+    vendor, family, flags, expected = PROCESSORS[name]
+    core = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n"
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"{core}power management:\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n")
+    assert fewest_pixels(path) == expected
+
+
+def test_an_unknown_processor_is_taken_for_an_ordinary_one(tmp_path: Path):
+    path = tmp_path / "cpuinfo"
+    assert fewest_pixels(path) == 512
+    path.write_text("processor\t: 0\nCPU implementer\t: 0x41\nFeatures\t: fp asimd\n")
+    assert fewest_pixels(path) == 512
+
+
+def test_a_network_keeps_its_logits_gradients_and_names(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 9)
     torch.manual_seed(0)
     plain = timm.create_model("test_convnext", num_classes=3, conv_mlp=False)
     arranged = copy.deepcopy(plain)
@@ -60,7 +114,7 @@ def test_a_network_keeps_its_logits_gradients_and_names():
     assert repr(arranged) == repr(plain)
     stem = arranged.get_parameter("stem.0.weight")
     assert stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
-    images = torch.rand(9, 3, 32, 32)  # 576 pixels in the first stage
+    images = torch.rand(9, 3, 32, 32)
     for model in (plain, arranged):
         model(images).square().sum().backward()
     torch.testing.assert_close(arranged(images), plain(images))
@@ -71,7 +125,7 @@ def test_a_network_keeps_its_logits_gradients_and_names():
 
 
 def test_a_copy_computes_with_its_own_weights():
-    layer = nn.Linear(6, 4)
+    layer = nn.Linear(40, 4)
     convolve_linear_layers(layer)
     other = copy.deepcopy(layer)
     with torch.no_grad():
@@ -83,6 +137,13 @@ def test_a_copy_computes_with_its_own_weights():
 
 CONVOLUTIONS = {
     "1x1": nn.Conv2d(6, 4, 1),
+    "1x1, no bias": nn.Conv2d(6, 4, 1, bias=False),
+    "1x1, strided": nn.Conv2d(6, 4, 1, stride=2),
+    "1x1, padded": nn.Conv2d(6, 4, 1, padding=1),
+    "1x1, depthwise": nn.Conv2d(6, 6, 1, groups=6),
+    "patches": nn.Conv2d(6, 4, 2, stride=2),
+    "patches, depthwise": nn.Conv2d(6, 6, (2, 3), stride=2, padding=(0, 1), groups=6),
+    "wide patches": nn.Conv2d(6, 4, 4, stride=4, padding=1),
     "3x3": nn.Conv2d(6, 4, 3, padding=1, bias=False),
     "depthwise": nn.Conv2d(6, 6, 7, padding=3, groups=6),
     "depthwise, no bias": nn.Conv2d(6, 6, (3, 5), padding=(1, 2), groups=6, bias=False),
@@ -97,21 +158,52 @@ CONVOLUTIONS = {
 }
 
 
+SHAPES = [
+    (90, 6, 8, 8),
+    (3, 6, 1, 1),
+    (3, 6, 2, 2),
+    (3, 6, 5, 2),
+    (3, 6, 3, 3),
+    (0, 6, 2, 2),
+    (6, 2, 2),
+]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.parametrize("shape", [(3, 6, 1, 1), (3, 6, 5, 1), (0, 6, 1, 1), (6, 1, 1)])
-def test_a_convolution_gives_what_it_gave(name: str, shape: tuple[int, ...]):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_convolution_gives_what_it_gave(
+    name: str, shape: tuple[int, ...], channels_last: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 4)
     layer = copy.deepcopy(CONVOLUTIONS[name])
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    expected, weights = layer(images), list(layer.parameters())
-    wanted = torch.autograd.grad(expected.sum(), weights)
-    multiply_single_pixels(layer)
+    if channels_last and len(shape) == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
+        arrangement.keep_channels_last(layer)
+    try:
+        expected, learned = layer(images), list(layer.parameters())
+    except RuntimeError:  # an image that the kernel does not fit
+        multiply_convolutions(layer)
+        with pytest.raises(RuntimeError):
+            layer(images)
+        return
+    wanted = torch.autograd.grad(expected.sum(), learned)
+    multiply_convolutions(layer)
     found = layer(images)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found.sum(), weights), wanted)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), learned), wanted)
 
 
-def test_single_pixels_are_not_convolved(monkeypatch: pytest.MonkeyPatch):
-    model = nn.Sequential(*(copy.deepcopy(CONVOLUTIONS[name]) for name in ("depthwise", "1x1")))
-    multiply_single_pixels(model)
+ONE_PLACE = {"depthwise": 1, "3x3": 1, "1x1": 5, "patches": 2, "wide patches": 3}
+
+
+@pytest.mark.parametrize("name", ONE_PLACE)
+def test_what_is_a_product_is_not_convolved(name: str, monkeypatch: pytest.MonkeyPatch):
+    layer = copy.deepcopy(CONVOLUTIONS[name])
+    side = ONE_PLACE[name]
+    images = torch.rand(2, 6, side, side).contiguous(memory_format=torch.channels_last)
+    expected = layer(images).shape
+    multiply_convolutions(layer)
     monkeypatch.setattr(nn.Conv2d, "forward", lambda *_: pytest.fail("convolved"))
-    assert model(torch.rand(2, 6, 1, 1)).shape == (2, 4, 1, 1)
+    assert layer(images).shape == expected
