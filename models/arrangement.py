@@ -5,7 +5,7 @@ of AMD's newer processors, and convolutions to oneDNN. So here products are 1x1 
 for small ones: oneDNN sorts the weights anew in each call. And convolutions that are one product,
 of the weights and the images' pixels, are computed as that: oneDNN is slow with small images.
 Channels-last weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD
-EPYC and cost ConvNeXt nothing. (docs/results/speed.md; `python benchmarks/peak.py` measures it.)
+EPYC and cost ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures ConvNeXt.)
 """
 
 import itertools
@@ -21,7 +21,7 @@ _NEW_SIZE = 8
 """oneDNN prepares each new size of batch, a millisecond or two a layer, which pays with so many
 times the pixels."""
 _FEWEST_VALUES = 20_480
-"""With fewer in an image, torch itself leaves oneDNN out (use_mkldnn in its Convolution.cpp)."""
+"""With no more in an image, torch itself leaves oneDNN out (use_mkldnn in its Convolution.cpp)."""
 
 
 def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
@@ -102,7 +102,9 @@ def _product(features: Tensor, weight: Tensor, bias: Tensor | None, fewest: int)
     pixels = features.shape[:-1].numel()
     few = pixels < fewest or features.numel() <= _FEWEST_VALUES
     by_onednn = features.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if few or not by_onednn or features.dtype != torch.float32:
+    # In half precision F.linear is oneDNN's, and faster.
+    single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if few or not by_onednn or not single:
         return F.linear(features, weight, bias)
     image = features.reshape(1, pixels, 1, features.shape[-1]).permute(0, 3, 1, 2)
     # Dilating one pixel changes nothing; a kernel not dilated torch leaves to MKL on one thread.
@@ -125,14 +127,14 @@ def multiply_convolutions(module: nn.Module) -> None:
 
 
 def _plain(layer: nn.Conv2d) -> bool:
-    """Kernels for all channels or one for each, not dilated, so much padding of zeros."""
+    """Kernels of all channels or of one each, not dilated, around the image so many zeros."""
     one_each = layer.groups == layer.in_channels == layer.out_channels
     zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return zeros and layer.dilation == (1, 1) and (layer.groups == 1 or one_each)
 
 
 def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    """(B, in, H, W) to (B, out, H', W')."""
+    """(B, in, H, W) to (B, out, H', W'), as nn.Conv2d does, which takes whatever is no product."""
     if images.ndim != 4 or images.device.type != "cpu":
         return nn.Conv2d.forward(layer, images)
     if _takes_pixels(layer) and images.is_contiguous(memory_format=torch.channels_last):

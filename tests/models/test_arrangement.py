@@ -61,6 +61,8 @@ def test_many_pixels_are_convolved_and_nothing_else(
         layer(FEATURES)
         layer(FEATURES.flatten(0, 2))
         layer(FEATURES[0])  # too few
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(FEATURES)
         layer.double()(FEATURES.double())  # which oneDNN does not know
     assert calls == 2 * [(1, 40, 2 * 16 * 18, 1)]
 
