@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _NEW_SIZE = 8
 """oneDNN prepares each new size of batch, a millisecond or two a layer, which pays with so many
 times the pixels."""
@@ -101,7 +102,7 @@ def _product(features: Tensor, weight: Tensor, bias: Tensor | None, fewest: int)
     """F.linear: (..., in) and (out, in) to (..., out), of `fewest` pixels or more by oneDNN."""
     pixels = features.shape[:-1].numel()
     few = pixels < fewest or features.numel() <= _FEWEST_VALUES
-    by_onednn = features.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    by_onednn = features.device.type == "cpu" and _HAS_ONEDNN
     # In half precision F.linear is oneDNN's, and faster.
     single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if few or not by_onednn or not single:

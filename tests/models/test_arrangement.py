@@ -126,6 +126,15 @@ def test_a_network_keeps_its_logits_gradients_and_names(monkeypatch: pytest.Monk
         torch.testing.assert_close(weight.grad, other[name].grad, rtol=1e-3, atol=1e-5)
 
 
+def test_dynamo_finds_one_graph():
+    network = timm.create_model("test_convnext", num_classes=3, conv_mlp=False).eval()
+    arrange(network, torch.device("cpu"))
+    images = torch.rand(9, 3, 32, 32)
+    expected = network(images)
+    network.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(network(images), expected)
+
+
 def test_a_copy_computes_with_its_own_weights():
     layer = nn.Linear(40, 4)
     convolve_linear_layers(layer)
