@@ -3,7 +3,8 @@
 On x86, torch leaves products of float32 matrices, those of linear layers, to MKL, which uses half
 of AMD's newer processors, and convolutions to oneDNN. So here products are 1x1 convolutions, but
 for small ones: oneDNN sorts the weights anew in each call. And convolutions that are one product,
-of the weights and the images' pixels, are computed as that: oneDNN is slow with small images.
+of the weights and the images' pixels or patches, are computed as that: oneDNN is slow with small
+images.
 Channels-last weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD
 EPYC and cost ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures ConvNeXt.)
 """
@@ -23,13 +24,17 @@ _NEW_SIZE = 8
 times the pixels."""
 _FEWEST_VALUES = 20_480
 """With no more in an image, torch itself leaves oneDNN out (use_mkldnn in its Convolution.cpp)."""
+_MOST_PATCHES = 16
+"""An image of no more patches is multiplied by the weights."""
+_MOST_PATCHES_WITH_GRADIENT = 256
+"""The same where a gradient follows: with that of patches oneDNN is slower still."""
 
 
 def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
     """How many rows a product needs for oneDNN to be faster than MKL on this processor.
 
     MKL has vectors of 256 bits on AMD's processors: about what Zen 4 can do in a cycle, and half of
-    what Zen 5 (family 26) can.
+    what Zen 5 (family 26) can. On Intel's it has all, and only falls behind with many rows.
 
     Args:
         description: Linux's, of which the first core is read. Others have none.
@@ -40,7 +45,9 @@ def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
             for line in itertools.takewhile(str.strip, lines):
                 name, _, value = line.partition(":")
                 found[name.strip()] = value.strip()
-    wide = found.get("vendor_id") == "AuthenticAMD" and int(found.get("cpu family", 0)) >= 26
+    if (vendor := found.get("vendor_id")) == "GenuineIntel":
+        return 8192
+    wide = vendor == "AuthenticAMD" and int(found.get("cpu family", 0)) >= 26
     return 64 if wide and "avx512f" in found.get("flags", "").split() else 512
 
 
@@ -116,11 +123,12 @@ def _product(features: Tensor, weight: Tensor, bias: Tensor | None, fewest: int)
 def multiply_convolutions(module: nn.Module) -> None:
     """Have convolutions in `module` be computed as products on a CPU, where they are no more.
 
-    With kernels of one pixel, every pixel is a row of one product. And where a kernel has one
-    place, all around the image, every image is: oneDNN takes 50 ms to convolve 128 images of one
-    pixel with a 7x7 kernel for each of 768 channels, the product 0.1. Other convolutions are
+    With kernels of one pixel, every pixel is a row of one product; with kernels side by side (the
+    stems and downsampling of ConvNeXt and ViT), every patch, in images of few. And where a kernel
+    has one place, all around the image, every image is: oneDNN takes 50 ms to convolve 128 images
+    of one pixel with a 7x7 kernel for each of 768 channels, the product 0.1. Other convolutions are
     computed as before. Weights, their names and the module's structure stay, results within
-    rounding.
+    rounding, which may then differ with whether a gradient is recorded.
     """
     for layer in module.modules():
         if type(layer) is nn.Conv2d and _plain(layer):
@@ -141,6 +149,9 @@ def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
     if _takes_pixels(layer) and images.is_contiguous(memory_format=torch.channels_last):
         pixels, weight = images.permute(0, 2, 3, 1), layer.weight.flatten(1)
         return _product(pixels, weight, layer.bias, FEWEST_PIXELS).permute(0, 3, 1, 2)
+    if _takes_patches(layer, images):
+        patches, weight = _patches(images, layer), layer.weight.permute(0, 2, 3, 1).flatten(1)
+        return _product(patches, weight, layer.bias, FEWEST_PIXELS).permute(0, 3, 1, 2)
     if (part := _part_met(layer, images)) is None:
         return nn.Conv2d.forward(layer, images)
     if layer.groups == 1:
@@ -153,6 +164,25 @@ def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
 def _takes_pixels(layer: nn.Conv2d) -> bool:
     ones = {*layer.kernel_size, *layer.stride, layer.groups} == {1}
     return ones and set(layer.padding) == {0}
+
+
+def _takes_patches(layer: nn.Conv2d, images: Tensor) -> bool:
+    """Few patches, side by side; channels-last, as the product is."""
+    beside = layer.kernel_size == layer.stride != (1, 1) and set(layer.padding) == {0}
+    (rows, columns), (height, width) = layer.kernel_size, images.shape[2:]
+    if not beside or layer.groups > 1 or height % rows or width % columns:
+        return False
+    gradient = torch.is_grad_enabled() and (images.requires_grad or layer.weight.requires_grad)
+    most = _MOST_PATCHES_WITH_GRADIENT if gradient else _MOST_PATCHES
+    few = (height // rows) * (width // columns) <= most
+    return few and layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _patches(images: Tensor, layer: nn.Conv2d) -> Tensor:
+    """(B, C, H, W) to (B, H / rows, W / columns, rows * columns * C)."""
+    rows, columns = layer.kernel_size
+    pixels = images.permute(0, 2, 3, 1)
+    return pixels.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3).flatten(3)
 
 
 def _part_met(layer: nn.Conv2d, images: Tensor) -> Tensor | None:

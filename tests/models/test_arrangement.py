@@ -69,7 +69,8 @@ def test_many_pixels_are_convolved_and_nothing_else(
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 @pytest.mark.parametrize("layer", [nn.Linear(40, 4), nn.Conv2d(40, 4, 1)])
-def test_onednn_computes_on_one_thread_too(layer: nn.Module):
+def test_onednn_computes_on_one_thread_too(layer: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 512)
     convolve_linear_layers(layer)
     multiply_convolutions(layer)
     images = FEATURES.permute(0, 3, 1, 2) if type(layer) is nn.Conv2d else FEATURES
@@ -87,7 +88,7 @@ PROCESSORS = {
     "zen4": ("AuthenticAMD", 25, "avx2 avx512f", 512),
     "zen5": ("AuthenticAMD", 26, "avx2 avx512f", 64),
     "zen5 without avx512": ("AuthenticAMD", 26, "avx2", 512),
-    "intel": ("GenuineIntel", 6, "avx2 avx512f", 512),
+    "intel": ("GenuineIntel", 6, "avx2 avx512f", 8192),
 }
 
 
@@ -153,6 +154,7 @@ CONVOLUTIONS = {
     "1x1, padded": nn.Conv2d(6, 4, 1, padding=1),
     "1x1, depthwise": nn.Conv2d(6, 6, 1, groups=6),
     "patches": nn.Conv2d(6, 4, 2, stride=2),
+    "oblong patches": nn.Conv2d(6, 4, (2, 4), stride=(2, 4), bias=False),
     "patches, depthwise": nn.Conv2d(6, 6, (2, 3), stride=2, padding=(0, 1), groups=6),
     "wide patches": nn.Conv2d(6, 4, 4, stride=4, padding=1),
     "3x3": nn.Conv2d(6, 4, 3, padding=1, bias=False),
@@ -192,8 +194,9 @@ def test_a_convolution_gives_what_it_gave(
     if channels_last and len(shape) == 4:
         images = images.contiguous(memory_format=torch.channels_last)
         arrangement.keep_channels_last(layer)
+    learned = [images.requires_grad_(), *layer.parameters()]
     try:
-        expected, learned = layer(images), list(layer.parameters())
+        expected = layer(images)
     except RuntimeError:  # an image that the kernel does not fit
         multiply_convolutions(layer)
         with pytest.raises(RuntimeError):
@@ -204,6 +207,31 @@ def test_a_convolution_gives_what_it_gave(
     found = layer(images)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), learned), wanted)
+
+
+@pytest.mark.parametrize(
+    ("side", "gradient", "multiplied"),
+    [(8, False, True), (10, False, False), (10, True, True), (32, True, True), (34, True, False)],
+)
+def test_few_patches_are_multiplied_and_more_with_a_gradient(
+    side: int, gradient: bool, multiplied: bool, monkeypatch: pytest.MonkeyPatch
+):
+    layer = copy.deepcopy(CONVOLUTIONS["patches"]).requires_grad_(False)
+    multiply_convolutions(layer)
+    images = torch.rand(2, 6, side, side, requires_grad=gradient)
+    calls = list[nn.Module]()
+    convolve = nn.Conv2d.forward
+
+    def counted(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        calls.append(layer)
+        return convolve(layer, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", counted)
+    layer(images)
+    assert calls == [layer]  # weights that are not channels-last
+    arrangement.keep_channels_last(layer)
+    layer(images)
+    assert calls == (1 if multiplied else 2) * [layer]
 
 
 ONE_PLACE = {"depthwise": 1, "3x3": 1, "1x1": 5, "patches": 2, "wide patches": 3}
