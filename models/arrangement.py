@@ -83,7 +83,8 @@ def keep_channels_last(module: nn.Module) -> None:
 def convolve_linear_layers(module: nn.Module, *, one_size: bool = True) -> None:
     """Have every linear layer in `module` compute by a 1x1 convolution on a CPU.
 
-    Few pixels (or tokens) and layers of a type derived from nn.Linear are computed as before.
+    Few pixels (or tokens), layers of a type derived from nn.Linear and, compiled, all are computed
+    as before.
     Weights, their names and the module's structure stay; results stay within rounding, which may
     then differ with the size of the batch.
 
@@ -110,9 +111,9 @@ def _product(features: Tensor, weight: Tensor, bias: Tensor | None, fewest: int)
     pixels = features.shape[:-1].numel()
     few = pixels < fewest or features.numel() <= _FEWEST_VALUES
     by_onednn = features.device.type == "cpu" and _HAS_ONEDNN
-    # In half precision F.linear is oneDNN's, and faster.
+    # In half precision F.linear is oneDNN's, and faster; a compiler would copy what it convolves.
     single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if few or not by_onednn or not single:
+    if few or not by_onednn or not single or torch.compiler.is_compiling():
         return F.linear(features, weight, bias)
     image = features.reshape(1, pixels, 1, features.shape[-1]).permute(0, 3, 1, 2)
     # Dilating one pixel changes nothing; a kernel not dilated torch leaves to MKL on one thread.

@@ -127,13 +127,22 @@ def test_a_network_keeps_its_logits_gradients_and_names(monkeypatch: pytest.Monk
         torch.testing.assert_close(weight.grad, other[name].grad, rtol=1e-3, atol=1e-5)
 
 
-def test_dynamo_finds_one_graph():
+def test_compiled_it_is_one_graph_and_products_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 9)
     network = timm.create_model("test_convnext", num_classes=3, conv_mlp=False).eval()
     arrange(network, torch.device("cpu"))
     images = torch.rand(9, 3, 32, 32)
     expected = network(images)
-    network.compile(backend="eager", fullgraph=True)
+    graphs = list[torch.fx.GraphModule]()
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    network.compile(backend=keep, fullgraph=True)
     torch.testing.assert_close(network(images), expected)
+    (graph,) = graphs
+    assert not any(node.kwargs.get("dilation") for node in graph.graph.nodes)
 
 
 def test_a_copy_computes_with_its_own_weights():
