@@ -4,9 +4,9 @@ On x86, torch leaves products of float32 matrices, those of linear layers, to MK
 of AMD's newer processors, and convolutions to oneDNN. So here products are 1x1 convolutions, but
 for small ones: oneDNN sorts the weights anew in each call. And convolutions that are one product,
 of the weights and the images' pixels or patches, are computed as that: oneDNN is slow with small
-images.
-Channels-last weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD
-EPYC and cost ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures ConvNeXt.)
+images. Channels-last weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on
+an AMD EPYC and cost ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures
+ConvNeXt.)
 """
 
 import itertools
@@ -83,10 +83,9 @@ def keep_channels_last(module: nn.Module) -> None:
 def convolve_linear_layers(module: nn.Module, *, one_size: bool = True) -> None:
     """Have every linear layer in `module` compute by a 1x1 convolution on a CPU.
 
-    Few pixels (or tokens), layers of a type derived from nn.Linear and, compiled, all are computed
-    as before.
-    Weights, their names and the module's structure stay; results stay within rounding, which may
-    then differ with the size of the batch.
+    Few pixels (or tokens) and layers of a type derived from nn.Linear are computed as before, and
+    so is all that is compiled. Weights, their names and the module's structure stay; results stay
+    within rounding, which may then differ with the size of the batch.
 
     Args:
         module: Changed in place.
