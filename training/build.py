@@ -17,6 +17,7 @@ from cli.processes import start_accelerator
 from models.arrangement import convolve_linear_layers, keep_channels_last, multiply_convolutions
 from models.classifier import RobustClassifier, load_trn, load_weights
 from training.load_data import TrainingData
+from training.muon import avoid_emulated_bfloat16
 from training.objectives import (
     attack_revealed,
     build_fall_back,
@@ -84,6 +85,7 @@ def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
 
     Adam, AdamW and SGD update all weights in one kernel of torch's ("fused").
     """
+    avoid_emulated_bfloat16()
     config = recipe.optimizer
     try:
         optimizer = create_optimizer_v2(
