@@ -113,7 +113,7 @@ class Tally:
 def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
     """Our attack at that setting, on the model as evaluate.py arranges it."""
     arranged = copy.deepcopy(model)
-    arrange(arranged, torch.device("cpu"), one_size=False)
+    arrange(arranged, channels_last=True, one_size=False)
     options: dict[str, Any] = {"steps": setting.steps} if setting.steps > 1 else {}
     if setting.early_stop:
         options["early_stop"] = True

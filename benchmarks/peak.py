@@ -145,10 +145,10 @@ def networks(work: Work, compiled: bool) -> dict[str, nn.Module]:
         return network.to(DEVICE)
 
     found = {"as it comes": build(), "arranged": build()}
-    arrange(found["arranged"], DEVICE)
+    arrange(found["arranged"], channels_last=ON_CPU)
     if compiled:
         found["compiled"] = build()
-        arrange(found["compiled"], DEVICE)
+        arrange(found["compiled"], channels_last=ON_CPU)
         found["compiled"].compile()
     return found
 

@@ -126,7 +126,7 @@ def build_target(
 
 def _ready(model: Model, device: torch.device) -> Model:
     if isinstance(model, nn.Module):
-        arrange(model, device, one_size=False)
+        arrange(model, channels_last=device.type == "cpu", one_size=False)
         return model.to(device).eval().requires_grad_(False)
     return model
 

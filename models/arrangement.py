@@ -4,9 +4,9 @@ On x86, torch leaves products of float32 matrices, those of linear layers, to MK
 of AMD's newer processors, and convolutions to oneDNN. So here products are 1x1 convolutions, but
 for small ones: oneDNN sorts the weights anew in each call. And convolutions that are one product,
 of the weights and the images' pixels or patches, are computed as that: oneDNN is slow with small
-images. Channels-last weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on
-an AMD EPYC and cost ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures
-ConvNeXt.)
+images. GELU it computes faster than torch does, but of tensors in one order only. Channels-last
+weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD EPYC and cost
+ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures ConvNeXt.)
 """
 
 import itertools
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MethodType
 
 import torch
+from timm.layers.activations import GELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,8 +34,9 @@ _MOST_PATCHES_WITH_GRADIENT = 256
 def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
     """How many rows a product needs for oneDNN to be faster than MKL on this processor.
 
-    MKL has vectors of 256 bits on AMD's processors: about what Zen 4 can do in a cycle, and half of
-    what Zen 5 (family 26) can. On Intel's it has all, and only falls behind with many rows.
+    MKL has vectors of 256 bits on AMD's processors: all of Zen 3 and before, about what Zen 4 can
+    do in a cycle, and half of what Zen 5 (family 26) can. Where it has all, as on Intel's, it only
+    falls behind with many rows.
 
     Args:
         description: Linux's, of which the first core is read. Others have none.
@@ -45,27 +47,33 @@ def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
             for line in itertools.takewhile(str.strip, lines):
                 name, _, value = line.partition(":")
                 found[name.strip()] = value.strip()
-    if (vendor := found.get("vendor_id")) == "GenuineIntel":
-        return 8192
-    wide = vendor == "AuthenticAMD" and int(found.get("cpu family", 0)) >= 26
-    return 64 if wide and "avx512f" in found.get("flags", "").split() else 512
+    match found.get("vendor_id"):
+        case "GenuineIntel":
+            return 8192
+        case "AuthenticAMD" if "avx512f" not in found.get("flags", "").split():
+            return 4096
+        case "AuthenticAMD" if int(found.get("cpu family", 0)) >= 26:
+            return 64
+        case _:
+            return 512
 
 
 FEWEST_PIXELS = fewest_pixels()
 """Products of fewer rows are left to MKL."""
 
 
-def arrange(module: nn.Module, device: torch.device, *, one_size: bool = True) -> None:
-    """Have `module` compute the way that is fastest on `device`.
+def arrange(module: nn.Module, *, channels_last: bool, one_size: bool = True) -> None:
+    """Have `module` compute the way that is fastest on a CPU; on a GPU it computes as before.
 
     Args:
         module: Changed in place.
-        device: Where it computes, or will.
+        channels_last: Lay its weights out channels-last: as a CPU, not a GPU, prefers.
         one_size: All its batches have the same size; those of attacks shrink.
     """
     convolve_linear_layers(module, one_size=one_size)
     multiply_convolutions(module)
-    if device.type == "cpu":
+    activate_channels_last(module)
+    if channels_last:
         keep_channels_last(module)
 
 
@@ -180,9 +188,10 @@ def _takes_patches(layer: nn.Conv2d, images: Tensor) -> bool:
 
 def _patches(images: Tensor, layer: nn.Conv2d) -> Tensor:
     """(B, C, H, W) to (B, H / rows, W / columns, rows * columns * C)."""
+    batch, channels, height, width = images.shape
     rows, columns = layer.kernel_size
-    pixels = images.permute(0, 2, 3, 1)
-    return pixels.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3).flatten(3)
+    strips = (batch, height // rows, rows, width // columns, columns * channels)
+    return torch.cat(images.permute(0, 2, 3, 1).reshape(strips).unbind(2), dim=-1)
 
 
 def _part_met(layer: nn.Conv2d, images: Tensor) -> Tensor | None:
@@ -196,3 +205,20 @@ def _part_met(layer: nn.Conv2d, images: Tensor) -> Tensor | None:
             return None
         part = part.narrow(axis, padding, size)
     return part
+
+
+def activate_channels_last(module: nn.Module) -> None:
+    """Have every GELU in `module` take channels-last images as rows of pixels, within rounding.
+
+    torch leaves it to oneDNN in standard order alone (use_mkldnn in its Activation.cpp).
+    """
+    for layer in module.modules():
+        if type(layer) in (nn.GELU, GELU):
+            layer.forward = MethodType(_activated, layer)
+
+
+def _activated(layer: nn.GELU | GELU, features: Tensor) -> Tensor:
+    forward = type(layer).forward
+    if features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
+        return forward(layer, features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # pyright: ignore[reportArgumentType]
+    return forward(layer, features)  # pyright: ignore[reportArgumentType]

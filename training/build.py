@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cli.processes import start_accelerator
-from models.arrangement import convolve_linear_layers, keep_channels_last, multiply_convolutions
+from models.arrangement import arrange
 from models.classifier import RobustClassifier, load_trn, load_weights
 from training.load_data import TrainingData
 from training.muon import avoid_emulated_bfloat16
@@ -157,10 +157,8 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last:
                 "model.gradient_checkpointing: expected a backbone that supports it, "
                 f"received {config.backbone}."
             ) from error
-    convolve_linear_layers(backbone)
-    multiply_convolutions(backbone)
+    arrange(backbone, channels_last=channels_last)
     if channels_last:
-        keep_channels_last(backbone)
         # Said by DDP of 1x1 kernels, whose strides along sides of 1 it compares too.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:

@@ -74,7 +74,7 @@ def build_training(
     config = recipe.objective
     optimizer = build_optimizer(recipe, classifier if config.end_to_end else classifier.restore)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
-    arrange(classifier, accelerator.device)
+    arrange(classifier, channels_last=accelerator.device.type == "cpu")
     ema = build_average(recipe, classifier)
     model, prepared = accelerator.prepare(RestorationLoss(classifier, config), optimizer)
     epsilon = max(each.epsilon for each in config.attacks)

@@ -1,16 +1,19 @@
 """Layers computed in other ways: the same numbers, weights and structure."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from timm.layers.activations import GELU
 from torch import nn
 from torch.nn import functional as F
 
 from models import arrangement
 from models.arrangement import (
+    activate_channels_last,
     arrange,
     convolve_linear_layers,
     fewest_pixels,
@@ -85,9 +88,10 @@ def test_onednn_computes_on_one_thread_too(layer: nn.Module, monkeypatch: pytest
 
 
 PROCESSORS = {
+    "zen3": ("AuthenticAMD", 25, "avx2", 4096),
     "zen4": ("AuthenticAMD", 25, "avx2 avx512f", 512),
     "zen5": ("AuthenticAMD", 26, "avx2 avx512f", 64),
-    "zen5 without avx512": ("AuthenticAMD", 26, "avx2", 512),
+    "zen5 without avx512": ("AuthenticAMD", 26, "avx2", 4096),
     "intel": ("GenuineIntel", 6, "avx2 avx512f", 8192),
 }
 
@@ -113,7 +117,7 @@ def test_a_network_keeps_its_logits_gradients_and_names(monkeypatch: pytest.Monk
     torch.manual_seed(0)
     plain = timm.create_model("test_convnext", num_classes=3, conv_mlp=False)
     arranged = copy.deepcopy(plain)
-    arrange(arranged, torch.device("cpu"))
+    arrange(arranged, channels_last=True)
     assert repr(arranged) == repr(plain)
     stem = arranged.get_parameter("stem.0.weight")
     assert stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
@@ -130,7 +134,7 @@ def test_a_network_keeps_its_logits_gradients_and_names(monkeypatch: pytest.Monk
 def test_compiled_it_is_one_graph_and_products_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 9)
     network = timm.create_model("test_convnext", num_classes=3, conv_mlp=False).eval()
-    arrange(network, torch.device("cpu"))
+    arrange(network, channels_last=True)
     images = torch.rand(9, 3, 32, 32)
     expected = network(images)
     graphs = list[torch.fx.GraphModule]()
@@ -256,3 +260,27 @@ def test_what_is_a_product_is_not_convolved(name: str, monkeypatch: pytest.Monke
     multiply_convolutions(layer)
     monkeypatch.setattr(nn.Conv2d, "forward", lambda *_: pytest.fail("convolved"))
     assert layer(images).shape == expected
+
+
+@pytest.mark.parametrize("build", [nn.GELU, GELU, lambda: nn.GELU("tanh")])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_gelu_takes_pixels_in_order_and_gives_what_it_gave(
+    build: Callable[[], nn.Module], channels_last: bool, monkeypatch: pytest.MonkeyPatch
+):
+    in_order = list[bool]()
+    gelu = F.gelu
+
+    def seen(features: torch.Tensor, **options: str) -> torch.Tensor:
+        in_order.append(features.is_contiguous())
+        return gelu(features, **options)
+
+    monkeypatch.setattr(F, "gelu", seen)
+    layer, images = build(), FEATURES.permute(0, 3, 1, 2)
+    images = images if channels_last else images.contiguous()
+    expected = build()(images)
+    activate_channels_last(layer)
+    found = layer(images)
+    assert in_order == [not channels_last, True]
+    assert found.stride() == expected.stride()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(layer(images[0]), expected[0])
