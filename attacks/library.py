@@ -26,10 +26,14 @@ from attacks.norms import NORMS
 
 
 class _InputGradient(torch.autograd.Function):
-    """The model with a graph of its own: backward reaches the images, never a parameter."""
+    """The model with a graph of its own: backward reaches the images, never a parameter.
+
+    The first backward pass frees what the graph holds, unless others are to follow (`again`).
+    """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, model: Model) -> Tensor:
+    def forward(ctx: Any, images: Tensor, model: Model, again: bool) -> Tensor:
+        ctx.again = again
         with torch.enable_grad():
             ctx.images = images.detach().requires_grad_()
             ctx.logits = model(ctx.images).float()
@@ -37,15 +41,15 @@ class _InputGradient(torch.autograd.Function):
         return ctx.logits.detach()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = torch.autograd.grad(ctx.logits, ctx.images, outputs, retain_graph=True)
-        return gradient.nan_to_num(), None
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = torch.autograd.grad(ctx.logits, ctx.images, outputs, retain_graph=ctx.again)
+        return gradient.nan_to_num(), None, None
 
 
-def _only_input_gradients(model: Model) -> Callable[[Tensor], Tensor]:
+def _only_input_gradients(model: Model, *, again: bool = False) -> Callable[[Tensor], Tensor]:
     def call(images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:
-            return _InputGradient.apply(images, model)  # pyright: ignore[reportReturnType]
+            return _InputGradient.apply(images, model, again)  # pyright: ignore[reportReturnType]
         with torch.no_grad():
             return model(images).float()
 
@@ -215,7 +219,9 @@ class AutoAttack:
             images, labels = ordinary(images), ordinary(labels)
             if self.epsilon == 0 or len(images) == 0:
                 return images.clone()
-            runner = self._runner(_only_input_gradients(model), images, seed)
+            # FAB untargeted differentiates every logit of one forward pass.
+            seen = _only_input_gradients(model, again="fab" in self.attacks)
+            runner = self._runner(seen, images, seed)
             found, _ = runner.run_standard_evaluation(images, labels, batch_size=len(images))
             # A step along NaN is no example.
             whole = found.isfinite().all(dim=1, keepdim=True).all(dim=2, keepdim=True)

@@ -25,6 +25,9 @@ _NEW_SIZE = 8
 times the pixels."""
 _FEWEST_VALUES = 20_480
 """With no more in an image, torch itself leaves oneDNN out (use_mkldnn in its Convolution.cpp)."""
+_ONEDNN_BLOCK = 16
+"""Channels that oneDNN takes at once, at most. A kernel of one pixel that strides over fewer must
+not be its: the gradient of the weights is wrong then, and the heap corrupted (its issue 6035)."""
 _MOST_PATCHES = 16
 """An image of no more patches is multiplied by the weights."""
 _MOST_PATCHES_WITH_GRADIENT = 256
@@ -63,7 +66,7 @@ FEWEST_PIXELS = fewest_pixels()
 
 
 def arrange(module: nn.Module, *, channels_last: bool, one_size: bool = True) -> None:
-    """Have `module` compute the way that is fastest on a CPU; on a GPU it computes as before.
+    """Have `module` compute the way that is fastest on a CPU; on a GPU it does as before.
 
     Args:
         module: Changed in place.
@@ -155,7 +158,8 @@ def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
     if images.ndim != 4 or images.device.type != "cpu":
         return nn.Conv2d.forward(layer, images)
     if _takes_pixels(layer) and images.is_contiguous(memory_format=torch.channels_last):
-        pixels, weight = images.permute(0, 2, 3, 1), layer.weight.flatten(1)
+        (down, right), weight = layer.stride, layer.weight.flatten(1)
+        pixels = images[:, :, ::down, ::right].permute(0, 2, 3, 1)
         return _product(pixels, weight, layer.bias, FEWEST_PIXELS).permute(0, 3, 1, 2)
     if _takes_patches(layer, images):
         patches, weight = _patches(images, layer), layer.weight.permute(0, 2, 3, 1).flatten(1)
@@ -170,8 +174,8 @@ def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def _takes_pixels(layer: nn.Conv2d) -> bool:
-    ones = {*layer.kernel_size, *layer.stride, layer.groups} == {1}
-    return ones and set(layer.padding) == {0}
+    one_by_one = {*layer.kernel_size, layer.groups} == {1} and set(layer.padding) == {0}
+    return one_by_one and (set(layer.stride) == {1} or layer.in_channels < _ONEDNN_BLOCK)
 
 
 def _takes_patches(layer: nn.Conv2d, images: Tensor) -> bool:
@@ -218,7 +222,8 @@ def activate_channels_last(module: nn.Module) -> None:
 
 
 def _activated(layer: nn.GELU | GELU, features: Tensor) -> Tensor:
-    forward = type(layer).forward
+    approximate = layer.approximate if isinstance(layer, nn.GELU) else "none"
     if features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
-        return forward(layer, features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # pyright: ignore[reportArgumentType]
-    return forward(layer, features)  # pyright: ignore[reportArgumentType]
+        rows = F.gelu(features.permute(0, 2, 3, 1), approximate=approximate)
+        return rows.permute(0, 3, 1, 2)
+    return F.gelu(features, approximate=approximate)

@@ -203,23 +203,22 @@ def test_a_convolution_gives_what_it_gave(
 ):
     monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 4)
     layer = copy.deepcopy(CONVOLUTIONS[name])
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    if channels_last and len(shape) == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-        arrangement.keep_channels_last(layer)
-    learned = [images.requires_grad_(), *layer.parameters()]
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     try:
-        expected = layer(images)
+        expected = layer(images)  # in standard order
     except RuntimeError:  # an image that the kernel does not fit
         multiply_convolutions(layer)
         with pytest.raises(RuntimeError):
             layer(images)
         return
-    wanted = torch.autograd.grad(expected.sum(), learned)
+    wanted = torch.autograd.grad(expected.sum(), [images, *layer.parameters()])
     multiply_convolutions(layer)
+    if channels_last and len(shape) == 4:
+        images = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        arrangement.keep_channels_last(layer)
     found = layer(images)
     torch.testing.assert_close(found, expected)
-    given = torch.autograd.grad(found.sum(), learned)
+    given = torch.autograd.grad(found.sum(), [images, *layer.parameters()])
     torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -248,13 +247,21 @@ def test_few_patches_are_multiplied_and_more_with_a_gradient(
     assert calls == (1 if multiplied else 2) * [layer]
 
 
-ONE_PLACE = {"depthwise": 1, "3x3": 1, "1x1": 5, "patches": 2, "wide patches": 3}
+PRODUCTS = {
+    "depthwise": 1,
+    "3x3": 1,
+    "1x1": 5,
+    "1x1, strided": 5,
+    "patches": 2,
+    "wide patches": 3,
+}
+"""With images of which side."""
 
 
-@pytest.mark.parametrize("name", ONE_PLACE)
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_what_is_a_product_is_not_convolved(name: str, monkeypatch: pytest.MonkeyPatch):
     layer = copy.deepcopy(CONVOLUTIONS[name])
-    side = ONE_PLACE[name]
+    side = PRODUCTS[name]
     images = torch.rand(2, 6, side, side).contiguous(memory_format=torch.channels_last)
     expected = layer(images).shape
     multiply_convolutions(layer)
