@@ -10,7 +10,8 @@ ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures ConvNeXt
 """
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MethodType
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_SLOW_TO_LEARN = torch.backends.cpu.get_cpu_capability() == "AVX2"
+"""Without AVX-512, oneDNN takes three times as long as MKL for the gradient of the weights."""
 _NEW_SIZE = 8
 """oneDNN prepares each new size of batch, a millisecond or two a layer, which pays with so many
 times the pixels."""
@@ -32,6 +35,8 @@ _MOST_PATCHES = 16
 """An image of no more patches is multiplied by the weights."""
 _MOST_PATCHES_WITH_GRADIENT = 256
 """The same where a gradient follows: with that of patches oneDNN is slower still."""
+_MOST_PAIRS = 256
+"""Of a pixel and a place of the kernel, to be multiplied one by one: of 4x4 and 4x4, all."""
 
 
 def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
@@ -120,15 +125,20 @@ def _product(features: Tensor, weight: Tensor, bias: Tensor | None, fewest: int)
     """F.linear: (..., in) and (out, in) to (..., out), of `fewest` pixels or more by oneDNN."""
     pixels = features.shape[:-1].numel()
     few = pixels < fewest or features.numel() <= _FEWEST_VALUES
+    slow = _SLOW_TO_LEARN and _gradient_follows(weight)
     by_onednn = features.device.type == "cpu" and _HAS_ONEDNN
     # In half precision F.linear is oneDNN's, and faster; a compiler would copy what it convolves.
     single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if few or not by_onednn or not single or torch.compiler.is_compiling():
+    if few or slow or not by_onednn or not single or torch.compiler.is_compiling():
         return F.linear(features, weight, bias)
     image = features.reshape(1, pixels, 1, features.shape[-1]).permute(0, 3, 1, 2)
     # Dilating one pixel changes nothing; a kernel not dilated torch leaves to MKL on one thread.
     convolved = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
     return convolved.permute(0, 2, 3, 1).reshape(*features.shape[:-1], -1)
+
+
+def _gradient_follows(tensor: Tensor) -> bool:
+    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 def multiply_convolutions(module: nn.Module) -> None:
@@ -137,9 +147,11 @@ def multiply_convolutions(module: nn.Module) -> None:
     With kernels of one pixel, every pixel is a row of one product; with kernels side by side (the
     stems and downsampling of ConvNeXt and ViT), every patch, in images of few. And where a kernel
     has one place, all around the image, every image is: oneDNN takes 50 ms to convolve 128 images
-    of one pixel with a 7x7 kernel for each of 768 channels, the product 0.1. Other convolutions are
-    computed as before. Weights, their names and the module's structure stay, results within
-    rounding, which may then differ with whether a gradient is recorded.
+    of one pixel with a 7x7 kernel for each of 768 channels, the product 0.1. Where such kernels,
+    one a channel and larger than the image, have few places and learn, sums of products take a
+    tenth of oneDNN's time or less. Other convolutions are computed as before. Weights, their names
+    and the module's structure stay, results within rounding, which may then differ with whether a
+    gradient is recorded.
     """
     for layer in module.modules():
         if type(layer) is nn.Conv2d and _plain(layer):
@@ -164,6 +176,8 @@ def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
     if _takes_patches(layer, images):
         patches, weight = _patches(images, layer), layer.weight.permute(0, 2, 3, 1).flatten(1)
         return _product(patches, weight, layer.bias, FEWEST_PIXELS).permute(0, 3, 1, 2)
+    if _takes_pairs(layer, images):
+        return _sum_of_pairs(layer, images)
     if (part := _part_met(layer, images)) is None:
         return nn.Conv2d.forward(layer, images)
     if layer.groups == 1:
@@ -184,7 +198,7 @@ def _takes_patches(layer: nn.Conv2d, images: Tensor) -> bool:
     (rows, columns), (height, width) = layer.kernel_size, images.shape[2:]
     if not beside or layer.groups > 1 or height % rows or width % columns:
         return False
-    gradient = torch.is_grad_enabled() and (images.requires_grad or layer.weight.requires_grad)
+    gradient = _gradient_follows(images) or _gradient_follows(layer.weight)
     most = _MOST_PATCHES_WITH_GRADIENT if gradient else _MOST_PATCHES
     few = (height // rows) * (width // columns) <= most
     return few and layer.weight.is_contiguous(memory_format=torch.channels_last)
@@ -198,17 +212,45 @@ def _patches(images: Tensor, layer: nn.Conv2d) -> Tensor:
     return torch.cat(images.permute(0, 2, 3, 1).reshape(strips).unbind(2), dim=-1)
 
 
+def _axes(layer: nn.Conv2d, images: Tensor) -> Iterator[tuple[int, int, int, int]]:
+    """Of rows, then of columns: pixels in an image and in the kernel, zeros around, stride."""
+    sides = zip(images.shape[2:], layer.kernel_size, layer.padding, layer.stride, strict=True)
+    for size, side, padding, step in sides:
+        assert isinstance(padding, int)  # not "same": `_plain`
+        yield size, side, padding, step
+
+
 def _part_met(layer: nn.Conv2d, images: Tensor) -> Tensor | None:
     """Of a kernel that has one place, around all of the image, what meets it: (out, in, H, W)."""
     part = layer.weight
-    sides = zip(layer.kernel_size, layer.padding, layer.stride, strict=True)
-    for axis, (side, padding, step) in enumerate(sides, start=2):
-        assert isinstance(padding, int)  # not "same": `_plain`
-        size = images.shape[axis]
+    for axis, (size, side, padding, step) in enumerate(_axes(layer, images), start=2):
         if not 0 <= size + 2 * padding - side < step or padding + size > side:
             return None
         part = part.narrow(axis, padding, size)
     return part
+
+
+def _takes_pairs(layer: nn.Conv2d, images: Tensor) -> bool:
+    """A kernel for each channel that learns and is larger than the image; few pixels and places."""
+    if layer.groups == 1 or layer.stride != (1, 1) or not _gradient_follows(layer.weight):
+        return False
+    axes = list(_axes(layer, images))
+    places = [size + 2 * padding - side + 1 for size, side, padding, _ in axes]
+    larger = any(side > size for size, side, _, _ in axes)
+    pairs = math.prod(places) * math.prod(images.shape[2:])
+    return larger and min(places) > 0 and pairs <= _MOST_PAIRS
+
+
+def _sum_of_pairs(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C, H', W'): all pixels, weighted as each place of the kernel does."""
+    down, right = (size + padding - side for size, side, padding, _ in _axes(layer, images))
+    kernels = F.pad(layer.weight[:, 0], (right, right, down, down))
+    height, width = images.shape[2:]
+    places = kernels.unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)  # (C, H', W', H, W)
+    weights = places.permute(1, 2, 3, 4, 0).flatten(2, 3).contiguous()  # (H', W', H * W, C)
+    pixels = images.permute(0, 2, 3, 1).flatten(1, 2)[:, None, None]  # (B, 1, 1, H * W, C)
+    sums = (pixels * weights).sum(3)
+    return (sums if layer.bias is None else sums + layer.bias).permute(0, 3, 1, 2)
 
 
 def activate_channels_last(module: nn.Module) -> None:

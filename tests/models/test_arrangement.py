@@ -57,6 +57,7 @@ def test_many_pixels_are_convolved_and_nothing_else(
         return convolve(images, *arguments, **options)
 
     monkeypatch.setattr(F, "conv2d", counted)
+    monkeypatch.setattr(arrangement, "_SLOW_TO_LEARN", False)
     monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 2 * 16 * 18 // (1 if one_size else 8))
     model = nn.ModuleList([nn.Linear(40, 4), Doubled(40, 4)])
     convolve_linear_layers(model, one_size=one_size)
@@ -70,10 +71,27 @@ def test_many_pixels_are_convolved_and_nothing_else(
     assert calls == 2 * [(1, 40, 2 * 16 * 18, 1)]
 
 
+def test_weights_that_learn_are_left_to_mkl_where_onednn_is_slow_to(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 2)
+    monkeypatch.setattr(arrangement, "_SLOW_TO_LEARN", True)
+    monkeypatch.setattr(F, "conv2d", lambda *_, **__: pytest.fail("convolved"))
+    layer = nn.Linear(40, 4)
+    convolve_linear_layers(layer)
+    layer(FEATURES)
+    with pytest.raises(pytest.fail.Exception), torch.no_grad():
+        layer(FEATURES)
+    layer.requires_grad_(False)
+    with pytest.raises(pytest.fail.Exception):
+        layer(FEATURES.clone().requires_grad_())
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 @pytest.mark.parametrize("layer", [nn.Linear(40, 4), nn.Conv2d(40, 4, 1)])
 def test_onednn_computes_on_one_thread_too(layer: nn.Module, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 512)
+    layer.requires_grad_(False)
     convolve_linear_layers(layer)
     multiply_convolutions(layer)
     images = FEATURES.permute(0, 3, 1, 2) if type(layer) is nn.Conv2d else FEATURES
@@ -172,6 +190,8 @@ CONVOLUTIONS = {
     "wide patches": nn.Conv2d(6, 4, 4, stride=4, padding=1),
     "3x3": nn.Conv2d(6, 4, 3, padding=1, bias=False),
     "depthwise": nn.Conv2d(6, 6, 7, padding=3, groups=6),
+    "depthwise, far around": nn.Conv2d(6, 6, 3, padding=3, groups=6),
+    "depthwise, close": nn.Conv2d(6, 6, 5, padding=1, groups=6),
     "depthwise, no bias": nn.Conv2d(6, 6, (3, 5), padding=(1, 2), groups=6, bias=False),
     "dilated": nn.Conv2d(6, 4, 3, padding=2, dilation=2),
     "groups": nn.Conv2d(6, 4, 3, padding=1, groups=2),
@@ -190,6 +210,7 @@ SHAPES = [
     (3, 6, 2, 2),
     (3, 6, 5, 2),
     (3, 6, 3, 3),
+    (3, 6, 4, 4),
     (0, 6, 2, 2),
     (6, 2, 2),
 ]
@@ -222,29 +243,58 @@ def test_a_convolution_gives_what_it_gave(
     torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def convolved(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The layers that nn.Conv2d computed."""
+    layers = list[nn.Module]()
+    convolve = nn.Conv2d.forward
+
+    def counted(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        layers.append(layer)
+        return convolve(layer, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", counted)
+    return layers
+
+
 @pytest.mark.parametrize(
     ("side", "gradient", "multiplied"),
     [(8, False, True), (10, False, False), (10, True, True), (32, True, True), (34, True, False)],
 )
 def test_few_patches_are_multiplied_and_more_with_a_gradient(
-    side: int, gradient: bool, multiplied: bool, monkeypatch: pytest.MonkeyPatch
+    side: int, gradient: bool, multiplied: bool, convolved: list[nn.Module]
 ):
     layer = copy.deepcopy(CONVOLUTIONS["patches"]).requires_grad_(False)
     multiply_convolutions(layer)
     images = torch.rand(2, 6, side, side, requires_grad=gradient)
-    calls = list[nn.Module]()
-    convolve = nn.Conv2d.forward
-
-    def counted(layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
-        calls.append(layer)
-        return convolve(layer, images)
-
-    monkeypatch.setattr(nn.Conv2d, "forward", counted)
     layer(images)
-    assert calls == [layer]  # weights that are not channels-last
+    assert convolved == [layer]  # weights that are not channels-last
     arrangement.keep_channels_last(layer)
     layer(images)
-    assert calls == (1 if multiplied else 2) * [layer]
+    assert convolved == (1 if multiplied else 2) * [layer]
+
+
+SUMMED = [
+    ("depthwise", 1, True),
+    ("depthwise", 4, True),
+    ("depthwise", 5, False),  # too many pairs
+    ("depthwise, close", 4, True),
+    ("depthwise, close", 5, False),  # as large as the kernel
+]
+
+
+@pytest.mark.parametrize(("name", "side", "summed"), SUMMED)
+def test_small_images_are_summed_where_the_weights_learn(
+    name: str, side: int, summed: bool, convolved: list[nn.Module]
+):
+    layer = copy.deepcopy(CONVOLUTIONS[name])
+    multiply_convolutions(layer)
+    images = torch.rand(2, 6, side, side)
+    layer(images)
+    assert convolved == ([] if summed else [layer])
+    convolved.clear()
+    layer.requires_grad_(False)(images)
+    assert convolved == ([] if side == 1 else [layer])  # around one pixel it has one place
 
 
 PRODUCTS = {
