@@ -99,9 +99,10 @@ def keep_channels_last(module: nn.Module) -> None:
 def convolve_linear_layers(module: nn.Module, *, one_size: bool = True) -> None:
     """Have every linear layer in `module` compute by a 1x1 convolution on a CPU.
 
-    Few pixels (or tokens) and layers of a type derived from nn.Linear are computed as before, and
-    so is all that is compiled. Weights, their names and the module's structure stay; results stay
-    within rounding, which may then differ with the size of the batch.
+    Few pixels (or tokens), weights that learn without AVX-512, and layers of a type derived from
+    nn.Linear are computed as before, and so is all that is compiled. Weights, their names and the
+    module's structure stay; results stay within rounding, which may then differ with the size of
+    the batch and with whether a gradient is recorded.
 
     Args:
         module: Changed in place.
