@@ -5,7 +5,7 @@ of AMD's newer processors, and convolutions to oneDNN. So here products are 1x1 
 for small ones: oneDNN sorts the weights anew in each call. And convolutions that are one product,
 of the weights and the images' pixels or patches, are computed as that: oneDNN is slow with small
 images. GELU it computes faster than torch does, but of tensors in one order only. Channels-last
-weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD EPYC and cost
+weights make ResNet-50 and EfficientNet-B0 1.2 times as fast at 224 pixels on an AMD Zen 4 and cost
 ConvNeXt nothing. (docs/results/speed.md; `benchmarks/peak.py` measures ConvNeXt.)
 """
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
-_SLOW_TO_LEARN = torch.backends.cpu.get_cpu_capability() == "AVX2"
-"""Without AVX-512, oneDNN takes three times as long as MKL for the gradient of the weights."""
+_AVX2_ALONE = torch.backends.cpu.get_cpu_capability() == "AVX2"
+"""Without AVX-512, oneDNN takes three times as long as MKL for the gradient of a product's weights
+(measured on an AMD EPYC of Zen 3)."""
 _NEW_SIZE = 8
 """oneDNN prepares each new size of batch, a millisecond or two a layer, which pays with so many
 times the pixels."""
@@ -58,7 +59,7 @@ def fewest_pixels(description: Path = Path("/proc/cpuinfo")) -> int:
     match found.get("vendor_id"):
         case "GenuineIntel":
             return 8192
-        case "AuthenticAMD" if "avx512f" not in found.get("flags", "").split():
+        case "AuthenticAMD" if _AVX2_ALONE:
             return 4096
         case "AuthenticAMD" if int(found.get("cpu family", 0)) >= 26:
             return 64
@@ -126,7 +127,7 @@ def _product(features: Tensor, weight: Tensor, bias: Tensor | None, fewest: int)
     """F.linear: (..., in) and (out, in) to (..., out), of `fewest` pixels or more by oneDNN."""
     pixels = features.shape[:-1].numel()
     few = pixels < fewest or features.numel() <= _FEWEST_VALUES
-    slow = _SLOW_TO_LEARN and _gradient_follows(weight)
+    slow = _AVX2_ALONE and _gradient_follows(weight)
     by_onednn = features.device.type == "cpu" and _HAS_ONEDNN
     # In half precision F.linear is oneDNN's, and faster; a compiler would copy what it convolves.
     single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -57,7 +57,7 @@ def test_many_pixels_are_convolved_and_nothing_else(
         return convolve(images, *arguments, **options)
 
     monkeypatch.setattr(F, "conv2d", counted)
-    monkeypatch.setattr(arrangement, "_SLOW_TO_LEARN", False)
+    monkeypatch.setattr(arrangement, "_AVX2_ALONE", False)
     monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 2 * 16 * 18 // (1 if one_size else 8))
     model = nn.ModuleList([nn.Linear(40, 4), Doubled(40, 4)])
     convolve_linear_layers(model, one_size=one_size)
@@ -75,7 +75,7 @@ def test_weights_that_learn_are_left_to_mkl_where_onednn_is_slow_to(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(arrangement, "FEWEST_PIXELS", 2)
-    monkeypatch.setattr(arrangement, "_SLOW_TO_LEARN", True)
+    monkeypatch.setattr(arrangement, "_AVX2_ALONE", True)
     monkeypatch.setattr(F, "conv2d", lambda *_, **__: pytest.fail("convolved"))
     layer = nn.Linear(40, 4)
     convolve_linear_layers(layer)
@@ -106,18 +106,21 @@ def test_onednn_computes_on_one_thread_too(layer: nn.Module, monkeypatch: pytest
 
 
 PROCESSORS = {
-    "zen3": ("AuthenticAMD", 25, "avx2", 4096),
-    "zen4": ("AuthenticAMD", 25, "avx2 avx512f", 512),
-    "zen5": ("AuthenticAMD", 26, "avx2 avx512f", 64),
-    "zen5 without avx512": ("AuthenticAMD", 26, "avx2", 4096),
-    "intel": ("GenuineIntel", 6, "avx2 avx512f", 8192),
+    "zen3": ("AuthenticAMD", 25, True, 4096),
+    "zen4": ("AuthenticAMD", 25, False, 512),
+    "zen5": ("AuthenticAMD", 26, False, 64),
+    "zen5 without avx512": ("AuthenticAMD", 26, True, 4096),
+    "intel": ("GenuineIntel", 6, False, 8192),
 }
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_the_processor_says_when_onednn_is_faster(name: str, tmp_path: Path):
-    vendor, family, flags, expected = PROCESSORS[name]
-    core = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n"
+def test_the_processor_says_when_onednn_is_faster(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    vendor, family, avx2_alone, expected = PROCESSORS[name]
+    monkeypatch.setattr(arrangement, "_AVX2_ALONE", avx2_alone)
+    core = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\n"
     path = tmp_path / "cpuinfo"
     path.write_text(f"{core}power management:\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n")
     assert fewest_pixels(path) == expected
