@@ -10,6 +10,7 @@ Each file is replaced whole and a state appears under its name only when complet
 or a full disk at any moment leaves the last good one.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -18,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import yaml
 from accelerate import Accelerator
@@ -126,8 +126,10 @@ class RunFolder:
             temporary.write_text(yaml.safe_dump(value, sort_keys=False))
 
     def write_metrics(self) -> None:
-        with atomic_write(self.path / "metrics.csv") as temporary:
-            pd.DataFrame(self.rows).to_csv(temporary, index=False)
+        with atomic_write(self.path / "metrics.csv") as temporary, temporary.open("w") as file:
+            table = csv.DictWriter(file, self.rows[0], lineterminator="\n")
+            table.writeheader()
+            table.writerows(self.rows)
 
     def write_best(self, model: RobustClassifier | TRN) -> None:
         """Replace the checkpoint by `model`, file by file, each whole."""

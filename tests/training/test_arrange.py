@@ -28,7 +28,12 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture
 def classifier() -> RobustClassifier:
     torch.manual_seed(0)
-    return RobustClassifier(class_names=["a", "b", "c"], backbone="test_convnext", image_size=32)
+    return RobustClassifier(
+        class_names=["a", "b", "c"],
+        backbone="test_convnext",
+        backbone_args={"depths": [1, 1, 1, 1]},
+        image_size=32,
+    )
 
 
 def trained(classifier: RobustClassifier) -> tuple[list[float], dict[str, Tensor]]:
