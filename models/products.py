@@ -85,7 +85,11 @@ def _convolved(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Learning(torch.autograd.Function):
-    """A convolution whose weights' gradient is MKL's."""
+    """A convolution whose weights' gradient is MKL's.
+
+    Its backward pass computes that whatever it is asked for; torch's own would leave it out where
+    the images' gradient alone is wanted, so freeze the weights there.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
