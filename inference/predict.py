@@ -98,7 +98,6 @@ def predict(options: Options) -> None:
     indices = np.arange(len(source))[: options.limit]
     left_out = source.ids[len(indices) :].tolist()
     model = load_checkpoint(options.checkpoint, options.trn).to(accelerator.device)
-    model.requires_grad_(False)  # a TRN asks for the gradient of the images alone
     arrange(model, channels_last=accelerator.device.type == "cpu")
     layout = plan_layout(  # before the work, so that a bad template shows at once
         format,

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.gcm import GCM, StraightThroughGCM
-from models.gradient_map import evaluating
+from models.modes import evaluating, frozen
 from models.replace import replaced
 from models.resize_pad import RandomResizePad
 from models.trn import TRN, DifferentiableTRN, StraightThroughTRN
@@ -126,7 +126,8 @@ class RobustClassifier(
         """What TRN makes of the images; without it the images themselves."""
         if isinstance(self.restore, nn.Identity):
             return images
-        with evaluating(self.backbone):  # a gradient map is a property of the image alone
+        # A gradient map is a property of the image alone, and no gradient of a weight is in it.
+        with evaluating(self.backbone), frozen(self.backbone):
             return self.restore(images, self.classify)
 
     def classify(self, images: Tensor) -> Tensor:
@@ -268,7 +269,11 @@ def _load(kind: type[Loaded], path: str | Path, required: str) -> Loaded:
         raise ValueError(f"{config}: expected a JSON object, found {error}.") from error
     known = inspect.signature(kind).parameters
     if not isinstance(arguments, dict) or required not in arguments:
-        raise ValueError(f"{config}: expected a JSON object with {required}, found none.")
+        found = ", ".join(arguments) if isinstance(arguments, dict) else type(arguments).__name__
+        raise ValueError(
+            f"{config}: expected the arguments of a {kind.__name__}, among them {required}, "
+            f"found {found or 'none'}."
+        )
     if unknown := sorted(arguments.keys() - known.keys()):
         raise ValueError(
             f"{config}: expected arguments of {kind.__name__} ({', '.join(known)}), "

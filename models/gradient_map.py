@@ -8,12 +8,11 @@ itself is never computed, so that a classifier that is sure to the last bit stil
 direction.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 Estimator = Literal["predicted", "expected", "average"]
@@ -103,16 +102,3 @@ def gradient_map(
         weights = logit_weights(logits if keep_graph else logits.detach(), estimator, top_k)
         (gradient,) = torch.autograd.grad(logits, pixels, weights, create_graph=keep_graph)
         return normalized(gradient)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode and every part of it back in its own mode afterwards."""
-    trained = [part for part in module.modules() if part.training]
-    for part in trained:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in trained:
-            part.training = True

@@ -88,7 +88,7 @@ class _Learning(torch.autograd.Function):
     """A convolution whose weights' gradient is MKL's.
 
     Its backward pass computes that whatever it is asked for; torch's own would leave it out where
-    the images' gradient alone is wanted, so freeze the weights there.
+    the images' gradient alone is wanted, so freeze the weights there (`models.modes.frozen`).
     """
 
     @staticmethod

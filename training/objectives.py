@@ -1,18 +1,15 @@
 """What a classifier's training step minimises: on images, on adversarial examples, on both."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from attacks.contract import Attack
 from attacks.gradient import PGD
 from models.classifier import reveal
-from models.gradient_map import evaluating
+from models.modes import evaluating, frozen
 from training.mixing import Mixing
 from training.parts import Chunk, Examples
 from training.recipe import MixupConfig, ObjectiveConfig
@@ -37,29 +34,6 @@ def attack_revealed(
     """
     with evaluating(classifier), frozen(classifier):
         return attack(reveal(classifier), images, labels, seeds=seeds)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Have no weight of a module require a gradient, and those that did require one afterwards.
-
-    An attack asks for no gradient of a weight. But the backward pass of a compiled module computes
-    all that are required, which makes a step 1.6 times as long, and a forward pass keeps what they
-    need, in ConvNeXt half of all that is kept. Sharded weights stay as they are: FSDP computes with
-    other tensors, which it makes from them when they are first used.
-    """
-    learned = [
-        weight
-        for weight in module.parameters()
-        if weight.requires_grad and not isinstance(weight, DTensor)
-    ]
-    for weight in learned:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in learned:
-            weight.requires_grad_(True)
 
 
 @dataclass(frozen=True, kw_only=True)

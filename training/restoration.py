@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from attacks.contract import Attack
 from models.classifier import RobustClassifier, undefended
-from models.gradient_map import evaluating, gradient_map
+from models.gradient_map import gradient_map
+from models.modes import evaluating, frozen
 from models.trn import TRN
 from training.parts import Chunk, Examples
 from training.trn_recipe import RestorationConfig
@@ -23,7 +24,7 @@ def attack_unaware(
 
     Args: as `training.objectives.attack_revealed`.
     """
-    with evaluating(classifier):
+    with evaluating(classifier), frozen(classifier):
         return attack(undefended(classifier), images, labels, seeds=seeds)
 
 
@@ -133,7 +134,8 @@ class RestorationLoss(nn.Module):
         """Divergence of the surrogate's logits, and one less the cosine of its gradient maps."""
         assert trn.surrogate is not None
         found, logits = trn.surrogate.gradient_map(images, trn.estimator, trn.top_k)
-        with torch.no_grad(), evaluating(self.classifier.backbone):
+        backbone = self.classifier.backbone
+        with torch.no_grad(), evaluating(backbone), frozen(backbone):
             classify = self.classifier.classify
             wanted = gradient_map(images, classify, trn.estimator, trn.top_k)
             targets = classify(images).float().softmax(1)

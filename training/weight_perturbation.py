@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.gradient_map import evaluating
+from models.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)

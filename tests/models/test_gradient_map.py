@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from models.gradient_map import (
     ESTIMATORS,
     Estimator,
-    evaluating,
     gradient_map,
     logit_weights,
     normalized,
@@ -117,12 +116,3 @@ def test_a_differentiable_map_has_the_slope_of_finite_differences():
         2 * step
     )
     assert math.isclose((slope * direction).sum().item(), finite.item(), rel_tol=0.02)
-
-
-def test_evaluating_restores_each_mode(model: nn.Module):
-    model.train()
-    model[1].eval()  # pyright: ignore[reportIndexIssue]
-    before = [part.training for part in model.modules()]
-    with evaluating(model):
-        assert not any(part.training for part in model.modules())
-    assert [part.training for part in model.modules()] == before

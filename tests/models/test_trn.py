@@ -105,6 +105,18 @@ def test_the_map_is_of_the_unconcealed_classifier_in_eval_mode():
     assert all(weight.grad is None for weight in dropping.parameters())
 
 
+def test_the_map_is_made_with_frozen_weights_that_still_learn():
+    model, states = classifier(build()), list[bool]()
+
+    def look(*_: object) -> None:
+        states.append(any(weight.requires_grad for weight in model.backbone.parameters()))
+
+    model.backbone.register_forward_pre_hook(look)
+    model(IMAGES).sum().backward()
+    assert states == [False, True]
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
 @pytest.mark.parametrize("options", CHOICES)
 def test_every_view_has_the_same_logits(options: dict[str, object]):
     model = classifier(build(**options))
@@ -170,7 +182,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path):
     other = build(surrogate=SURROGATE | {"num_classes": 4})
     with pytest.raises(ValueError, match="expected a surrogate of 3 classes, found 4"):
         classifier(other)
-    with pytest.raises(ValueError, match="expected a JSON object with estimator, found none"):
+    with pytest.raises(ValueError, match=r"of a TRN, among them estimator, found .*backbone"):
         load_trn(tmp_path / "classifier")
     with pytest.raises(ValueError, match="expected the folder of a checkpoint, found none"):
         load_checkpoint(tmp_path / "classifier", tmp_path / "nowhere")

@@ -120,6 +120,23 @@ def test_distillation_brings_the_maps_together(classifier: RobustClassifier, lab
     assert all(weight.grad is None for weight in classifier.backbone.parameters())
 
 
+def test_a_classifier_that_learns_is_frozen_for_attacks_and_maps(
+    classifier: RobustClassifier, labels: Tensor
+):
+    backbone, states = classifier.backbone, list[bool]()
+
+    def look(*_: object) -> None:
+        if torch.is_grad_enabled():
+            states.append(any(weight.requires_grad for weight in backbone.parameters()))
+
+    backbone.requires_grad_(True).register_forward_pre_hook(look)
+    attack_unaware(FGSM(epsilon=8 / 255), classifier, IMAGES, labels, SEEDS)
+    assert states == [False]
+    config = RestorationConfig(reconstruction=0, feature=0, distillation=1, end_to_end=True)
+    RestorationLoss(classifier, config)(IMAGES, IMAGES, labels)
+    assert states == [False, True, False]  # cross-entropy learns, the map's pass does not
+
+
 def test_a_frozen_classifier_stays_in_eval_mode(classifier: RobustClassifier):
     frozen = RestorationLoss(classifier, RestorationConfig()).train()
     assert frozen.training and classifier.restore.training and not classifier.backbone.training
