@@ -145,7 +145,10 @@ def plan_jobs(
                 main.append(job)
         main += _controls(norm, epsilon, steps, target)
     for job in main:
-        job.attacks(early_stop=False)  # raises for what cannot be
+        try:
+            job.attacks(early_stop=False)
+        except ValueError as error:
+            raise ValueError(f"--attacks {job.attack}: {error}") from error
         if not target.differentiable and job.attack not in BLACK_BOX and job.through != "twin":
             raise ValueError(
                 f"--attacks {job.attack}: expected a model that autograd can differentiate, found "

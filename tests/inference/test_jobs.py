@@ -131,7 +131,7 @@ def test_settings_repeat_the_attack():
     ("attack", "norm", "changes", "message"),
     [
         ("autoatack", "linf", {}, r"Received: 'autoatack' \(nearest: autoattack\)"),
-        ("cw", "linf", {}, "Expected norm to be one of l2"),
+        ("cw", "linf", {}, "--attacks cw: Expected norm to be one of l2"),
         ("pgd", "linf", {"differentiable": False}, "expected a model that autograd can"),
     ],
 )
