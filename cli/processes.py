@@ -26,6 +26,15 @@ def start_accelerator(**options: Any) -> Accelerator:
     return Accelerator(cpu=on_cpu, **options)
 
 
+def make_repeatable() -> None:
+    """Have GPUs, if none was used yet, give the same bits each time, at full float32 precision."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def keep_freed_memory() -> None:
     """Have what tensors free kept for the next ones, in large pages, as long as the process lives.
 

@@ -12,7 +12,6 @@ Attacks work on 32 images of 224 pixels at once, on up to 128 smaller ones, and 
 memory does not hold them.
 """
 
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from cli.command import Names, Ratios, run
-from cli.processes import start_accelerator
+from cli.processes import make_repeatable, start_accelerator
 from cli.provenance import provenance
 from data.dataset import ImageDataset, collate
 from data.loader import micro_batch_size
@@ -124,15 +123,6 @@ def journal_settings(options: Options, data: EvaluationData, measure: Measure) -
         "seed": options.seed,
         "draws": [measure.draws, measure.eot],
     }
-
-
-def make_repeatable() -> None:
-    """Have GPUs give the same bits each time, at full float32 precision."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def write(findings: Findings, options: Options) -> None:
