@@ -49,21 +49,21 @@ class _Backend(_DummyBackendModule):
 
 
 class OnGPU(Tensor):
-    """A tensor of the device, around the one that holds its values."""
+    """A tensor of the device, around the one of the CPU that holds its values."""
 
-    values: Tensor
+    inner: Tensor
 
     @staticmethod
-    def __new__(cls, values: Tensor) -> "OnGPU":
+    def __new__(cls, inner: Tensor) -> "OnGPU":
         made = Tensor._make_wrapper_subclass(
             cls,
-            values.size(),
-            strides=values.stride(),
-            storage_offset=values.storage_offset(),
-            dtype=values.dtype,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
             device=f"{NAME}:0",
         )
-        made.values = values
+        made.inner = inner
         return made
 
     @classmethod
@@ -80,15 +80,15 @@ class OnGPU(Tensor):
 
     # What is saved is told from other tensors by where it lies.
     def untyped_storage(self) -> torch.UntypedStorage:
-        return self.values.untyped_storage()
+        return self.inner.untyped_storage()
 
     storage = untyped_storage
 
     def data_ptr(self) -> int:
-        return self.values.data_ptr()
+        return self.inner.data_ptr()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.values.__reduce_ex__(protocol)
+        return self.inner.__reduce_ex__(protocol)
 
 
 class _Pretend(TorchDispatchMode):
@@ -100,7 +100,7 @@ class _Pretend(TorchDispatchMode):
 
 def _compute(function: Any, args: Any, kwargs: Any) -> Any:
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-    ours = {id(each.values): each for each in tensors if isinstance(each, OnGPU)}
+    ours = {id(each.inner): each for each in tensors if isinstance(each, OnGPU)}
     _check(function, args, tensors)
     on_gpu = bool(ours)
     if kwargs.get("device") is not None:
@@ -110,7 +110,7 @@ def _compute(function: Any, args: Any, kwargs: Any) -> Any:
         on_gpu = isinstance(args[0], OnGPU)
 
     def inside(each: Any) -> Any:
-        return each.values if isinstance(each, OnGPU) else each
+        return each.inner if isinstance(each, OnGPU) else each
 
     def outside(each: Any) -> Any:
         if not isinstance(each, Tensor):
@@ -137,7 +137,7 @@ def _check(function: Any, args: Any, tensors: list[Tensor]) -> None:
 
 if __name__ == "__main__":
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
-    torch.__future__.set_swap_module_params_on_conversion(True)  # an optimiser may have them
+    torch.__future__.set_swap_module_params_on_conversion(True)  # the optimizer holds them already
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME
     del sys.argv[0]
     sys.path[0] = str(Path(sys.argv[0]).parent)

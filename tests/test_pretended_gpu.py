@@ -21,7 +21,9 @@ REFUSED = """
 import pytest
 import torch
 
-here, there = torch.ones(2, 3), torch.ones(2, 3, device="pretended")
+from cli.processes import start_accelerator
+
+here, there = torch.ones(2, 3), torch.ones(2, 3, device=start_accelerator().device)
 index = torch.tensor([0])
 for refused in (
     lambda: here + there,
