@@ -171,3 +171,6 @@ def test_missing_parts_are_named(tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="expected a JSON object"):
         load_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="among them class_names, found list"):
+        load_checkpoint(tmp_path)

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from torch import nn
@@ -10,22 +13,26 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
 
 
-def test_evaluating_restores_each_mode(model: nn.Sequential):
-    model[1].eval()
-    before = [part.training for part in model.modules()]
-    with pytest.raises(InterruptedError), evaluating(model):
-        assert not any(part.training for part in model.modules())
-        raise InterruptedError
-    assert [part.training for part in model.modules()] == before
+def modes(model: nn.Sequential) -> list[bool]:
+    return [part.training for part in model.modules()]
 
 
-def test_frozen_restores_each_weight(model: nn.Sequential):
-    model[0].requires_grad_(False)
-    before = [weight.requires_grad for weight in model.parameters()]
-    with pytest.raises(InterruptedError), frozen(model):
-        assert not any(weight.requires_grad for weight in model.parameters())
+def learning(model: nn.Sequential) -> list[bool]:
+    return [weight.requires_grad for weight in model.parameters()]
+
+
+@pytest.mark.parametrize(("context", "states"), [(evaluating, modes), (frozen, learning)])
+def test_each_part_gets_its_own_state_back(
+    context: Callable[[nn.Module], AbstractContextManager[None]],
+    states: Callable[[nn.Sequential], list[bool]],
+    model: nn.Sequential,
+):
+    model[0].eval().requires_grad_(False)
+    before = states(model)
+    with pytest.raises(InterruptedError), context(model):
+        assert not any(states(model))
         raise InterruptedError
-    assert [weight.requires_grad for weight in model.parameters()] == before
+    assert any(before) and not all(before) and states(model) == before
 
 
 def test_a_pass_made_while_frozen_has_the_gradient_of_its_input_alone(model: nn.Sequential):
