@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -33,6 +34,11 @@ class TrainingData:
     train: TrainingLoader
     validation: EvaluationLoader
     test: EvaluationLoader | None
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must find again: the classes and the number of training images."""
+        names = {str(label): name for label, name in enumerate(self.class_names)}
+        return {"training_images": len(self.train.dataset), "class_names": names}
 
 
 def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> TrainingData:

@@ -13,7 +13,8 @@ from training.parts import Training
 def with_room(training: Training, share: int, gradients: Callable[[], Tensor]) -> Tensor:
     """Compute a step's gradients; where memory runs out, in more parts if the recipe lets it.
 
-    The batch stays what it is, so the weights do too, within rounding.
+    The batch stays what it is, so the weights do too, within rounding; but for what each part
+    draws or computes for itself: drop-path, batch norm, adversarial weight perturbation.
 
     Args:
         training: Its accelerator holds the number of parts, which stays as large as it became.

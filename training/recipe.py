@@ -163,7 +163,7 @@ class RunRecipe:
     output: Path = Path("runs/quickstart")
     """The run folder."""
     overwrite: bool = False
-    """Replace a run that stands in the run folder."""
+    """Replace a run that stands in the run folder, once the new one can begin."""
     resume: bool = False
     """Go on from the last state in the run folder."""
     seed: int = 0
@@ -198,6 +198,11 @@ class RunRecipe:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected between 0 and 1, received {self.ema_decay}.")
 
+    @property
+    def inputs(self) -> list[Path | None]:
+        """The files and folders that the run reads."""
+        return [self.data.root]
+
 
 @dataclass(kw_only=True)
 class Recipe(RunRecipe):
@@ -223,6 +228,10 @@ class Recipe(RunRecipe):
         if self.model.compile and self.trn is not None:
             # A TRN's gradient map is differentiated again, which compiled code cannot be.
             raise ValueError("model.compile: expected false with a trn, received true.")
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        return [*super().inputs, self.checkpoint, self.trn]
 
 
 def as_plain(recipe: RunRecipe) -> dict[str, Any]:

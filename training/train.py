@@ -46,9 +46,7 @@ def train(recipe: Recipe) -> None:
     accelerator, folder = start_run(recipe)
     data = load_data(recipe, recipe.model.image_size, accelerator)
     training = build_training(recipe, accelerator, data)
-    if recipe.resume:
-        folder.load_state(accelerator, training.ema)
-    folder.describe(accelerator)
+    folder.begin(accelerator, training.ema, data.identity())
     fit(training, data.validation, folder)
     summarize(training, data, folder)
     accelerator.end_training()

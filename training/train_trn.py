@@ -111,9 +111,7 @@ def train_trn(recipe: TRNRecipe) -> None:
             f"found {data.class_names}."
         )
     training = build_training(recipe, classifier, accelerator, data)
-    if recipe.resume:
-        folder.load_state(accelerator, training.ema)
-    folder.describe(accelerator)
+    folder.begin(accelerator, training.ema, data.identity())
     fit(training, data.validation, folder)
     accelerator.end_training()
 

@@ -114,3 +114,7 @@ class TRNRecipe(RunRecipe):
             raise ValueError("expected either checkpoint or classifier, received both or neither.")
         if self.objective.cache and (self.data.augmentation != "none" or self.data.flip):
             raise ValueError("objective.cache: expected data.augmentation none, data.flip false.")
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        return [*super().inputs, self.checkpoint, self.trn.start]

@@ -47,7 +47,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_leaves_a_whole_run_folder(small_run: Path):
     names = {path.name for path in small_run.iterdir()}
     assert names == {
-        *("config.json", "model.safetensors", "recipe.yaml", "provenance.json"),
+        *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
         *("metrics.csv", "summary.json", "state", "logs"),
     }
     assert [path.name for path in (small_run / "state").iterdir()] == ["epoch-0002"]

@@ -46,7 +46,7 @@ def small_trn(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_leaves_a_whole_run_folder(small_trn: Path):
     assert {path.name for path in small_trn.iterdir()} == {
-        *("config.json", "model.safetensors", "recipe.yaml", "provenance.json"),
+        *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
         *("metrics.csv", "state", "logs"),
     }
     assert load_trn(small_trn).stride == 2
