@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cli.command import run
-from cli.files import atomic_write
+from cli.files import atomic_write, whole_folder
 from data.folders import FileSource
 from data.sources import Source, available_splits, open_source
 
@@ -40,7 +40,7 @@ class Options:
     data: DataOptions
     """What is written."""
     out: Path
-    """Folder of the shards, made if it is missing."""
+    """Folder of the shards, which appears when it is whole; nothing may stand there yet."""
     split: str | None = None
     """train, val or test alone; by default every split."""
     images_per_shard: int = 1000
@@ -64,11 +64,9 @@ def _image_file(source: Source, index: int) -> tuple[str, bytes]:
 def _write_split(source: Source, folder: Path, images_per_shard: int) -> None:
     if source.labels is None or source.class_names is None:
         raise ValueError("data.name: expected a source with labels, found one without.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob("*.tar")):
-        raise ValueError(f"{folder}: expected no shards there, found some; they would mix.")
+    folder.mkdir(exist_ok=True)
     cuts = range(0, len(source), images_per_shard)
-    for shard, first in enumerate(tqdm(cuts, desc=str(folder))):
+    for shard, first in enumerate(tqdm(cuts, desc="shards")):
         with atomic_write(folder / f"{shard:06d}.tar") as path, tarfile.open(path, "w") as tar:
             for index in range(first, min(first + images_per_shard, len(source))):
                 label = (".cls", str(source.labels[index]).encode())
@@ -82,16 +80,16 @@ def make_shards(options: Options) -> None:
     """Write the shards of each split, and the class names.
 
     Raises:
-        ValueError: no such data, no labels, or shards in the folder already.
+        ValueError: no such data, no labels, or something in the folder's place already.
     """
     data = options.data
     splits = available_splits(data.name, data.root)
-    for split in [options.split] if options.split else splits or ["train"]:
-        source = open_source(data.name, data.root, split, download=data.download)
-        folder = options.out / split if splits else options.out
-        _write_split(source, folder, options.images_per_shard)
-        with atomic_write(options.out / "classes.txt") as path:
-            path.write_text("".join(f"{name}\n" for name in source.class_names or []))
+    with whole_folder(options.out) as out:
+        for split in [options.split] if options.split else splits or ["train"]:
+            source = open_source(data.name, data.root, split, download=data.download)
+            _write_split(source, out / split if splits else out, options.images_per_shard)
+            with atomic_write(out / "classes.txt") as path:
+                path.write_text("".join(f"{name}\n" for name in source.class_names or []))
 
 
 if __name__ == "__main__":

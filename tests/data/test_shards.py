@@ -311,8 +311,27 @@ def test_made_shards_equal_their_source_and_one_another(folder: Path, tmp_path: 
         last = tar.extractfile("00000071.jpg")
         assert last is not None
         assert last.read() == (folder / "train/bird/0023.jpg").read_bytes()
-    with pytest.raises(ValueError, match=r"one/train: expected no shards there, found some"):
+    with pytest.raises(ValueError, match=r"one: expected nothing there yet, found a folder"):
         make_shards(Options(data=DataOptions(name="folder", root=folder), out=tmp_path / "one"))
+
+
+def test_shards_appear_whole_or_not_at_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill at any moment leaves nothing under the folder's name."""
+    out = tmp_path / "out"
+    seen = list[bool]()
+
+    def full_disk(*_: object) -> tuple[str, bytes]:
+        seen.append(out.exists())
+        if len(seen) == 80:  # in the second split
+            raise OSError("full")
+        return ".jpg", b""
+
+    monkeypatch.setattr("training.make_shards._image_file", full_disk)
+    with pytest.raises(ValueError, match="not written: full"):
+        make_shards(Options(data=DataOptions(name="folder", root=folder), out=out))
+    assert not any(seen) and not list(tmp_path.iterdir())
 
 
 def test_images_without_files_are_made_png(tmp_path: Path) -> None:
