@@ -1,6 +1,7 @@
 """Datasets that a text file lists: the challenge's label.txt and CSV manifests."""
 
 import csv
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from data.folders import SPLITS, FileSource, order_classes
 from data.listing import require_folder
 
 _LABEL = re.compile(r"[0-9]{1,6}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -35,16 +37,21 @@ def read_text(path: Path, what: str) -> str:
         raise ValueError(f"{path}: expected {what}, found: {error.strerror or error}.") from error
 
 
-def _check_images(path: Path, folder: Path, rows: list[Row]) -> None:
-    """Each image is listed once and is there."""
+def _check_once(path: Path, folder: Path, rows: list[Row]) -> None:
+    """Each image is listed once, however its path is written and in whichever split."""
     lines = dict[str, int]()
     for row in rows:
-        first = lines.setdefault(row.image, row.line)
+        first = lines.setdefault(os.path.normpath(folder / row.image), row.line)
         if first != row.line:
             raise ValueError(
                 f"{path}: line {row.line}: expected each image once, "
                 f"found {row.image!r} again (first in line {first})."
             )
+
+
+def _check_images(path: Path, folder: Path, rows: list[Row]) -> None:
+    """Each image is there."""
+    for row in rows:
         if not (folder / row.image).is_file():
             raise ValueError(
                 f"{path}: line {row.line}: expected the image {folder / row.image}, "
@@ -81,6 +88,7 @@ def open_challenge(root: Path, split: str) -> FileSource:
         raise ValueError(f"{root}: expected the split train or test, found 'val'.")
     folder = require_folder(root / "images", "the challenge's folder of images")
     rows = _challenge_rows(root / "label.txt")
+    _check_once(root / "label.txt", folder, rows)
     _check_images(root / "label.txt", folder, rows)
     labels = np.array([int(row.label) for row in rows], dtype=np.int64)
     classes = [str(label) for label in range(int(labels.max()) + 1)]
@@ -104,8 +112,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             ) from None
         if fields is None:
             return
-        image, label = fields["image"], fields["label"]
-        split = fields.get("split", "")
+        image, *others = (fields.get(name) or "" for name in ("image", "label", "split"))
+        label, split = (each.strip() for each in others)
         if None in fields or not image or not label:
             raise ValueError(
                 f"{path}: line {reader.line_num}: expected {len(columns)} filled cells, "
@@ -116,7 +124,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 f"{path}: line {reader.line_num}: expected the split {', '.join(SPLITS)}, "
                 f"found {split!r}."
             )
-        yield Row(reader.line_num, image, label, split or "")
+        if _NUMBER.fullmatch(label) and not label.isdigit():
+            raise ValueError(
+                f"{path}: line {reader.line_num}: expected an integer from 0 on or a name as "
+                f"label, found {label!r}."
+            )
+        yield Row(reader.line_num, image, label, split)
 
 
 def manifest_splits(path: Path) -> tuple[str, ...]:
@@ -142,12 +155,14 @@ def open_csv(path: Path, split: str) -> FileSource:
     both over all splits. Without a column split, train and test both mean all of it.
 
     Raises:
-        ValueError: no such file or split, a missing column, an empty cell, a double line, an
-            image that is not there; with the number of the line.
+        ValueError: no such file or split, a missing column, an empty cell, a label that is
+            another number, a double image, in whichever split, an image that is not there; with
+            the number of the line.
     """
     rows = list(_csv_rows(path))
     if not rows:
         raise ValueError(f"{path}: expected a row for each image, found none.")
+    _check_once(path, path.parent, rows)
     labels, classes = _csv_labels(rows)
     if rows[0].split or split == "val":
         named = sorted({row.split for row in rows} - {""})

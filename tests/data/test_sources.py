@@ -149,6 +149,7 @@ def test_challenge_labels_are_read_in_the_order_of_the_file(tmp_path: Path) -> N
         ("0.JPEG -1\n", "line 1: "),
         ("0.JPEG 1 2\n", "line 1: "),
         ("0.JPEG 1\n0.JPEG 2\n", "line 2: expected each image once, found '0.JPEG' again"),
+        ("0.JPEG 1\n./0.JPEG 2\n", "line 2: expected each image once"),
         ("0.JPEG 1\n9.JPEG 2\n", "line 2: expected the image .*9.JPEG, found nothing there"),
         ("", "label.txt: expected a line for each image .* found none"),
         (None, "label.txt: expected .* found nothing there"),
@@ -186,7 +187,7 @@ def test_csv_with_names_and_splits(tmp_path: Path) -> None:
 
 def test_csv_with_integer_labels_as_written(tmp_path: Path) -> None:
     source = open_source(
-        "csv", manifest(tmp_path, '\ufeffimage,label\r\n"a.png",10\r\nb c.png,2\r\n')
+        "csv", manifest(tmp_path, '\ufeffimage,label\r\n"a.png",10\r\nb c.png, 2 \r\n')
     )
     assert source.labels is not None
     assert source.labels.tolist() == [10, 2]
@@ -201,6 +202,10 @@ def test_csv_with_integer_labels_as_written(tmp_path: Path) -> None:
         ("image,label\na.png,1,2\n", "line 2: expected 2 filled cells"),
         ("image,label\na.png,\n", "line 2: expected 2 filled cells"),
         ("image,label\na.png,1\na.png,1\n", "line 3: expected each image once"),
+        ("image,label\na.png,1\n./a.png,1\n", r"line 3: expected .* found './a.png' again"),
+        ("image,label,split\na.png,1,train\na.png,1,test\n", "line 3: expected each image once"),
+        ("image,label\na.png,5.0\n", "line 2: expected an integer from 0 .* found '5.0'"),
+        ("image,label\na.png,5\nb c.png,-1\n", "line 3: expected an integer from 0 .* '-1'"),
         ("image,label\nz.png,1\n", "line 2: expected the image .*z.png, found nothing"),
         ("image,label,split\na.png,1,dev\n", "line 2: expected the split train, val, test"),
         ("image,label,split\na.png,1,test\n", "expected rows of the split train, found test"),
