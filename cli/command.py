@@ -136,15 +136,16 @@ def parse(
     parser = _build_parser(options, description, takes_config=default_config is not None)
     actions = [each for each in parser._actions if each.dest not in ("help", "print_config")]
     flags = {f"--{each.dest}" for each in actions if getattr(each, "_typehint", None) is bool}
+    known = [each.dest for each in actions if each.option_strings]
     if default_config:
-        arguments = _config_first(arguments, default_config)
+        configs, others = _split_configs(arguments, default_config)
+        _check_configs(parser, configs, known)
+        arguments = [*configs, *others]  # every option overrides them, wherever it stands
     try:
         namespace = parser.parse_args(_spell_out_flags(arguments, flags))
         values = dict(vars(parser.instantiate(namespace)))
     except ArgumentError as error:
-        message = _explain(str(error), [each.dest for each in actions if each.option_strings])
-        bad_configuration = default_config and re.match("unknown|Problems|.*config", message)
-        raise (ValueError if bad_configuration else UsageError)(message) from error
+        raise UsageError(_explain(str(error), known)) from error
     values.pop("config", None)
     return options(**values)
 
@@ -163,12 +164,27 @@ def _build_parser(options: type, description: str | None, takes_config: bool) ->
     return parser
 
 
-def _config_first(arguments: Sequence[str], default: Path) -> list[str]:
-    """`--config` before all else, so that every option overrides it wherever it stands."""
+def _split_configs(arguments: Sequence[str], default: Path) -> tuple[list[str], list[str]]:
+    """The words `--config=FILE`, with the default where there is none, and all other words."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append")
     found, others = finder.parse_known_args(list(arguments))
-    return [word for path in found.config or [str(default)] for word in ("--config", path)] + others
+    return [f"--config={path}" for path in found.config or [default]], others
+
+
+def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequence[str]) -> None:
+    """Tell what is wrong with a file from what is wrong with the command line.
+
+    Raises:
+        ValueError: a file cannot be read, or has an unknown key or a value of the wrong type.
+    """
+    for config in configs:
+        try:
+            parser.parse_args([config])
+        except ArgumentError as error:
+            if "is required" not in str(error):  # the command line may have it
+                path = config.removeprefix("--config=")
+                raise ValueError(f"{path}: {_explain(str(error), known)}") from error
 
 
 def run(

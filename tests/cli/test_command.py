@@ -200,14 +200,25 @@ def test_config_replaces_the_default(tmp_path: Path, recipe: Path, spelled: list
     [
         ("out: x\nlimt: 3\n", "unknown key limt; nearest known: limit."),
         ("out: x\nmodel:\n  backbon: a\n", "nearest known: model.backbone"),
+        ("limit: many\n", "many"),
+        ("out: [\n", "Problems parsing config"),
+        ("", "Unexpected config"),
+        (None, "File does not exist"),
     ],
 )
-def test_bad_config_is_bad_input(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_config_is_bad_input(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="unknown key") as raised:
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=f"^{path}: ") as raised:
         parse(Options, ["--config", str(path)], path)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("words", [["--limt", "3"], ["--limit", "config"], ["--model.x", "config"]])
+def test_a_bad_option_beside_a_config_is_a_usage_error(recipe: Path, words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(Options, words, recipe)
 
 
 # --- a whole command
