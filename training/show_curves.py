@@ -45,8 +45,9 @@ def read_metrics(folder: Path) -> pd.DataFrame:
         rows = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected the metrics of a run, found {error}.") from error
-    if rows.empty or not {"epoch", "train_loss"} <= set(rows.columns):
-        raise ValueError(f"{path}: expected the columns epoch and train_loss, found {list(rows)}.")
+    if rows.empty or not {"epoch", "train_loss", "val_accuracy"} <= set(rows.columns):
+        expected = "the columns epoch, train_loss and val_accuracy"
+        raise ValueError(f"{path}: expected {expected}, found {list(rows)}.")
     return rows
 
 

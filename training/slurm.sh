@@ -20,8 +20,8 @@ run=${1:?expected the run folder as the first argument}
 shift
 if compgen -G "$run/state/epoch-*" >/dev/null; then
     set -- "$@" --resume
-elif ((${SLURM_RESTART_COUNT:-0})) && [[ ! -e $run/metrics.csv ]]; then
-    set -- "$@" --overwrite # what this job began and had no whole epoch of
+elif ((${SLURM_RESTART_COUNT:-0})) && [[ ! -e $run/summary.json ]]; then
+    set -- "$@" --overwrite # what this job began and has no state of
 fi
 
 read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

@@ -150,7 +150,9 @@ def test_slurm_goes_on_with_what_there_is(slurm: dict[str, str], tmp_path: Path)
     assert submit(slurm, tmp_path)[2:] == []
     restarted = slurm | {"SLURM_RESTART_COUNT": "1"}
     assert submit(restarted, tmp_path)[2:] == ["--overwrite"]
-    (tmp_path / "metrics.csv").touch()  # a run of which somebody took the state away
+    (tmp_path / "metrics.csv").touch()  # the node failed before the first state
+    assert submit(restarted, tmp_path)[2:] == ["--overwrite"]
+    (tmp_path / "summary.json").touch()  # a run of which somebody took the state away
     assert submit(restarted, tmp_path)[2:] == []
     (tmp_path / "state/epoch-0003").mkdir(parents=True)
     assert submit(slurm, tmp_path)[2:] == ["--resume"]

@@ -42,7 +42,9 @@ def test_each_figure_is_a_line_of_its_values() -> None:
     assert "lr" not in drawn
 
 
-@pytest.mark.parametrize("text", [None, "", "a,b\n1,2\n", "epoch,train_loss\n"])
+@pytest.mark.parametrize(
+    "text", [None, "", "a,b\n1,2\n", "epoch,train_loss\n", "epoch,train_loss\n1,2\n"]
+)
 def test_damaged_metrics_are_named(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "metrics.csv").write_text(text)
