@@ -3,6 +3,7 @@
 import warnings
 from functools import partial
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
@@ -16,6 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 from cli.processes import start_accelerator
 from models.arrangement import arrange
 from models.classifier import RobustClassifier, load_trn, load_weights
+from models.modes import evaluating
 from training.load_data import TrainingData
 from training.muon import avoid_emulated_bfloat16
 from training.objectives import (
@@ -57,7 +59,8 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
     """The recipe's classifier with weights drawn from its seed, or those it starts from.
 
     Raises:
-        ValueError: the run to start from, or the TRN, is missing or of another shape.
+        ValueError: the run to start from, or the TRN, is missing or of another shape; the backbone
+            does not take images of this size.
     """
     config = recipe.model
     set_seed(recipe.seed)
@@ -73,11 +76,24 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
         if config.randomize is None
         else {"min_size": config.randomize, "seed": recipe.seed},
     )
+    check_size(classifier, config)
     if recipe.checkpoint is not None:
         load_weights(classifier, recipe.checkpoint / SAFETENSORS_SINGLE_FILE)
     if recipe.trn is not None:
         classifier.attach_trn(load_trn(recipe.trn).requires_grad_(False))
     return classifier
+
+
+def check_size(classifier: RobustClassifier, config: ModelConfig) -> None:
+    """Classify a black image; ValueError when the backbone cannot."""
+    size = config.image_size
+    try:
+        with torch.no_grad(), evaluating(classifier):
+            classifier.classify(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"model.image_size: expected one that {config.backbone} takes, received {size}: {error}"
+        ) from error
 
 
 def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
@@ -97,6 +113,8 @@ def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
         )
     except (ValueError, AssertionError) as error:
         raise ValueError(f"optimizer: {config.name}: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"optimizer.name: expected one of first order, received {config.name}.")
     if isinstance(optimizer, Adam | SGD):  # AdamW is an Adam
         for group in optimizer.param_groups:
             group["fused"] = True
@@ -176,20 +194,22 @@ def build_perturbation(
 
 
 def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
-    """timm's schedule, stepped after each update."""
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.optimizer.schedule,
-        num_epochs=recipe.epochs,
-        warmup_epochs=recipe.optimizer.warmup_epochs,  # pyright: ignore[reportArgumentType]
-        warmup_lr=0,
-        min_lr=recipe.optimizer.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
+    """timm's schedule, stepped before each update."""
+    name, scheduler = recipe.optimizer.schedule, None
+    if name != "plateau":  # which follows the metrics of epochs, not updates
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=name,
+            num_epochs=recipe.epochs,
+            warmup_epochs=recipe.optimizer.warmup_epochs,  # pyright: ignore[reportArgumentType]
+            warmup_lr=0,
+            min_lr=recipe.optimizer.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
     if scheduler is None:
         raise ValueError(
-            f"optimizer.schedule: expected a timm schedule, received {recipe.optimizer.schedule!r}."
+            f"optimizer.schedule: expected a timm schedule by updates, received {name!r}."
         )
     return scheduler
 

@@ -48,7 +48,8 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
     images; the test images are never used to choose anything.
 
     Raises:
-        ValueError: no such data, no labels, or a batch that the processes cannot share evenly.
+        ValueError: no such data, no labels, nothing to validate on, or a batch that the processes
+            cannot share evenly.
     """
     config, parts = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
     if recipe.batch_size % parts:
@@ -63,6 +64,10 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
     splits = available_splits(config.name, config.root)
     chosen = stratified_subset(source.labels, config.limit, recipe.seed)
     fraction = 0 if "val" in splits else config.validation_fraction
+    if "val" not in splits and fraction == 0:
+        raise ValueError(
+            "data.validation_fraction: expected above 0 for data without a split val, received 0."
+        )
     kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
     held_out = chosen[held_out]
     validation = source

@@ -72,7 +72,8 @@ def train_epoch(
 ) -> dict[str, float]:
     """Train on each image once (but for an uneven last batch); mean loss and last learning rate.
 
-    Begins where the run folder's last state stands within the epoch.
+    The rate is that of the last step, of the layers that have the largest. Begins where the run
+    folder's last state stands within the epoch.
     """
     accelerator, loader = training.accelerator, training.train_loader
     epoch, save_steps = len(folder.rows), training.recipe.save_steps
@@ -82,9 +83,8 @@ def train_epoch(
     training.model.train()
     show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
     for batch in show(loader, initial=losses.start, total=len(loader)):
-        lr = training.optimizer.param_groups[0]["lr"]
         loss = train_step(training, objective, batch, (epoch, losses.done))
-        losses.add(loss, lr, training.classifier)
+        losses.add(loss, largest_rate(training), training.classifier)
         done, number = losses.done, interruption.after_step()
         if number or (save_steps and done % save_steps == 0 and done < len(loader)):
             losses.check(training.classifier)
@@ -93,7 +93,12 @@ def train_epoch(
             stop(training, number, f"epoch {epoch + 1}, step {done} of {len(loader)}")
     losses.check(training.classifier)
     loss = float(accelerator.reduce(losses.mean(), "mean"))  # pyright: ignore[reportArgumentType]
-    return {"train_loss": loss, "lr": training.optimizer.param_groups[0]["lr"]}
+    return {"train_loss": loss, "lr": largest_rate(training)}
+
+
+def largest_rate(training: Training) -> float:
+    """The learning rate of the last step; with layer decay, that of the head."""
+    return max(group["lr"] for group in training.optimizer.param_groups)
 
 
 def train_step(
@@ -121,9 +126,9 @@ def train_step(
     loss = with_room(training, len(seeds), gradients)
     if recipe.optimizer.clip_grad:
         accelerator.clip_grad_norm_(training.model.parameters(), recipe.optimizer.clip_grad)
+    training.scheduler.step_update(update)
     training.optimizer.step()
     training.optimizer.zero_grad()
-    training.scheduler.step_update(update + 1)
     if training.ema:
         training.ema.update(training.gathered(), step=update)
     return loss

@@ -5,10 +5,17 @@ A YAML file in training/recipes/ sets a few keys; every key can be set on the co
 """
 
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 from cli.command import Names, Ratio
+
+
+def _require(holds: bool, name: str, expected: str, received: object) -> None:
+    """Refuse what the type of a key lets pass; NaN holds no comparison."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, received {received}.")
 
 
 @dataclass(kw_only=True)
@@ -22,15 +29,18 @@ class DataConfig:
     download: bool = False
     """Let torchvision download the data set if it is not in root."""
     limit: int | None = None
-    """Train on this many images, drawn with the seed and stratified by class; null for all."""
+    """Use this many of the training images, drawn with the seed and stratified by class, those held
+    out for validation among them; null for all."""
     validation_fraction: float = 0.1
-    """Share of the training images held out to choose the best epoch, where root has no val."""
+    """Share of the training images, above 0, held out to choose the best epoch, where root has no
+    val."""
     validation_limit: int | None = None
     """Validate on at most so many of them, stratified by class; null for all."""
     augmentation: str = "light"
     """none, light (shifted crops), augmix, imagenet (random resized crops) or challenge."""
     flip: bool = True
-    """Mirror half of the training images; off where left and right matter (digits)."""
+    """Mirror half of the training images, with any augmentation but none; off where left and right
+    matter (digits)."""
     num_workers: int = 0
     """Processes that read and augment images; changes no result."""
 
@@ -59,6 +69,10 @@ class ModelConfig:
     """Keep the backbone's weights in channels-last memory format; null: on a CPU."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 1, "model.image_size", "at least 1", self.image_size)
+        _require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
 
 
 @dataclass(kw_only=True)
@@ -89,12 +103,14 @@ class ObjectiveConfig:
     """Epochs before the weights are perturbed."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.epsilon < 0 or self.step_size <= 0:
+        if self.steps < 1 or not (0 <= self.epsilon < inf and 0 < self.step_size < inf):
             raise ValueError(
                 "objective: expected steps >= 1, epsilon >= 0, step_size > 0, "
                 f"received {self.steps}, {self.epsilon}, {self.step_size}."
             )
-        if min(self.beta, self.awp_gamma, self.awp_warmup) < 0:
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
+        if not all(0 <= each < inf for each in (self.beta, self.awp_gamma, self.awp_warmup)):
             raise ValueError(
                 "objective: expected beta, awp_gamma, awp_warmup >= 0, "
                 f"received {self.beta}, {self.awp_gamma}, {self.awp_warmup}."
@@ -122,10 +138,11 @@ class MixupConfig:
     """Share of images that are mixed, by one or the other."""
 
     def __post_init__(self) -> None:
-        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or not 0 <= self.prob <= 1:
+        alphas = (self.mixup_alpha, self.cutmix_alpha)
+        if not all(0 <= each < inf for each in alphas) or not 0 <= self.prob <= 1:
             raise ValueError(
                 "mixup: expected alphas >= 0 and prob from 0 to 1, "
-                f"received {self.mixup_alpha}, {self.cutmix_alpha}, {self.prob}."
+                f"received {alphas[0]}, {alphas[1]}, {self.prob}."
             )
 
     @property
@@ -143,17 +160,27 @@ class OptimizerConfig:
     lr: float = 5e-4
     """Peak learning rate at the recipe's batch_size."""
     weight_decay: float = 0.05
-    """Decoupled decay; biases and norms are left out."""
+    """As the optimiser has it: decoupled in adamw, lion or muon, a part of the gradient in adam,
+    adamax or sgd; biases and norms are left out."""
     layer_decay: float | None = None
     """Factor of the learning rate from each layer to the one before it; null for none."""
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null for no limit."""
     schedule: str = "cosine"
-    """Any timm schedule."""
+    """Any timm schedule but plateau."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up."""
     min_lr: float = 1e-6
     """Learning rate at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "warmup_epochs", "min_lr"):
+            value = getattr(self, name)
+            _require(0 <= value < inf, f"optimizer.{name}", "a number from 0 on", value)
+        decay, clip = self.layer_decay, self.clip_grad
+        holds = decay is None or 0 < decay <= 1
+        _require(holds, "optimizer.layer_decay", "above 0 and up to 1", decay)
+        _require(clip is None or clip > 0, "optimizer.clip_grad", "above 0, or null", clip)
 
 
 @dataclass(kw_only=True)
@@ -191,12 +218,11 @@ class RunRecipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, received {getattr(self, name)}.")
-        if self.save_steps is not None and self.save_steps < 1:
-            raise ValueError(f"save_steps: expected at least 1, received {self.save_steps}.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay: expected between 0 and 1, received {self.ema_decay}.")
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        seed, steps, decay = self.seed, self.save_steps, self.ema_decay
+        _require(0 <= seed < 2**32, "seed", "from 0 to 2**32 - 1", seed)
+        _require(steps is None or steps >= 1, "save_steps", "at least 1", steps)
+        _require(decay is None or 0 < decay < 1, "ema_decay", "between 0 and 1", decay)
 
     @property
     def inputs(self) -> list[Path | None]:

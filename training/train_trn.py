@@ -45,7 +45,7 @@ def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
     """The trained classifier with a fresh TRN before it, whose weights are drawn from the seed.
 
     Raises:
-        ValueError: there is no such classifier.
+        ValueError: there is no such classifier, or the surrogate refuses its arguments.
     """
     model = load_named(recipe.checkpoint, recipe.classifier).model
     if not isinstance(model, RobustClassifier):
@@ -56,7 +56,10 @@ def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
         arguments["surrogate"] = {"num_classes": len(model.class_names)} | recipe.trn.surrogate
     set_seed(recipe.seed)
     model.requires_grad_(recipe.objective.end_to_end)
-    model.attach_trn(TRN(**arguments))
+    try:
+        model.attach_trn(TRN(**arguments))
+    except TypeError as error:
+        raise ValueError(f"trn.surrogate: {error}.") from error
     if start is not None:
         load_weights(model.restore, start / SAFETENSORS_SINGLE_FILE)
     return model

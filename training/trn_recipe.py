@@ -1,6 +1,7 @@
 """The recipe of a TRN: the classifier that it protects, the attacks that it sees, its losses."""
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ class AttackConfig:
     """How often it is drawn, relative to the other attacks."""
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
+        if not 0 < self.weight < inf:
             raise ValueError(f"objective.attacks: expected weight > 0, received {self.weight}.")
         self.build()
 
@@ -86,7 +87,8 @@ class RestorationConfig:
 
     def __post_init__(self) -> None:
         weights = (self.reconstruction, self.cross_entropy, self.feature, self.distillation)
-        if min(weights) < 0 or not 0 <= self.clean <= 1 or not self.attacks:
+        positive = all(0 <= each < inf for each in weights)
+        if not positive or not 0 <= self.clean <= 1 or not self.attacks:
             raise ValueError(
                 "objective: expected attacks, weights of at least 0 and clean from 0 to 1, "
                 f"received {len(self.attacks)} attacks, {weights}, {self.clean}."

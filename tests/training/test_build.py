@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from training.build import (
 from training.mixing import Mixing
 from training.objectives import CrossEntropy, MixedCrossEntropy, build_objective
 from training.recipe import MixupConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, Recipe
-from training.trn_recipe import TRNRecipe
+from training.trn_recipe import AttackConfig, RestorationConfig, TRNRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 SMALL = ModelConfig(backbone="test_convnext", randomize=26)
@@ -114,11 +115,48 @@ def test_the_average_forgets_the_start_of_a_short_run():
     assert moved > 0.95  # without warm-up 1 - 0.999**100 = 0.095
 
 
-def test_an_unknown_schedule_is_named():
-    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(schedule="cosinus"))
+@pytest.mark.parametrize("name", ["cosinus", "plateau", "none"])
+def test_an_unknown_schedule_is_named(name: str):
+    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(schedule=name))
     optimizer = build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
-    with pytest.raises(ValueError, match="cosinus"):
+    with pytest.raises(ValueError, match=name):
         build_scheduler(recipe, optimizer, updates_per_epoch=10)
+
+
+def test_an_optimiser_of_second_order_is_named():
+    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(name="adahessian"))
+    with pytest.raises(ValueError, match=r"optimizer\.name: expected .* received adahessian"):
+        build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("test_convnext", 3), ("vit_tiny_patch16_224", 32)])
+def test_a_size_that_the_backbone_does_not_take_is_named(backbone: str, size: int):
+    recipe = Recipe(model=ModelConfig(backbone=backbone, image_size=size))
+    with pytest.raises(ValueError, match=f"expected one that {backbone} takes, received {size}: "):
+        build_classifier(recipe, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (OptimizerConfig, "clip_grad", -1.0),
+        (OptimizerConfig, "layer_decay", 1.5),
+        (OptimizerConfig, "lr", nan),
+        (ObjectiveConfig, "label_smoothing", 1.0),
+        (ObjectiveConfig, "epsilon", nan),
+        (ObjectiveConfig, "beta", nan),
+        (MixupConfig, "mixup_alpha", nan),
+        (MixupConfig, "cutmix_alpha", nan),
+        (ModelConfig, "image_size", 0),
+        (Recipe, "seed", -1),
+        (Recipe, "seed", 2**32),
+        (AttackConfig, "weight", nan),
+        (RestorationConfig, "feature", nan),
+    ],
+)
+def test_what_makes_no_sense_is_refused(config: type, key: str, value: float):
+    with pytest.raises(ValueError, match=rf"expected .* received .*{value}"):
+        config(**{key: value})
 
 
 def test_mixing_is_off_unless_asked_for():

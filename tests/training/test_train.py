@@ -120,6 +120,14 @@ def test_an_accelerate_configuration_starts_two_cpu_processes(tmp_path: Path):
     assert len(list(states)) == 2
 
 
+def test_the_learning_rate_is_that_of_the_last_step_at_the_head(tmp_path: Path):
+    decay = ("--optimizer.layer_decay", "0.5", "--optimizer.warmup_epochs", 0.5)
+    output = train(tmp_path / "run", "--epochs", 1, *decay, *SMALL)
+    steps = 320 * 9 // 10 // 32
+    expected = 1e-6 + (2e-3 - 1e-6) * (1 + np.cos(np.pi * (steps - 1) / steps)) / 2
+    np.testing.assert_allclose(pd.read_csv(output / "metrics.csv")["lr"], [expected])
+
+
 def test_accumulation_gives_the_same_losses(small_run: Path, tmp_path: Path):
     parts = train(tmp_path / "run", "--epochs", 2, "--gradient_accumulation", 4, *SMALL)
     one, accumulated = (pd.read_csv(folder / "metrics.csv") for folder in (small_run, parts))
@@ -150,6 +158,8 @@ def test_mixed_precision_trains(tmp_path: Path, precision: str):
         (["--batch_size", "33", "--gradient_accumulation", "2"], "multiple of"),
         (["--batch_size", "4096"], "expected at least 4096 training images"),
         (["--data.name", "folder", "--data.root", "{empty}"], "expected one folder for each class"),
+        (["--data.validation_fraction", "0"], "data.validation_fraction: expected above 0"),
+        (["--optimizer.clip_grad", "-1"], "optimizer.clip_grad: expected above 0, or null"),
         (["--resume"], "expected a run with a state to resume, found none."),
     ],
 )

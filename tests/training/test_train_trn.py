@@ -154,6 +154,7 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
         (["--checkpoint", "RUN", "--objective.cache", "--data.flip"], "expected data.augmentation"),
         (["--checkpoint", "RUN", "--classifier", "a:b"], "either checkpoint or classifier"),
         (["--checkpoint", "RUN", "--trn.start", "NOWHERE"], "expected a safetensors file"),
+        (["--checkpoint", "RUN", "--trn.surrogate", "{width: 3}"], "trn.surrogate: "),
         (["--checkpoint", "RUN", "--objective.attacks", "[{epsilon: -1}]"], "epsilon"),
         (["--checkpoint", "RUN", "--data.name", "folder", "--data.root", "CATS"], "in its order"),
     ],
