@@ -61,13 +61,20 @@ class Options:
 
 
 def classify(
-    model: RobustClassifier, loader: EvaluationLoader, accelerator: Accelerator, probabilities: bool
+    model: RobustClassifier,
+    loader: EvaluationLoader,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    probabilities: bool,
 ) -> tuple[dict[str, torch.Tensor], list[Skipped]]:
     """This process's results.
 
     Returns:
         `index` and `label`, int64 (n,), with `probabilities` also float32 (n, num_classes); and
         the images that could not be read.
+
+    Raises:
+        ValueError: a logit is NaN or infinite; it names the checkpoint and the image.
     """
     columns: dict[str, list[torch.Tensor]] = {"index": [], "label": []}
     if probabilities:
@@ -80,7 +87,13 @@ def classify(
         for batch in micro_batches(loader):
             count = batch["count"]
             logits = model(batch["images"].to(accelerator.device))[:count].cpu()
-            columns["index"].append(batch["indices"][:count])
+            indices = batch["indices"][:count]
+            if len(wrong := indices[~logits.isfinite().all(1)]):
+                name = loader.dataset.source.ids[int(wrong[0])]
+                raise ValueError(
+                    f"{checkpoint}: expected finite logits, found NaN or infinity for {name}."
+                )
+            columns["index"].append(indices)
             columns["label"].append(logits.argmax(1))
             if probabilities:
                 columns["probabilities"].append(logits.double().softmax(1).float())
@@ -109,7 +122,7 @@ def predict(options: Options) -> None:
     )
     loader = _build_loader(options, source, indices, model.image_size, accelerator)
     probabilities = options.probabilities or layout.needs_probabilities
-    columns, unreadable = classify(model, loader, accelerator, probabilities)
+    columns, unreadable = classify(model, loader, accelerator, options.checkpoint, probabilities)
     skipped = gather_skipped(accelerator, unreadable)
     kept = np.setdiff1d(indices, list(skipped))
     mine = columns.pop("index", torch.empty(0, dtype=torch.int64))
@@ -117,7 +130,9 @@ def predict(options: Options) -> None:
     for message in skipped.values() if accelerator.is_main_process else ():
         print(f"skipped: {message}")
     if not len(kept):
-        raise ValueError(f"{options.images}: expected a readable image, found none.")
+        raise ValueError(
+            f"{options.images or options.checkpoint}: expected a readable image, found none."
+        )
     if accelerator.is_main_process:
         predictions = Predictions(
             ids=source.ids[kept],

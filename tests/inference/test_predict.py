@@ -103,6 +103,33 @@ def test_a_template_decides_rows_columns_and_label_names(
         assert list(table["id"]) == list(range(limit or COUNT, 0, -1))
 
 
+def test_logits_that_are_not_finite_stop_and_nothing_is_written(
+    small_run: Path, images: Path, tmp_path: Path
+):
+    from models.classifier import load_checkpoint
+
+    model = load_checkpoint(small_run)
+    next(model.backbone.parameters()).data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="model: expected finite logits, .* for 1.png"):
+        predict(Options(out=tmp_path / "sub.csv", checkpoint=tmp_path / "model", images=images))
+    assert not (tmp_path / "sub.csv").exists()
+
+
+def test_a_run_without_a_readable_image_is_named(
+    small_run: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from data.sources import open_source
+
+    (damaged / "0.png").write_bytes(b"")
+    monkeypatch.setattr(
+        "inference.predict.open_run_data", lambda *_: open_source("images", damaged)
+    )
+    options = Options(out=tmp_path / "sub.csv", checkpoint=small_run, skip_bad=True, limit=1)
+    with pytest.raises(ValueError, match=f"{small_run}: expected a readable image"):
+        predict(options)
+
+
 def test_a_random_classifier_predicts_the_same_bytes(images: Path, tmp_path: Path):
     from models.classifier import RobustClassifier
 
