@@ -60,8 +60,9 @@ def _type(results: dict[str, Any]) -> Verdict:
 
 def _values(results: dict[str, Any]) -> Verdict:
     outputs = results["outputs"]
-    good = outputs["finite"] and outputs["extremes"]
-    where = "for images" if not outputs["finite"] else "for all black or all white"
+    finite = outputs["finite"] and results.get("reactions", {}).get("finite", True)
+    good = finite and outputs["extremes"]
+    where = "for images" if not finite else "for all black or all white"
     found = "finite" if good else f"NaN or infinity {where}"
     mend = "look for a division by zero or a float16 overflow"
     return decide("values", good, "finite, black and white images too", found, mend)

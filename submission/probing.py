@@ -79,17 +79,19 @@ def probe_images() -> np.ndarray:
 
 
 def reactions(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> dict[str, Any]:
-    """Labels for the images as they are, in RGB order, and in 0 to 255."""
-    variants = {name: vary(images) for name, vary in VARIANTS.items()}
+    """Labels for the images as they are, in RGB order, and in 0 to 255; whether the first are of
+    finite outputs."""
+    logits = {name: run(vary(images)) for name, vary in VARIANTS.items()}
     return {
-        "labels": {name: run(each).argmax(1).tolist() for name, each in variants.items()},
+        "labels": {name: each.argmax(1).tolist() for name, each in logits.items()},
+        "finite": bool(np.isfinite(logits["bgr"]).all()),
         "grey": bool(np.abs(images - images[:, ::-1]).max() < 1e-6),
     }
 
 
 def describe_outputs(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> dict[str, Any]:
-    """Shape, type and range of the outputs for two images, and for all black and all white."""
-    logits = run(images[:2])
+    """Shape, type and range of the outputs for two images (one twice), all black and all white."""
+    logits = run(images[[0, -1]])
     summed = logits.ndim == 2 and np.abs(logits.astype(float).sum(1) - 1).max() < 1e-3
     extremes = [np.isfinite(run(np.full_like(images[:1], level))).all() for level in (0, 1)]
     return {

@@ -176,6 +176,24 @@ def test_a_backward_inside_the_model_counts(tmp_path: Path):
     assert f"{(3 * forward + 20) / 1e9:.3g} G run by torch" in found["operations"].found
 
 
+def flat_images(*levels: int) -> Images:
+    pixels = np.full((len(levels), 16, 16, 3), 0, np.uint8)
+    pixels += np.uint8(levels)[:, None, None, None]
+    return Images(pixels=pixels, labels=np.zeros(len(levels), np.int64))
+
+
+def test_one_image_is_enough(tmp_path: Path):
+    found = verdicts(make(tmp_path / "sound.zip", SOUND), images=flat_images(100))
+    assert found["output"].status == "pass" and found["output"].found == "2 x 5"
+
+
+def test_every_given_image_must_have_finite_outputs(tmp_path: Path):
+    odd = "abs(images.mean((1, 2, 3)) - 200 / 255) < 0.01"
+    code = changed(FORWARD, f"return self.linear(features).masked_fill(({odd})[:, None], 1e999)")
+    found = verdicts(make(tmp_path / "nan.zip", code), images=flat_images(100, 200, 100))
+    assert found["values"].status == "fail" and "for images" in found["values"].found
+
+
 def test_a_model_that_never_ends_is_stopped(tmp_path: Path):
     code = changed("torch.manual_seed(0)", "import time\n        while True: time.sleep(0.01)")
     rules = Rules(num_classes=5, image_size=16, limits=Limits(seconds=6))
