@@ -14,6 +14,8 @@ from inference.rows import Table, read_table, shorten
 
 HEADER = ("image_id", "label")
 _INTEGER_NAME = re.compile(r"(?:.*/)?([0-9]+)(?:\.[^./]*)?", re.DOTALL)
+_NUMBER = re.compile(r"[0-9]*\.?[0-9]*(e-?[0-9]+)?", re.IGNORECASE)
+_LABEL_COLUMNS = ("label", "category", "category_id", "class", "class_id", "target", "prediction")
 LABEL = -1  # stands for the label among the columns of class probabilities
 
 
@@ -81,6 +83,23 @@ def read_columns(table: Table, class_names: Sequence[str]) -> list[int]:
     expected = f"an id, a label and one column a class ({shorten(', '.join(class_names))})"
     found = shorten(", ".join(header))
     raise ValueError(f"{table.path}: line 1: expected {expected}, found {found}.")
+
+
+def begins_with_label(table: Table) -> bool:
+    """Whether a label follows the id in a file with a header, of classes whose names are not known:
+    by `column_order` of their numbers, or by what the columns are called and hold."""
+    columns = (table.header or [])[1:]
+    numbers = [str(label) for label in range(len(columns))]
+    if len(columns) < 2 or column_order(columns[1:], numbers[:-1]):
+        return True
+    if columns[0].startswith("p_") or column_order(columns, numbers):
+        return False
+    first = {row[1] for row in table.cells}
+    others = {cell for row in table.cells for cell in row[2:]}
+    if not all(map(_NUMBER.fullmatch, first | others)):
+        return True
+    called = columns[0].lower() in _LABEL_COLUMNS
+    return "." not in "".join(first) and (called or "." in "".join(others))
 
 
 def wants_names(table: Table, columns: Sequence[int], class_names: Sequence[str]) -> bool:

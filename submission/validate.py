@@ -7,13 +7,12 @@ Lines may end in LF or CRLF, since every grader's reader takes both. A byte orde
 lines and spaces around a cell are refused: some graders take them for a part of the name.
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli.command import Names, run
 from inference.formats import Format, choose_format
-from inference.layout import plan_layout, read_template
+from inference.layout import begins_with_label, plan_layout, read_template
 from inference.rows import Fault, Table
 from submission.faults import Faults
 from submission.prediction_checks import check_ids, check_labels
@@ -48,10 +47,9 @@ def _classes_of(template: Table) -> tuple[list[str], list[str]]:
     """Class names from a template alone: (those of its columns, those among its labels)."""
     header = template.header or []
     labels = {cells[1] for cells in template.cells} - {""}
-    shares = all(re.fullmatch(r"[0-9]*\.[0-9]+", label) for label in labels)
-    no_label = len(header) > 2 and (header[1].startswith("p_") or (labels and shares))
-    columns = [name.removeprefix("p_") for name in header[1 if no_label else 2 :]]
-    if no_label or all(label.removeprefix("-").isdecimal() for label in labels):
+    labelled = begins_with_label(template)
+    columns = [name.removeprefix("p_") for name in header[2 if labelled else 1 :]]
+    if not labelled or all(label.removeprefix("-").isdecimal() for label in labels):
         return columns, []
     return columns, sorted(labels)
 

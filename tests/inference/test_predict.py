@@ -111,7 +111,7 @@ def test_logits_that_are_not_finite_stop_and_nothing_is_written(
     model = load_checkpoint(small_run)
     next(model.backbone.parameters()).data.fill_(float("nan"))
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="model: expected finite logits, .* for 1.png"):
+    with pytest.raises(ValueError, match=r"model: expected finite logits, .* for 1\.png"):
         predict(Options(out=tmp_path / "sub.csv", checkpoint=tmp_path / "model", images=images))
     assert not (tmp_path / "sub.csv").exists()
 
