@@ -68,19 +68,18 @@ class Rows:
 
     def add_shares(self, row: int, shares: list[float], classes: Sequence[int]) -> None:
         """Check one row's probabilities and note which class is the most probable."""
-        most, total = max(shares), sum(shares)
-        if min(shares) >= 0 and most <= 1 and abs(total - 1) <= TOLERANCE:
-            self.best[row] = classes[shares.index(most)]
-            if shares.count(most) > 1:
-                self.ties[row] = [classes[i] for i, share in enumerate(shares) if share == most]
-            return
         wrong = next((share for share in shares if not 0 <= share <= 1), None)
         if wrong is not None:
             fix = "write the softmax of the logits"
             self.fault(row, "probability", "probabilities from 0 to 1", shorten(wrong), fix)
-        else:
+        elif abs((total := sum(shares)) - 1) > TOLERANCE:
             fix = "write one probability for every class"
             self.fault(row, "sum", "probabilities that sum to 1", f"a sum of {total:.6f}", fix)
+        else:
+            most = max(shares)
+            self.best[row] = classes[shares.index(most)]
+            if shares.count(most) > 1:
+                self.ties[row] = [classes[i] for i, share in enumerate(shares) if share == most]
 
 
 def _numbers(expected: Expected) -> list[str]:

@@ -102,12 +102,13 @@ def test_what_predict_writes_is_valid(tmp_path, images, format, with_shares, cap
 
 
 @pytest.mark.parametrize("with_names", [False, True])
-@pytest.mark.parametrize("header", ["id,y", "id,y,cat,dog", "id,cat,dog", "id,p_dog,p_cat"])
-def test_what_follows_a_template_is_valid(tmp_path, header, with_names) -> None:
+@pytest.mark.parametrize("share", ["0.5", "0"])
+@pytest.mark.parametrize("header", ["id,y", "id,class,cat,dog", "id,cat,dog", "id,p_dog,p_cat"])
+def test_what_follows_a_template_is_valid(tmp_path, header, share, with_names) -> None:
     template, path = tmp_path / "t.csv", tmp_path / "sub.csv"
-    labelled = header.startswith("id,y")
+    labelled = header.startswith(("id,y", "id,class"))
     shares = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32) if header != "id,y" else None
-    filler = ["cat" if with_names else "0"] * labelled + ["0.5"] * (2 if shares is not None else 0)
+    filler = ["cat" if with_names else "0"] * labelled + [share] * (2 if shares is not None else 0)
     rows = "".join(",".join([name, *filler]) + "\n" for name in ("b", "a"))
     template.write_text(f"{header}\n{rows}")
     predictions = Predictions(
@@ -119,6 +120,15 @@ def test_what_follows_a_template_is_valid(tmp_path, header, with_names) -> None:
     write_predictions(path, predictions, template=template)
     assert faults_of(path, template=template, class_names=("cat", "dog")) == []
     assert faults_of(path, template=template) == []
+
+
+@pytest.mark.parametrize("columns", ["", "label,", "guess,"])
+def test_a_template_of_numbered_columns_and_placeholders(sub, template, columns) -> None:
+    template.write_text(f"id,{columns}0,1,2\na.png{',0' * (3 + bool(columns))}\n")
+    label = ",1" if columns else ""
+    content = f"id,{columns}0,1,2\na.png{label},0.1,0.7,0.2\n"
+    assert check(sub, content, template=template) == []
+    assert check(sub, content, template=template, num_classes=3) == []
 
 
 # --- faults of a CSV, each with its line
@@ -365,6 +375,7 @@ def test_json_images_and_template(tmp_path: Path, images: Path, template: Path) 
         # probabilities
         ("[{ID: 1, CAT: 0, P: [0.2, 0.8]}]", ["line 1, entry 1: expected the most probable class, 1 ('1'), found 0"]),
         ("[{ID: 1, CAT: 0, P: [0.2, NaN]}]", ["line 1, entry 1: expected probabilities from 0 to 1, found nan"]),
+        ("[{ID: 1, CAT: 0, P: [1" + "0" * 400 + ", 0.5]}]", ["line 1, entry 1: expected probabilities from 0 to 1, found 1" + "0" * 79 + "…"]),
         ("[{ID: 1, CAT: 0, P: [1, 0]}, {ID: 2, CAT: 0}]", ["line 1, entry 2: expected an object of image_id, category_id, probabilities, found {'image_id': 2, 'category_id': 0}"]),
         ("[{ID: 1, CAT: 0, P: [1, 0]}, {ID: 2, CAT: 0, P: [1]}]", ["line 1, entry 2: expected a list of 2 numbers, found [1]"]),
         ("[{ID: 1, CAT: 0, P: [1, \"0\"]}]", ["line 1, entry 1: expected a list of 2 numbers, found [1, '0']"]),
