@@ -1,5 +1,6 @@
 """Unpack a stranger's zip: every entry checked before the first byte is written."""
 
+import lzma
 import stat
 import zipfile
 import zlib
@@ -8,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 CHUNK = 1 << 20
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, UnicodeDecodeError),
+    *(NotImplementedError, EOFError, OSError),
+)
 ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
 
 
@@ -44,14 +49,18 @@ def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> list[st
     bounds = bounds or Bounds()
     try:
         with zipfile.ZipFile(archive) as content:
-            entries = [entry for entry in content.infolist() if not entry.is_dir()]
+            entries = [entry for entry in content.infolist() if not entry.filename.endswith("/")]
             _check_entries(entries, bounds)
             left = bounds.total
             for entry in entries:
                 left -= _write(content, entry, folder, left)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, zlib.error) as error:
+    except DAMAGE as error:
         raise RefusedError("a whole zip file", f"{error}", "zip it again and compare") from error
-    return [entry.filename for entry in entries]
+    return [_name(entry) for entry in entries]
+
+
+def _name(entry: zipfile.ZipInfo) -> str:
+    return str(PurePosixPath(entry.filename))  # "./model.py" is model.py
 
 
 def _check_entries(entries: Sequence[zipfile.ZipInfo], bounds: Bounds) -> None:
@@ -62,10 +71,10 @@ def _check_entries(entries: Sequence[zipfile.ZipInfo], bounds: Bounds) -> None:
     if total > bounds.total:
         found = f"{total / 2**20:,.0f} MiB unpacked (a zip bomb?)"
         raise RefusedError(f"at most {bounds.total / 2**20:,.0f} MiB unpacked", found, mend)
-    names = [entry.filename.casefold() for entry in entries]
+    names = [_name(entry).casefold() for entry in entries]
     for entry in entries:
         _check_entry(entry, bounds)
-        if names.count(entry.filename.casefold()) > 1:
+        if names.count(_name(entry).casefold()) > 1:
             raise RefusedError("each file once", f"{entry.filename} more than once", mend)
 
 
@@ -73,9 +82,10 @@ def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
     name = entry.filename
     path = PurePosixPath(name)
     unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
-    if unsafe or ":" in path.parts[0]:
+    if unsafe or not path.parts or ":" in path.parts[0]:
         mend = "zip from inside the folder: zip ../submission.zip model.py model.safetensors"
-        raise RefusedError("paths inside the folder", f"{name!r}, which leaves it", mend)
+        found = f"{name!r}, which {'leaves it' if path.parts else 'names no file'}"
+        raise RefusedError("paths inside the folder", found, mend)
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         what = "a link" if kind == stat.S_IFLNK else "a special file"
