@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks import ATTACKS, WorstCase, build_attack, image_seeds
+from attacks import WorstCase, build_attack, image_seeds
 from attacks.contract import Attack, Model, correct
 from attacks.corruptions import CORRUPTIONS, Corruption
 from submission.contestant import Contestant
 
+SEEING = ("fgsm", "ffgsm", "bim", "mim", "pgd")
 PARTS = ("clean", "corrupted", "black_box", "white_box")
 COLUMNS = (*PARTS, "adaptive")
 
@@ -31,8 +32,7 @@ class Setting:
     seed: int
 
     def __post_init__(self) -> None:
-        gradient = [name for name in ATTACKS if name not in ("square", "noise", "autoattack")]
-        for field, known in (("black_box", ["transfer", "square"]), ("white_box", gradient)):
+        for field, known in (("black_box", ("transfer", "square")), ("white_box", SEEING)):
             if unknown := set(getattr(self, field)) - set(known):
                 names = ", ".join(known)
                 raise ValueError(f"--{field}: expected {names}, found {sorted(unknown)[0]}.")
@@ -139,9 +139,8 @@ class Scorer:
         return worst.run(one.revealed, images, labels, seeds=seeds, judge=one.model).images
 
     def _seeing(self, name: str, epsilon: float) -> Attack:
-        options = {} if name in ("fgsm", "ffgsm") else {"steps": self.setting.steps}
-        norm = "linf" if name != "cw" else None
-        return build_attack(name, epsilon, norm, **options)
+        options: dict[str, Any] = {} if name in ("fgsm", "ffgsm") else {"steps": self.setting.steps}
+        return build_attack(name, epsilon, **options)
 
     def _blind(self, name: str, epsilon: float) -> Attack:
         if name == "square":
