@@ -8,7 +8,6 @@ byte for byte what package.py makes of a checkpoint, or if the caller vouches fo
 import copy
 import importlib.util
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from models.classifier import RobustClassifier, load_checkpoint, undefended
 from models.replace import replaced
 from submission.examination import Rules
 from submission.export import zip_members
-from submission.unpack import unpack
+from submission.unpack import RefusedError, unpack
 
 EOT_DRAWS = range(1, 9)  # draw 0 is the one that is judged
 
@@ -107,28 +106,27 @@ def load_contestant(
         return Contestant(
             model=model, revealed=model, twin=_frozen(other), differentiable=False, known=False
         )
-    if not trust and not _made_of(package, origin):
+    try:
+        files = unpack(package, folder, Rules().bounds)
+    except RefusedError as error:
+        raise ValueError(f"{package}: {error}.") from error
+    if not trust and not _made_of(files, folder, origin):
         raise ValueError(
             f"{package}: expected what package.py makes of --checkpoint, found another package.\n"
             "Scoring runs its code in this process: check it with check.py, read it, then --trust."
         )
-    unpack(package, folder, Rules().bounds)
-    return _views(_load(folder), other)
+    return _views(_load(package, folder), other)
 
 
-def _made_of(package: Path, origin: Origin) -> bool:
+def _made_of(files: list[str], folder: Path, origin: Origin) -> bool:
     if (model := origin.load()) is None:
         return False
     expected = zip_members(model)
-    try:
-        with zipfile.ZipFile(package) as archive:
-            same = sorted(archive.namelist()) == sorted(expected)
-            return same and all(archive.read(name) == expected[name] for name in expected)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{package}: expected a zip file, found {error}.") from error
+    same = sorted(files) == sorted(expected)
+    return same and all((folder / name).read_bytes() == expected[name] for name in expected)
 
 
-def _load(folder: Path) -> nn.Module:
+def _load(package: Path, folder: Path) -> nn.Module:
     """`Model()` of the unpacked package."""
     spec = importlib.util.spec_from_file_location("model", folder / "model.py")
     assert spec is not None and spec.loader is not None
@@ -138,13 +136,17 @@ def _load(folder: Path) -> nn.Module:
         spec.loader.exec_module(module)
         sys.modules.pop("trn", None)  # another package's
         model = module.Model().float().eval()
-    except (OSError, ImportError, AttributeError, TypeError, RuntimeError, SyntaxError) as error:
-        raise ValueError(
-            f"{folder.name}: expected a package that check.py passes, found: {error}."
-        ) from error
+    except Exception as error:  # a stranger's code may raise anything
+        raise unfit(package, error) from error
     finally:
         sys.path.remove(str(folder))
     return model.requires_grad_(False)
+
+
+def unfit(package: Path, error: Exception) -> ValueError:
+    """What is said of a package that raises `error`."""
+    found = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(f"{package}: expected a submission that check.py passes, found {found}")
 
 
 def _frozen(model: nn.Module | None) -> nn.Module | None:
@@ -211,11 +213,20 @@ def _expectation(model: nn.Module, randomize: Any) -> Model:
 def _onnx(package: Path) -> Callable[[Tensor], Tensor]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(package, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(package, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors are Exceptions and nothing narrower
+        raise unfit(package, error) from error
+    name, fixed = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
 
     def call(images: Tensor) -> Tensor:
-        pixels = np.ascontiguousarray(images.detach().cpu().numpy()[:, ::-1])
-        return torch.from_numpy(np.asarray(session.run(None, {name: pixels})[0]).copy())
+        size = fixed if isinstance(fixed, int) else len(images)
+        found = list[Tensor]()
+        for part in images.detach().cpu().flip(1).split(size):
+            whole = np.resize(part.numpy(), (size, *part.shape[1:]))  # filled up with the same
+            logits = np.asarray(session.run(None, {name: whole})[0])[: len(part)]
+            found.append(torch.from_numpy(logits.copy()))
+        return torch.cat(found)
 
     return call

@@ -17,15 +17,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
+from attacks import Model
 from cli.command import Names, Ratios, run
 from cli.files import atomic_write, check_writable
 from cli.provenance import provenance
 from data.loader import ImageDataset, evaluation_loader, micro_batches
 from inference.evaluation_data import DataOptions, open_evaluation_data
 from models.classifier import load_checkpoint
-from submission.contestant import Origin, load_contestant
+from submission.contestant import Origin, load_contestant, unfit
 from submission.scoring import PARTS, Score, Scorer, Setting, interval
 
 WEIGHTS = Path(__file__).parent / "weights.yaml"
@@ -123,7 +125,7 @@ def measure(scorer: Scorer, dataset: ImageDataset, draws: int) -> dict[str, list
 
 def table(title: str, score: Score) -> Table:
     """The board for the terminal."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(title, "bold"), title_justify="left")
     for column in ("part", "weight", "as the organisers attack", "by who knows the defence"):
         drawn.add_column(column, justify="left" if column == "part" else "right")
     mass = sum(score.weights[part] for part in PARTS if part in score.columns)
@@ -160,13 +162,10 @@ def score(options: Options) -> None:
         contestant = load_contestant(
             options.file, Path(folder), origin, options.twin, options.trust
         )
-        logits = contestant.model(torch.zeros(1, 3, size, size))
-        if logits.shape != (1, len(data.class_names)):
-            found = " x ".join(map(str, logits.shape))
-            raise ValueError(
-                f"{options.file}: expected logits 1 x {len(data.class_names)}, found {found}."
-            )
+        check_logits(options.file, contestant.model, size, len(data.class_names))
         scorer = Scorer(contestant, setting)
+        if not sum(getattr(options.weights, part) for part in PARTS if part in scorer.columns):
+            raise ValueError("weights: expected one above 0 of a measured part, found none.")
         columns = measure(scorer, ImageDataset(data.source, data.indices, size), options.draws)
     result = Score(columns=columns, weights=dict(vars(options.weights)))
     title = f"{options.file}: {len(data.indices)} images, {options.draws} draws"
@@ -177,6 +176,17 @@ def score(options: Options) -> None:
         content = {"score": result.as_json(), "provenance": provenance()}
         with atomic_write(options.out) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def check_logits(package: Path, model: Model, size: int, num_classes: int) -> None:
+    """Raise ValueError unless the model gives an image of that size one logit a class."""
+    try:
+        logits = model(torch.zeros(1, 3, size, size))
+    except Exception as error:  # a stranger's code may raise anything
+        raise unfit(package, error) from error
+    if logits.shape != (1, num_classes):
+        found = " x ".join(map(str, logits.shape))
+        raise ValueError(f"{package}: expected logits 1 x {num_classes}, found {found}.")
 
 
 def remarks(scorer: Scorer) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.classifier import RobustClassifier, load_checkpoint, undefended
 from submission.contestant import Contestant, Origin, load_contestant
 from submission.export import write_zip
-from submission.score import Options, score
+from submission.score import Options, Weights, check_logits, score
 from submission.scoring import Score, Scorer, Setting, interval
 from tests.conftest import run_command
 
@@ -179,7 +179,7 @@ def test_a_package_that_nobody_vouches_for_is_not_run(
     for package, checkpoint in ((foreign, small_run), (packed, None)):
         with pytest.raises(ValueError, match="--trust"):
             load_contestant(
-                package, tmp_path / "out", Origin(checkpoint=checkpoint), None, trust=False
+                package, tmp_path / package.stem, Origin(checkpoint=checkpoint), None, trust=False
             )
     assert not (tmp_path / "ran").exists()
     with pytest.raises(ValueError, match="has no attribute 'Model'"):
@@ -187,10 +187,70 @@ def test_a_package_that_nobody_vouches_for_is_not_run(
     assert (tmp_path / "ran").exists()
 
 
+LINEAR = """
+from torch import nn
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3072, 10)
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("super()", "undefined; super()", "NameError"),
+        ("super()", "assert not 1; super()", "AssertionError"),
+        ("flatten(1))", "flatten(1)), 1", "AttributeError: 'tuple'"),
+        ("3072", "12", "RuntimeError"),
+    ],
+)
+def test_a_trusted_package_that_raises_is_named(tmp_path: Path, old: str, new: str, found: str):
+    package = tmp_path / "a.zip"
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("model.py", LINEAR.replace(old, new))
+    with pytest.raises(ValueError, match=f"^{package}: expected .* found {found}"):
+        one = load_contestant(package, tmp_path / "out", Origin(), None, trust=True)
+        check_logits(package, one.model, 32, 10)
+
+
+def test_a_bomb_is_not_read(small_run: Path, tmp_path: Path):
+    package = tmp_path / "a.zip"
+    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.py", "")
+        archive.writestr("model.safetensors", bytes(20 << 20))
+    with pytest.raises(ValueError, match=f"^{package}: expected at most 100 times"):
+        load_contestant(package, tmp_path, Origin(checkpoint=small_run), None, trust=False)
+
+
+def test_onnx_of_one_image_at_a_time_and_broken_onnx(tmp_path: Path):
+    package, model = tmp_path / "a.onnx", nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
+    torch.onnx.export(model, (torch.zeros(1, 3, 4, 4),), package, verbose=False)
+    images = torch.rand(3, 3, 4, 4)
+    found = load_contestant(package, tmp_path, Origin(), None, trust=False).model(images)
+    torch.testing.assert_close(found, model(images.flip(1)), rtol=1e-4, atol=1e-5)
+    package.write_bytes(package.read_bytes()[:99])
+    with pytest.raises(ValueError, match=f"^{package}: expected a submission"):
+        load_contestant(package, tmp_path, Origin(), None, trust=False)
+
+
+def test_a_score_without_weights_is_refused_before_the_work(small_run: Path, tmp_path: Path):
+    weights = Weights(clean=0, corrupted=0, black_box=1, white_box=0)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("model.py", LINEAR)
+    options = {"checkpoint": small_run, "black_box": ("transfer",), "trust": True}
+    with pytest.raises(ValueError, match="weights: expected one above 0"):
+        score(Options(file=tmp_path / "a.zip", weights=weights, **options))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"white_box": ("square",)}, "--white_box: expected .*found square"),
+        ({"white_box": ("cw",)}, "--white_box: expected .*found cw"),
+        ({"white_box": ("apgd-ce",)}, "--white_box: expected .*found apgd-ce"),
         ({"black_box": ("pgd",)}, "--black_box: expected transfer, square, found pgd"),
         ({"severities": [6]}, "--severities: expected 1 to 5, found 6"),
         ({"epsilons": ()}, "--epsilons: expected at least one"),
