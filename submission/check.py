@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
 from cli.command import Names, run
@@ -88,14 +89,12 @@ def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Image
 
 def table(title: str, verdicts: list[Verdict]) -> Table:
     """Verdicts for the terminal."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(title, "bold"), title_justify="left")
     for column in ("check", "", "expected", "found", "how to mend it"):
         drawn.add_column(column, overflow="fold")
     for each in verdicts:
-        colour = COLOURS[each.status]
-        status = f"[{colour}]{each.status}[/{colour}]"
-        cells = (each.expected, each.found, each.mend)
-        drawn.add_row(each.check, status, *(cell.replace("[", r"\[") for cell in cells))
+        status = Text(each.status, COLOURS[each.status])
+        drawn.add_row(each.check, status, *map(Text, (each.expected, each.found, each.mend)))
     return drawn
 
 

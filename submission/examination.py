@@ -15,7 +15,8 @@ from submission.unpack import Bounds, RefusedError, unpack
 
 HERE = Path(__file__).parent
 KINDS = (".zip", ".onnx", ".pt2")
-NEEDLESS = (".pyc", ".pyo", ".ds_store", ".git", ".ipynb", ".log")
+NEEDLESS = (".pyc", ".pyo", ".ds_store", ".ipynb", ".log")
+NEEDLESS_FOLDERS = {"__macosx", "__pycache__", ".git"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,5 +156,5 @@ def needless(files: list[str]) -> list[str]:
     return [
         name
         for name in files
-        if "__MACOSX" in name or "__pycache__" in name or name.lower().endswith(NEEDLESS)
+        if name.lower().endswith(NEEDLESS) or NEEDLESS_FOLDERS & {*name.lower().split("/")}
     ]

@@ -1,14 +1,16 @@
 """Faulty packages: each gets its own message; a sound one passes."""
 
+import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from submission.check import Options, read_labelled
-from submission.examination import Findings, Images, Rules, examine
+from submission.check import Options, read_labelled, table
+from submission.examination import Findings, Images, Rules, examine, needless
 from submission.isolation import Limits, Run
 from submission.verdict import Verdict
 from submission.verdicts import judge
@@ -206,6 +208,7 @@ def test_a_model_that_never_ends_is_stopped(tmp_path: Path):
     [
         ("sub/model.py", ("sub/model.py, a folder too deep", "zip from inside")),
         ("network.py", ("network.py", "add a model.py")),
+        ("a/./model.py", ("a/model.py, a folder too deep", "zip from inside")),
         ("../model.py", ("'../model.py', which leaves it", "zip from inside")),
     ],
 )
@@ -272,6 +275,19 @@ def test_a_model_that_expects_0_to_255_is_seen_in_the_accuracy(colours: Path):
     assert found["range"].status == "fail"
     assert "50.0% in 0 to 1, 100.0% in 0 to 255" in found["range"].found
     assert found["channels"].status == "note" and "no clear difference" in found["channels"].found
+
+
+def test_markup_in_a_message_or_a_name_is_text():
+    written = io.StringIO()
+    cells = {"expected": "[b]", "found": r"bad \[/INST]", "mend": "\\"}
+    drawn = table("a[/red].zip", [Verdict(check="loading", status="fail", **cells)])
+    Console(width=200, file=written).print(drawn)
+    assert all(text in written.getvalue() for text in ("a[/red].zip", "[b]", r"bad \[/INST]"))
+
+
+def test_git_and_its_like_are_needless():
+    files = ["model.py", ".git/config", "a/.git", "weights.git", "__MACOSX/x", "a.LOG"]
+    assert needless(files) == [".git/config", "a/.git", "__MACOSX/x", "a.LOG"]
 
 
 def test_the_command_prints_the_table_and_its_status_tells(tmp_path: Path):
