@@ -5,7 +5,6 @@ that still can be made are made.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 import tempfile
@@ -77,12 +76,6 @@ class Runner:
         if not isinstance(parts[0], torch.Tensor):
             raise ContractError(f"{type(parts[0]).__name__} as output, no tensor")
         return torch.cat(parts).numpy(force=True)
-
-
-def environment() -> dict[str, bool]:
-    """Which of the packages that it might miss the model can import."""
-    names = ("timm", "torchvision", "models", "submission")
-    return {name: importlib.util.find_spec(name) is not None for name in names}
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
@@ -157,7 +150,7 @@ def count_by_ptflops(model: nn.Module) -> float:
 
 def examine() -> dict[str, Any]:
     """Every probe in turn."""
-    results: dict[str, Any] = {"environment": environment()}
+    results = dict[str, Any]()
     model = attempt(results, "load", load_model)
     if not isinstance(model, nn.Module):
         return results
