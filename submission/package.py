@@ -43,7 +43,7 @@ class Options:
     trn: Path | None = None
     """Run folder of a TRN to put before the classifier."""
     images: Path | None = None
-    """Folder of images for the proof; by default the run's own test images."""
+    """Folder of images for the proof; by default training images of the run."""
     limit: int = 64
     """How many of them."""
     max_parameters: float = 30e6
