@@ -10,16 +10,23 @@ import difflib
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn, TypeVar
 
 import jsonargparse
 from docstring_parser import parse_from_object
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
+from jsonargparse import (  # pyright: ignore[reportPrivateImportUsage]
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+)
 from jsonargparse.typing import register_type
 
 Options = TypeVar("Options")
@@ -143,11 +150,19 @@ def parse(
         arguments = [*configs, *others]  # every option overrides them, wherever it stands
     try:
         namespace = parser.parse_args(_spell_out_flags(arguments, flags))
+        _check_groups(options, namespace)
         values = dict(vars(parser.instantiate(namespace)))
     except ArgumentError as error:
         raise UsageError(_explain(str(error), known)) from error
     values.pop("config", None)
     return options(**values)
+
+
+def _check_groups(options: type, namespace: Namespace) -> None:
+    """Refuse a configuration's `data: 5` where `data` has keys of its own."""
+    for field in fields(options):
+        if is_dataclass(field.type) and not isinstance(group := namespace[field.name], Namespace):
+            raise ValueError(f"{field.name}: expected a group of keys, found {group!r}.")
 
 
 def _build_parser(options: type, description: str | None, takes_config: bool) -> ArgumentParser:
@@ -187,10 +202,21 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
                 raise ValueError(f"{path}: {_explain(str(error), known)}") from error
 
 
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # one is enough
+    sys.exit(128 + number)
+
+
 def run(
     work: Callable[[Options], None], options: type[Options], default_config: Path | None = None
 ) -> NoReturn:
-    """Parse the command line into `options`, do the work, end the process with its exit status."""
+    """Parse the command line into `options`, do the work, end the process with its exit status.
+
+    SIGTERM runs every `finally` first. Not under a launcher, which ends processes that may wait for
+    one another.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        signal.signal(signal.SIGTERM, _stop)
     try:
         script = inspect.getmodule(work)
         description = script.__doc__ if script else None

@@ -215,6 +215,12 @@ def test_bad_config_is_bad_input(tmp_path: Path, text: str | None, message: str)
     assert message in str(raised.value)
 
 
+def test_a_value_in_place_of_a_group_is_bad_input(recipe: Path) -> None:
+    recipe.write_text("out: x\nmodel: 5\n")
+    with pytest.raises(ValueError, match=r"model: expected a group of keys, found 5\."):
+        parse(Options, [], recipe)
+
+
 @pytest.mark.parametrize("words", [["--limt", "3"], ["--limit", "config"], ["--model.x", "config"]])
 def test_a_bad_option_beside_a_config_is_a_usage_error(recipe: Path, words: list[str]) -> None:
     with pytest.raises(UsageError):
@@ -228,6 +234,8 @@ SCRIPT = '''"""Does little.
     python script.py FILE
 """
 
+import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -245,6 +253,12 @@ class Options:
 
 
 def work(options: Options) -> None:
+    if options.fail == "term":
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("tidied")
     if options.fail:
         raise {"value": ValueError, "os": OSError, "stop": KeyboardInterrupt, "bug": KeyError}[
             options.fail
@@ -292,6 +306,11 @@ def test_status_2(script) -> None:
 def test_interrupted(script) -> None:
     result = script("x.csv", "--fail", "stop")
     assert (result.returncode, result.stderr) == (130, "error: interrupted.\n")
+
+
+def test_terminated(script) -> None:
+    result = script("x.csv", "--fail", "term")
+    assert (result.returncode, result.stdout, result.stderr) == (143, "tidied\n", "")
 
 
 def test_our_own_mistakes_keep_their_traceback(script) -> None:
