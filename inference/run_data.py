@@ -25,11 +25,15 @@ def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
         )
     try:
         recipe = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
         raise ValueError(f"{path}: expected a recipe in YAML, found {line}.") from error
-    if not isinstance(recipe, dict) or not {"name", "root"} <= set(recipe.get("data") or ()):
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    if not isinstance(data, dict) or not {"name", "root"} <= data.keys():
         raise ValueError(f"{path}: expected a recipe with data.name and data.root, found none.")
+    for key in ("optimizer", "objective"):
+        if not isinstance(group := recipe.get(key, {}), dict):
+            raise ValueError(f"{path}: expected keys in {key}, found {group!r}.")
     return recipe
 
 

@@ -87,7 +87,7 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
     found = dict[str, str]()
     for key in TRAINING:
         group, _, name = key.rpartition(".")
-        values = recipe.get(group) or {} if group else recipe
+        values = recipe.get(group, {}) if group else recipe
         attacks = values.get("name") != "standard" or name == "name"
         if name in values and (group != "objective" or attacks):
             norm = "linf" if name == "epsilon" else ""

@@ -83,9 +83,12 @@ def load_report(folder: Path, model: RobustClassifier, checkpoint: Path) -> Repo
 def read_provenance(path: Path) -> dict[str, Any]:
     """What provenance.json holds, or a ValueError that names it."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+        found = json.loads(path.read_text())
+    except ValueError as error:
         raise ValueError(f"{path}: expected a JSON object, found {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(found).__name__}.")
+    return found
 
 
 def assemble(options: Options, folder: Path) -> None:

@@ -236,6 +236,29 @@ def test_an_unfinished_report_and_a_damaged_checkpoint_are_refused(copy: Path, t
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("recipe.yaml", "data: 5", "expected a recipe with data.name and data.root"),
+        ("recipe.yaml", "data: [name, root]", "expected a recipe with data.name and data.root"),
+        ("recipe.yaml", "\xff", "expected a recipe in YAML"),
+        (
+            "recipe.yaml",
+            "{data: {name: digits, root: null}, objective: standard}",
+            "expected keys in objective, found 'standard'",
+        ),
+        ("provenance.json", "[]", "expected a JSON object, found a list"),
+        ("provenance.json", '[["a", 1]]', "expected a JSON object, found a list"),
+    ],
+)
+def test_damaged_notes_of_a_run_are_named(
+    copy: Path, tmp_path: Path, name: str, content: str, message: str
+):
+    (copy / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        push_to_hub(Options(checkpoint=copy, out=tmp_path / "out"))
+
+
 def test_an_existing_folder_is_refused_and_kept(small_run: Path, tmp_path: Path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(ValueError, match="expected nothing there yet, found a folder"):
