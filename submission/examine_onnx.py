@@ -26,9 +26,18 @@ import onnx
 import onnx.inliner
 import onnxruntime
 
-COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-UNCOUNTED = ("If", "Loop", "Scan", "LSTM", "GRU", "RNN", "Einsum", "Attention", "ConvInteger")
-FLOATS = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")}
+COUNTED = {  # products, also onnxruntime's own: which of its inputs is the second factor
+    **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "FusedConv"), 1),
+    **dict.fromkeys(("Gemm", "FusedGemm", "MatMul", "MatMulInteger", "FusedMatMul"), 1),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"), 1),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), 3),
+}
+UNCOUNTED = ("If", "Loop", "Scan", "LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv")
+OWN = ("", "ai.onnx")  # ONNX's domain
+INDICES = {  # or shapes: parameters only where a product takes them, or numbers are made of them
+    getattr(onnx.TensorProto, name)
+    for name in ("BOOL", "INT32", "INT64", "UINT32", "UINT64", "STRING")
+}
 
 
 def session(model: onnx.ModelProto, plain: bool = False) -> onnxruntime.InferenceSession:
@@ -85,24 +94,32 @@ def runner(model: onnx.ModelProto, fixed: int | None) -> Callable[[np.ndarray], 
 
 
 def sizes(model: onnx.ModelProto) -> dict[str, int]:
-    """How many floating-point numbers the graph holds."""
-    tensors = [*model.graph.initializer]
+    """How many numbers the graph holds, without indices and shapes."""
+    tensors = {each.name: each for each in model.graph.initializer}
+    taken = set[str]()
     for node in model.graph.node:
         if node.op_type == "Constant":
-            tensors += [each.t for each in node.attribute if each.name == "value"]
-    return {"total": sum(math.prod(each.dims) for each in tensors if each.data_type in FLOATS)}
+            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+        elif node.op_type in (*COUNTED, "Cast", "DequantizeLinear"):
+            taken |= {node.input[0], node.input[COUNTED.get(node.op_type, 0)]}
+    counted = [t for name, t in tensors.items() if name in taken or t.data_type not in INDICES]
+    return {"total": sum(math.prod(each.dims) for each in counted)}
+
+
+def factors(node: onnx.NodeProto) -> tuple[str, str, str]:
+    """The names of a product's factors and of what they make."""
+    return node.input[0], node.input[COUNTED[node.op_type]], node.output[0]
 
 
 def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     """Of one node: output elements times the products that make each."""
-    first, second = (shapes[name] for name in node.input[:2])
-    out = math.prod(shapes[node.output[0]])
-    if node.op_type == "Conv":
-        return out * math.prod(second[1:])
+    first, second, made = (shapes[name] for name in factors(node))
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
-    turned = any(each.name == "transA" and each.i for each in node.attribute)
-    return out * first[0 if turned else -1]
+    if "Conv" in node.op_type:
+        return math.prod(made) * math.prod(second[1:])
+    turned = len(first) > 1 and any(each.name == "transA" and each.i for each in node.attribute)
+    return math.prod(made) * first[-2 if turned else -1]
 
 
 def operations(model: onnx.ModelProto, images: np.ndarray) -> dict[str, Any]:
@@ -110,7 +127,7 @@ def operations(model: onnx.ModelProto, images: np.ndarray) -> dict[str, Any]:
     model = onnx.inliner.inline_local_functions(model)
     nodes = [node for node in model.graph.node if node.op_type in COUNTED]
     shapes = {each.name: tuple(each.dims) for each in model.graph.initializer}
-    wanted = {name for node in nodes for name in (*node.input[:2], node.output[0])} - {*shapes}
+    wanted = {name for node in nodes for name in factors(node)} - {*shapes}
     given = {each.name for each in (*model.graph.input, *model.graph.output)}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - given))
     ready = session(model, plain=True)
@@ -119,9 +136,12 @@ def operations(model: onnx.ModelProto, images: np.ndarray) -> dict[str, Any]:
     names = [each.name for each in ready.get_outputs()]
     shapes |= {key: np.asarray(value).shape for key, value in zip(names, found, strict=True)}
     shapes[name] = images.shape
-    kinds = {node.op_type for node in model.graph.node}
+    others = [node for node in model.graph.node if node.op_type not in COUNTED]
+    unseen = {
+        each.op_type for each in others if each.domain not in OWN or each.op_type in UNCOUNTED
+    }
     total = sum(multiply_adds(node, shapes) for node in nodes) / len(images)
-    return {"graph": total, "uncounted": sorted(kinds & {*UNCOUNTED})}
+    return {"graph": total, "uncounted": sorted(unseen)}
 
 
 def examine() -> dict[str, Any]:

@@ -5,6 +5,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -194,6 +197,45 @@ def test_every_given_image_must_have_finite_outputs(tmp_path: Path):
     code = changed(FORWARD, f"return self.linear(features).masked_fill(({odd})[:, None], 1e999)")
     found = verdicts(make(tmp_path / "nan.zip", code), images=flat_images(100, 200, 100))
     assert found["values"].status == "fail" and "for images" in found["values"].found
+
+
+def onnx_file(path: Path, body: str, weights: np.ndarray) -> Path:
+    """Images N x 3 x 16 x 16 by `weights` w, 768 x 5, in ONNX's own text."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1]>'
+        "main (float[N, 3, 16, 16] images) => (float[N, 5] logits)"
+        "<float s = {0.1}, uint8 z = {3}, int8 y = {0}> { f = Flatten (images)\n" + body + "}"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("logits = MatMul (f, w)", np.float32),
+        ("d = DequantizeLinear (w, s, y) logits = MatMul (f, d)", np.int8),
+        ("d = Cast <to = 1> (w) logits = MatMul (f, d)", np.int64),
+        (
+            "q = QuantizeLinear (f, s, z) m = MatMulInteger (q, w, z)logits = Cast <to = 1> (m)",
+            np.int8,
+        ),
+        (
+            "q = QuantizeLinear (f, s, z) m = QLinearMatMul (q, s, z, w, s, y, s, z)"
+            "logits = DequantizeLinear (m, s, z)",
+            np.int8,
+        ),
+        ("logits = com.microsoft.FusedMatMul (f, w)", np.float32),
+        ("m = MatMul (f, w) logits = com.microsoft.Gelu (m)", np.float32),
+    ],
+)
+def test_products_of_onnx_count_whatever_their_kind(tmp_path: Path, body: str, kind: type):
+    weights = np.random.default_rng(0).integers(-5, 5, (768, 5)).astype(kind)
+    found = verdicts(onnx_file(tmp_path / "a.onnx", body, weights))
+    assert found["parameters"].found == str(768 * 5 + 3)  # with s, z and y
+    expected = f"{768 * 5 / 1e9:.3g} G in the graph"
+    assert found["operations"].found == expected + "; not counted: Gelu" * ("Gelu" in body)
 
 
 def test_a_model_that_never_ends_is_stopped(tmp_path: Path):
