@@ -70,9 +70,9 @@ def check_batch(images: Tensor, labels: Tensor) -> None:
         )
 
 
-def check_differentiable(logits: Tensor) -> None:
-    """Raise ValueError unless autograd can follow the logits back."""
-    if not logits.requires_grad:
+def check_differentiable(followed: bool) -> None:
+    """Raise ValueError unless autograd can follow the logits back to the images."""
+    if not followed:
         raise ValueError(
             "Expected a model that autograd can differentiate. Received: logits without a "
             "gradient; attack it with square or by transfer."

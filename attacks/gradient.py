@@ -49,8 +49,9 @@ def input_gradient(
     """
     images = images.detach().requires_grad_()
     logits = model(images).float()
-    check_differentiable(logits)
-    (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), images)
+    check_differentiable(logits.requires_grad)
+    (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), images, allow_unused=True)
+    check_differentiable(gradient is not None)
     return gradient, logits.detach()
 
 

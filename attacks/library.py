@@ -37,12 +37,15 @@ class _InputGradient(torch.autograd.Function):
         with torch.enable_grad():
             ctx.images = images.detach().requires_grad_()
             ctx.logits = model(ctx.images).float()
-        check_differentiable(ctx.logits)
+        check_differentiable(ctx.logits.requires_grad)
         return ctx.logits.detach()
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = torch.autograd.grad(ctx.logits, ctx.images, outputs, retain_graph=ctx.again)
+        (gradient,) = torch.autograd.grad(
+            ctx.logits, ctx.images, outputs, retain_graph=ctx.again, allow_unused=True
+        )
+        check_differentiable(gradient is not None)
         return gradient.nan_to_num(), None, None
 
 
@@ -160,6 +163,7 @@ class CarliniWagner:
                 stepsize=self.step_size,
                 confidence=self.confidence,
                 initial_const=self.initial_const,
+                abort_early=False,  # it looks at the losses of the batch as one
             )
             seen = PyTorchModel(hidden, bounds=(0, 1), device=images.device)
             least = attack.run(seen, images, criterion(labels)).detach()
@@ -216,7 +220,7 @@ class AutoAttack:
         check_batch(images, labels)
         seed = _batch_seed(self.seed, generator, seeds)
         with differentiable(), _global_state_kept():
-            images, labels = ordinary(images), ordinary(labels)
+            images, labels = ordinary(images).contiguous(), ordinary(labels)
             if self.epsilon == 0 or len(images) == 0:
                 return images.clone()
             # FAB untargeted differentiates every logit of one forward pass.

@@ -55,9 +55,9 @@ def threat_model(findings: Findings) -> str:
         f"{words} norm of pixel values from 0 to 1, and wins with any wrong class (untargeted). "
         f"The adaptive attacker knows everything: data, weights and every defence{unknown}. The "
         "oblivious attacker differentiates the model as it stands and knows of no defence; the "
-        "transfer attacker uses the model without its defences. All are scored on the whole model "
-        "as it is deployed. Images that it gets wrong without an attack count as not robust and "
-        "are not attacked."
+        "transfer attacker differentiates a twin without defences: the model's own weights, or the "
+        "model that was named as its twin. All are scored on the whole model as it is deployed. "
+        "Images that it gets wrong without an attack count as not robust and are not attacked."
     )
 
 

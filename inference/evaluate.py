@@ -28,8 +28,8 @@ from data.loader import micro_batch_size
 from inference.assemble import build_report, gallery_pictures, per_image_table
 from inference.evaluation_data import DataOptions, EvaluationData, open_evaluation_data
 from inference.findings import Findings
-from inference.jobs import plan_jobs
-from inference.journal import Journal, code_digest, digest, model_digest
+from inference.jobs import plan_jobs, radius
+from inference.journal import Journal, code_digest, digest, model_digest, source_digest
 from inference.measure import Measure
 from inference.memory import FittingBatches
 from inference.robustness import Evaluation
@@ -86,15 +86,24 @@ class Options:
     """Processes that read images; changes no result."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "steps", "draws", "eot", "curve_images", "image_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"--{name}: expected at least 1, found {value}.")
+        counts = ("limit", "steps", "draws", "eot", "curve_images", "image_size", "batch_size")
+        for name in (*counts, "num_workers", "seed"):
+            least = 1 if name in counts else 0
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"--{name}: expected at least {least}, found {value}.")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out: expected a folder, found the file {self.out}.")
         if not self.attacks or not self.epsilon:
             raise ValueError("expected at least one of --attacks and of --epsilon, found none.")
         if min(self.epsilon) <= 0 or (self.norm == "linf" and max(self.epsilon) > 1):
             raise ValueError(
                 "--epsilon: expected radii above 0, for linf at most 1, as pixels are 0 to 1 "
                 f"(8/255), found {', '.join(f'{each:g}' for each in self.epsilon)}."
+            )
+        if len(set(map(radius, self.epsilon))) < len(set(self.epsilon)):
+            raise ValueError(
+                "--epsilon: expected radii that differ in the six digits that name them, found "
+                f"{', '.join(map(str, self.epsilon))}."
             )
 
 
@@ -111,10 +120,11 @@ def journal_settings(options: Options, data: EvaluationData, measure: Measure) -
     """All that decides the result of a job on a chunk, under the names that a user knows."""
     target, some = measure.target, torch.zeros(2, 3, *[measure.target.image_size] * 2)
     of_data = [data.indices.tobytes(), data.labels.tobytes(), "\n".join(data.source.ids).encode()]
+    model = options.model or ""  # a function's code, and what it keeps, is no tensor
     return {
         "version": code_digest(*CODE),
         "packages": provenance()["packages"],
-        "model": model_digest(target.model, some),
+        "model": [model, source_digest(model.partition(":")[0]), model_digest(target.model, some)],
         "twin": model_digest(target.twin, some),
         "data": digest(of_data),
         "curve_images": data.curve_images,

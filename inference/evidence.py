@@ -38,7 +38,8 @@ def _comparisons(findings: Findings) -> Iterable[Check]:
     survival, worst = findings.survival, findings.worst
     model = [job for job in findings.headline("model") if job.attack not in BLACK_BOX]
     revealed = [job for job in findings.headline(*ADAPTIVE) if job.attack not in BLACK_BOX]
-    yield checks.check_gap(survival(worst(model)), survival(worst(revealed)))
+    if model:
+        yield checks.check_gap(survival(worst(model)), survival(worst(revealed)))
     white = [job for job in model if job.attack not in SINGLE_STEP]
     if white:
         gradients = np.logical_and.reduce([_without_square(findings, job) for job in white])

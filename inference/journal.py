@@ -9,9 +9,11 @@ A file appears under its name only when it is whole. The folder is removed once 
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -56,20 +58,23 @@ class Journal:
 
     def _differing(self, path: Path) -> list[str]:
         try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
+            found = dict[str, Any](json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
             return ["version"]
         wanted = json.loads(json.dumps(self.settings))
         return [key for key in found | wanted if found.get(key) != wanted.get(key)]
 
     def load(self, job: str, chunk: int, digest: str) -> Arrays | None:
-        """The arrays of a job for a chunk, unless they are missing or of other pixels."""
+        """The arrays of a job for a chunk, unless they are missing, damaged or of other pixels."""
         path = self._path(job, chunk)
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        return found if str(found.pop("digest")) == digest else None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError, BadZipFile):
+            return None
+        return found if str(found.pop("digest", None)) == digest else None
 
     def save(self, job: str, chunk: int, digest: str, arrays: Arrays) -> None:
         path = self._path(job, chunk)
@@ -109,6 +114,12 @@ def module_digest(module: nn.Module) -> str:
     tensors = [module.state_dict()[name] for name in sorted(module.state_dict())]
     raw = (each.detach().cpu().contiguous().view(-1).view(torch.uint8) for each in tensors)
     return digest([repr(module).encode(), *(each.numpy().tobytes() for each in raw)])
+
+
+def source_digest(module: str) -> str:
+    """A name for the source code of an imported module; empty for another name."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return digest([Path(path).read_bytes()]) if path else ""
 
 
 def code_digest(*folders: Path) -> str:

@@ -7,7 +7,17 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from attacks import EOT, NORMS, Attack, Model, WorstCase, image_seeds, input_gradient
+from attacks import (
+    EOT,
+    NORMS,
+    PGD,
+    Attack,
+    AutoAttack,
+    Model,
+    WorstCase,
+    image_seeds,
+    input_gradient,
+)
 from attacks.contract import correct
 from attacks.losses import margin
 from data.loader import MicroBatch
@@ -19,6 +29,8 @@ from inference.targets import Target
 
 ATTACK_DRAW = 1_000_000
 """The first of the draws that attackers see; those that are scored come from 0 on."""
+SPARED_STEPS = 100
+"""Of PGD on what AutoAttack spares, as many as its APGD makes."""
 SMALL_STEP = 1 / 8
 """The step that is to raise the loss, in units of epsilon."""
 
@@ -158,15 +170,26 @@ class Measure:
         seen = self._seen(job.through)
         images, labels = chunk.images[rows], chunk.labels[rows]
         seeds = image_seeds(self.seed, chunk.indices[rows.numpy()])
-        if not judged:
-            nothing = torch.zeros(len(rows))
-            return attack(seen, images, labels, seeds=seeds), nothing.bool(), nothing
-        judge = self._averaged(self.target.model, self.eot) if self.target.random else None
-        outcome = WorstCase(attacks={"fooled": attack}).run(
-            seen, images, labels, seeds=seeds, judge=judge or self.target.model
-        )
-        fooled = torch.tensor([name == "fooled" for name in outcome.fooled_by])
-        return outcome.images, fooled, outcome.losses
+        random = self.target.random
+        judge = self._averaged(self.target.model, self.eot) if random else self.target.model
+        if judged:
+            outcome = WorstCase(attacks={"fooled": attack}).run(
+                seen, images, labels, seeds=seeds, judge=judge
+            )
+            found, losses = outcome.images, outcome.losses
+            fooled = torch.tensor([name == "fooled" for name in outcome.fooled_by])
+        else:
+            found, losses = attack(seen, images, labels, seeds=seeds), torch.zeros(len(rows))
+            fooled = losses.bool()
+        if random and isinstance(attack, AutoAttack):
+            # It spares what its view gets wrong; a draw that is scored may get it right.
+            spared = ~(_right(seen, images, labels) & _right(judge, images, labels))
+            images, labels, seeds = images[spared], labels[spared], seeds[spared.cpu()]
+            other = PGD(norm=job.norm, epsilon=job.epsilon, steps=SPARED_STEPS, loss="margin")
+            found[spared] = other(seen, images, labels, seeds=seeds)
+            if judged:
+                fooled[spared.cpu()] = ~_right(judge, found[spared], labels).cpu()
+        return found, fooled, losses
 
     def _seen(self, through: Through) -> Model:
         target = self.target
@@ -231,3 +254,9 @@ class Measure:
         """Seed the global generators, for models that draw from them."""
         state = np.random.SeedSequence([self.seed, chunk.number, purpose]).generate_state(1)
         set_seed(int(state[0]))
+
+
+def _right(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """(B,) bool."""
+    with torch.no_grad():
+        return correct(model(images).float(), labels)

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks import input_gradient
 from attacks.contract import Model
+from attacks.losses import margin
 from inference.journal import module_digest
 from models.arrangement import arrange
 from models.classifier import random_stages, reveal, set_draw, undefended
@@ -27,7 +29,8 @@ class Target:
     bypassed: Model | None = None
     """The same with the gradient passed straight through TRN too; None where there is no TRN."""
     twin: Model | None
-    """Without its defences; None where it has none to take away and no other twin was named."""
+    """Another model, or this one, without its defences; None where this one has none and no other
+    was named."""
     image_size: int
     num_classes: int
     random: bool
@@ -86,24 +89,28 @@ def build_target(
 
     Args:
         named: The model.
-        twin: An undefended model to transfer from; the model without its defences if None.
+        twin: A model to transfer from, without its defences; the model itself without them if None.
         images: Some of the evaluated ones, (B, 3, H, W).
         class_names: The data's.
         device: Where everything runs.
 
     Raises:
         ValueError: the model does not take the images, has not one logit a class, or has the
-            data's classes in another order.
+            data's classes in another order; or there is but one class.
     """
+    if len(class_names) < 2:
+        raise ValueError(f"expected data of two classes at least, found {class_names}.")
     _check_order(named, class_names)
     model = _ready(named.model, device)
     images = images.to(device)
     _check_logits(named.name, _try(named.name, model, images), class_names)
-    if twin is None and isinstance(model, nn.Module):
-        twin = undefended(model)
-    elif twin is not None:
+    if twin is not None:
         twin = _ready(twin, device)
         _check_logits("--twin", _try("--twin", twin, images), class_names)
+    else:
+        twin = model if isinstance(model, nn.Module) else None
+    if isinstance(twin, nn.Module):
+        twin = undefended(twin)
     softmax = _probabilities(_try(named.name, model, images))
     revealed, bypassed = model, None
     if isinstance(model, nn.Module):
@@ -176,10 +183,17 @@ def _is_random(model: Model, images: Tensor) -> bool:
         return True
     with torch.no_grad():
         first, second = model(images).float(), model(images).float()
-    scale = max(1.0, first.abs().nan_to_num().max().item())
+    scale = max(1.0, first.nan_to_num(0, 0, 0).abs().max().item())
     return not torch.allclose(first, second, rtol=0, atol=1e-4 * scale, equal_nan=True)
 
 
 def _differentiable(model: Model, images: Tensor) -> bool:
-    with torch.enable_grad():
-        return bool(model(images.clone().requires_grad_()).requires_grad)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    try:
+        with torch.enable_grad():
+            input_gradient(model, images, labels, margin)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError):  # autograd's own, of operations without a derivative
+        return False
+    return True

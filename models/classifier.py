@@ -279,7 +279,12 @@ def _load(kind: type[Loaded], path: str | Path, required: str) -> Loaded:
             f"{config}: expected arguments of {kind.__name__} ({', '.join(known)}), "
             f"found {unknown[0]}."
         )
-    model = kind(**arguments)
+    try:
+        model = kind(**arguments)
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{config}: expected arguments that make a {kind.__name__}, found {error}"
+        ) from error
     load_weights(model, Path(path) / SAFETENSORS_SINGLE_FILE)
     return model.eval()
 

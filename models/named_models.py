@@ -118,8 +118,10 @@ def _function(name: str, image_size: int) -> Named:
         sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--model {name}: expected a module to import, found: {error}.") from error
+    except Exception as error:  # the user's code: anything
+        raise ValueError(
+            f"--model {name}: expected a module to import, found {type(error).__name__}: {error}."
+        ) from error
     build = getattr(module, attribute, None)
     if not callable(build):
         nearest = difflib.get_close_matches(attribute, dir(module), n=1)
@@ -128,7 +130,13 @@ def _function(name: str, image_size: int) -> Named:
             f"--model {name}: expected a function {attribute!r} in {module_name}, "
             f"found {'none' if build is None else type(build).__name__}{hint}."
         )
-    model: Any = build()
+    try:
+        model: Any = build()
+    except Exception as error:
+        raise ValueError(
+            f"--model {name}: expected a function that makes the model, without arguments, found "
+            f"{type(error).__name__}: {error}."
+        ) from error
     if not callable(model):
         raise ValueError(
             f"--model {name}: expected a callable from images to logits, "

@@ -444,9 +444,15 @@ def test_refuses_a_model_without_gradients(digits):
     def through_numpy(images):
         return torch.from_numpy(images.detach().numpy().reshape(len(images), -1))
 
+    layer = nn.Linear(64, 10)
+
+    def through_weights_alone(images):
+        return layer(images.detach().mean(1).flatten(1))
+
     for name in ("pgd", "apgd-ce", "cw"):
-        with pytest.raises(ValueError, match="differentiate"):
-            build_attack(name, 0.1)(through_numpy, digits.images, digits.labels)
+        for model in (through_numpy, through_weights_alone):
+            with pytest.raises(ValueError, match="differentiate"):
+                build_attack(name, 0.1)(model, digits.images, digits.labels)
 
 
 def test_build_attack():

@@ -73,6 +73,14 @@ def test_carlini_wagner_finds_the_nearest_point_beyond_a_plane():
     assert (NORMS["l2"].size(near - images) <= 0.5 * (1 + 1e-6)).all()
 
 
+def test_carlini_wagner_takes_each_image_alone(digits):
+    attack = CarliniWagner(epsilon=8, steps=40, binary_search_steps=3)
+    together = attack(digits.model, digits.images[:6], digits.labels[:6])
+    for row in range(6):
+        alone = attack(digits.model, digits.images[row : row + 1], digits.labels[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-3, rtol=0)
+
+
 def test_carlini_wagner_reaches_its_target_and_gives_back_what_it_cannot_fool(digits):
     targets = (digits.labels + 1) % 10
     attack = CarliniWagner(epsilon=8, steps=60, targeted=True)
@@ -94,6 +102,7 @@ def test_autoattack_is_no_weaker_than_one_step_and_inside_the_ball(digits, accur
     epsilon = {"linf": 0.1, "l2": 0.6, "l1": 3.0}[norm]
     options = {"queries": 300} if attack == "square" else {}
     images, labels = digits.images[:30], digits.labels[:30]
+    images = images.contiguous(memory_format=torch.channels_last)
     found = build_attack(attack, epsilon, norm, **options)(digits.model, images, labels)
     assert found.min() >= 0 and found.max() <= 1
     assert (NORMS[norm].size(found.double() - images) <= epsilon * (1 + 1e-5)).all()

@@ -1,12 +1,15 @@
 """What the journal gives back, and what it refuses."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from inference.journal import Journal, code_digest, model_digest
+from inference.journal import Journal, code_digest, model_digest, source_digest
 
 SETTINGS = {"seed": 0, "model": "abc"}
 IMAGES = torch.zeros(2, 3, 4, 4)
@@ -49,6 +52,15 @@ def test_a_journal_without_its_settings_starts_over(tmp_path: Path):
     assert journal.load("pgd", 3, "pixels") is None
 
 
+def test_what_is_damaged_is_made_anew(tmp_path: Path):
+    journal = written(tmp_path / "j")
+    (part,) = (tmp_path / "j").glob("*/*.npz")
+    part.write_bytes(part.read_bytes()[:20])
+    assert journal.load("pgd", 3, "pixels") is None
+    (tmp_path / "j" / "settings.json").write_text("[3]")
+    assert "starting over" in journal.prepare()
+
+
 def test_is_removed_whole(tmp_path: Path):
     written(tmp_path / "j").remove()
     assert not (tmp_path / "j").exists()
@@ -69,6 +81,17 @@ def test_a_plain_function_is_known_by_its_outputs():
     one = model_digest(lambda images: images.flatten(1)[:, :3], IMAGES)
     assert one == model_digest(lambda images: images.flatten(1)[:, 3:6], IMAGES)
     assert one != model_digest(lambda images: images.flatten(1)[:, :3] + 1, IMAGES)
+
+
+def test_a_module_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = ModuleType("someones")
+    module.__file__ = str(tmp_path / "someones.py")
+    monkeypatch.setitem(sys.modules, "someones", module)
+    digests = set[str]()
+    for code in ("1", "2", "2"):
+        (tmp_path / "someones.py").write_text(code)
+        digests.add(source_digest("someones"))
+    assert len(digests) == 2 and source_digest("") == source_digest("hf-hub") == ""
 
 
 def test_code_is_known_by_its_bytes(tmp_path: Path):

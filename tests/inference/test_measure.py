@@ -89,6 +89,24 @@ def test_a_part_of_several_says_whom_it_fooled():
     assert not measure.attacked(PGD, given, right, SHOWN)["fooled"].any()
 
 
+@pytest.mark.parametrize("attack", ["autoattack", "apgd-ce"])
+def test_nothing_is_spared_that_a_random_model_gets_right_in_a_scored_draw(attack: str):
+    inner = network()
+    given = chunk(inner)
+
+    class Unsure(RandomResizePad):
+        """Right in the draws that are scored, wrong in those that attackers see."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return inner(images).roll(int(self.draw >= 1000), dims=1)
+
+    measure = measure_of(nn.Sequential(Unsure(8, 7)), given.images)
+    job = Job(attack=attack, through="revealed", norm="linf", epsilon=0.1)
+    found = measure.attacked(job, given, RIGHT, SHOWN)
+    assert (found["distance"] > 0.05).all()
+    assert found["fooled"].all() == (attack == "autoattack")
+
+
 @pytest.mark.parametrize("before", [(), (GCM(),), (RandomResizePad(8, 5), nn.Dropout(0.3))])
 def test_the_same_again_whatever_came_before(before: tuple[nn.Module, ...]):
     model = network(*before).eval()

@@ -28,12 +28,15 @@ def sizeless():
     return lambda images: images
 def number():
     return 3
+def needy(size):
+    return good()
 """
 
 
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "someones_models.py").write_text(MODULE)
+    (tmp_path / "broken_models.py").write_text("def model(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "someones_models", raising=False)
@@ -63,7 +66,10 @@ def test_a_function_is_called_for_its_model():
         ("someones_models:god", "expected a function 'god' .* nearest: good"),
         ("someones_models:NUMBER", "expected a function 'NUMBER' .* found int"),
         ("someones_models:number", "expected a callable from images to logits, found int"),
+        ("someones_models:needy", "found TypeError: needy.. missing 1 required"),
         ("someone_elses:model", "No module named 'someone_elses'"),
+        ("broken_models:model", "found SyntaxError"),
+        ("..broken_models:model", "found TypeError"),
         ("resnet19", "nearest timm model: resnet1"),
     ],
 )
@@ -120,6 +126,8 @@ def test_a_trn_is_revealed_bypassed_and_taken_away_for_the_twin():
 def test_another_twin_is_taken_where_one_is_named():
     twin = linear(nn.AvgPool2d(1))
     assert build(linear(GCM()), twin=twin).twin is twin
+    concealed = build(linear(), twin=linear(GCM())).twin
+    assert isinstance(concealed, nn.Sequential) and isinstance(concealed[0], nn.Identity)
     with pytest.raises(ValueError, match=r"--twin: expected one logit .* 2 classes, found 3"):
         build(lambda images: images.flatten(1)[:, :2], NAMES[:2], twin)
 
@@ -139,6 +147,8 @@ def test_noise_that_is_not_ours_is_noticed():
     model = linear()
     target = build(lambda images: model(images + 0.1 * torch.rand_like(images)))
     assert target.random and target.describe()["digest"] is None
+    masked = torch.tensor([0, 0, -torch.inf])
+    assert build(lambda images: model(images + 0.1 * torch.rand_like(images)) + masked).random
 
 
 def test_probabilities_are_noticed_and_revealed_as_their_logarithms():
@@ -152,6 +162,7 @@ def test_probabilities_are_noticed_and_revealed_as_their_logarithms():
 
 def test_a_model_without_gradients_is_noticed():
     assert not build(lambda images: linear()(images.detach()).detach()).differentiable
+    assert not build(lambda images: linear()(images.detach())).differentiable
 
 
 def test_evaluation_freezes_the_model():
@@ -173,6 +184,7 @@ def two(images: Tensor) -> tuple[Tensor, Tensor]:
         (nn.Identity(), NAMES, r"found \(4, 3, 8, 8\)"),
         (two, NAMES, "found tuple"),
         (lambda: None, NAMES, "found: .*positional argument"),
+        (lambda images: images.flatten(1)[:, :1], ["a"], r"two classes at least, found \['a'\]"),
     ],
 )
 def test_a_model_that_does_not_fit_the_data(model: object, class_names: list[str], message: str):

@@ -139,6 +139,9 @@ def damage(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **confi
         ({}, {"backbone": "convnxt_tiny"}, "nearest known: convnext_tiny"),
         ({}, {"backbone_args": {"patchsize": 4}}, "patchsize"),
         ({}, {"class_names": []}, "at least one class"),
+        ({}, {"class_names": 10}, "config.json: expected arguments that make a RobustClassifier"),
+        ({}, {"randomize": {"minsize": 27}}, "config.json: expected arguments .* 'minsize'"),
+        ({}, {"backbone_args": {"depths": [1]}}, "config.json: expected arguments"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
