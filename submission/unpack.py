@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 CHUNK = 1 << 20
-DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, UnicodeDecodeError),
-    *(NotImplementedError, EOFError, OSError),
-)
+CODED = (zlib.error, lzma.LZMAError, UnicodeDecodeError)
+DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, *CODED)
 ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
 
 
