@@ -197,7 +197,7 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
         try:
             parser.parse_args([config])
         except ArgumentError as error:
-            if "is required" not in str(error):  # the command line may have it
+            if "required" not in str(error):  # the command line may have it
                 path = config.removeprefix("--config=")
                 raise ValueError(f"{path}: {_explain(str(error), known)}") from error
 

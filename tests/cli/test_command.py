@@ -215,6 +215,21 @@ def test_bad_config_is_bad_input(tmp_path: Path, text: str | None, message: str)
     assert message in str(raised.value)
 
 
+def test_a_config_may_leave_what_is_required_to_the_command_line(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Named:
+        file: Path = field(metadata={"positional": True})
+        """A file."""
+        out: Path
+        """Another."""
+        limit: int = 1
+        """How many."""
+
+    path = tmp_path / "some.yaml"
+    path.write_text("limit: 3\n")
+    assert parse(Named, ["a.zip", "--out", "b"], path).limit == 3
+
+
 def test_a_value_in_place_of_a_group_is_bad_input(recipe: Path) -> None:
     recipe.write_text("out: x\nmodel: 5\n")
     with pytest.raises(ValueError, match=r"model: expected a group of keys, found 5\."):
