@@ -170,8 +170,9 @@ class Measure:
         seen = self._seen(job.through)
         images, labels = chunk.images[rows], chunk.labels[rows]
         seeds = image_seeds(self.seed, chunk.indices[rows.numpy()])
-        random = self.target.random
-        judge = self._averaged(self.target.model, self.eot) if random else self.target.model
+        judge = self.target.model
+        if self.target.random:
+            judge = self._averaged(judge, self.eot)
         if judged:
             outcome = WorstCase(attacks={"fooled": attack}).run(
                 seen, images, labels, seeds=seeds, judge=judge
@@ -181,14 +182,14 @@ class Measure:
         else:
             found, losses = attack(seen, images, labels, seeds=seeds), torch.zeros(len(rows))
             fooled = losses.bool()
-        if random and isinstance(attack, AutoAttack):
+        if self.target.random and isinstance(attack, AutoAttack):
             # It spares what its view gets wrong; a draw that is scored may get it right.
-            spared = ~(_right(seen, images, labels) & _right(judge, images, labels))
-            images, labels, seeds = images[spared], labels[spared], seeds[spared.cpu()]
-            other = PGD(norm=job.norm, epsilon=job.epsilon, steps=SPARED_STEPS, loss="margin")
-            found[spared] = other(seen, images, labels, seeds=seeds)
-            if judged:
-                fooled[spared.cpu()] = ~_right(judge, found[spared], labels).cpu()
+            spared = ~(_right(seen, images, labels) & _right(judge, images, labels)).cpu()
+            if spared.any():
+                images, labels, seeds = images[spared], labels[spared], seeds[spared]
+                other = PGD(norm=job.norm, epsilon=job.epsilon, steps=SPARED_STEPS, loss="margin")
+                found[spared] = other(seen, images, labels, seeds=seeds)
+                fooled[spared] = judged & ~_right(judge, found[spared], labels).cpu()
         return found, fooled, losses
 
     def _seen(self, through: Through) -> Model:
