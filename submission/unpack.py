@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 CHUNK = 1 << 20
 CODED = (zlib.error, lzma.LZMAError, UnicodeDecodeError)
 DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, *CODED)
+"""What zipfile raises for a damaged archive, or one of a compression that it does not have."""
 ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
 
 

@@ -134,6 +134,11 @@ def test_without_gcm_there_is_no_sign_of_masking(small_run: Path, finished: Path
     assert report["adaptive"]["value"] == masked["adaptive"]["value"]
 
 
+def test_without_a_gradient_attack_nothing_is_said_of_a_gap(small_run: Path, report_of: Run):
+    report = report_of(small_run, attacks=Names("noise"), curves=False, limit=20)
+    assert "oblivious and adaptive agree" not in {each["name"] for each in report["checks"]}
+
+
 def test_a_random_model_is_judged_on_several_draws(small_run: Path, report_of: Run):
     randomize = {"min_size": 24, "seed": 0}
     changes = {"limit": 40, "draws": 3, "eot": 2, "curves": False}
