@@ -7,19 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def _behind_link(path: Path) -> Path:
+    """Where a symbolic link leads; any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
+
+
 def check_writable(path: Path) -> Path:
     """Fail before hours of work when `path` cannot be written at their end.
 
     Raises:
         ValueError: the folder of `path` does not exist, is not a folder or is not writable, or
-            `path` is itself a folder.
+            something other than a file stands at `path`.
     """
-    folder = path.parent
+    folder = _behind_link(path).parent
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
         raise ValueError(f"{path}: expected the existing folder {folder}, found {found}.")
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file name, found a folder.")
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"{path}: expected a file name, found {found}.")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{path}: expected a writable folder, found {folder} read-only.")
     return path
@@ -29,15 +35,16 @@ def check_writable(path: Path) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends without an error.
 
-    On any error the temporary file is removed and `path` keeps its former content.
+    On any error the temporary file is removed and `path` keeps its former content. A symbolic link
+    stays one: the file that it leads to is replaced.
     """
-    check_writable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = _behind_link(check_writable(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         raise ValueError(f"{path}: not written: {error.strerror or error}.") from error
     finally:

@@ -86,7 +86,7 @@ def _by_name(name: str, image_size: int) -> Named:
         return _hub(name, image_size)
     nearest = difflib.get_close_matches(name, timm.list_models(), n=1)
     raise ValueError(
-        f"--model {name}: expected package.module:function, a timm model or a hub id, found "
+        f"{name}: expected package.module:function, a timm model or a hub id, found "
         f"none of them{f'; nearest timm model: {nearest[0]}' if nearest else ''}."
     )
 
@@ -120,27 +120,26 @@ def _function(name: str, image_size: int) -> Named:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's code: anything
         raise ValueError(
-            f"--model {name}: expected a module to import, found {type(error).__name__}: {error}."
+            f"{name}: expected a module to import, found {type(error).__name__}: {error}."
         ) from error
     build = getattr(module, attribute, None)
     if not callable(build):
         nearest = difflib.get_close_matches(attribute, dir(module), n=1)
         hint = f"; nearest: {nearest[0]}" if nearest else ""
         raise ValueError(
-            f"--model {name}: expected a function {attribute!r} in {module_name}, "
+            f"{name}: expected a function {attribute!r} in {module_name}, "
             f"found {'none' if build is None else type(build).__name__}{hint}."
         )
     try:
         model: Any = build()
     except Exception as error:
         raise ValueError(
-            f"--model {name}: expected a function that makes the model, without arguments, found "
+            f"{name}: expected a function that makes the model, without arguments, found "
             f"{type(error).__name__}: {error}."
         ) from error
     if not callable(model):
         raise ValueError(
-            f"--model {name}: expected a callable from images to logits, "
-            f"found {type(model).__name__}."
+            f"{name}: expected a callable from images to logits, found {type(model).__name__}."
         )
     if isinstance(model, RobustClassifier):
         return _classifier(name, model)

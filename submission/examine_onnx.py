@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ sys.path.remove(str(Path(__file__).parents[1]))
 
 import numpy as np
 import onnx
+import onnx.helper
 import onnx.inliner
 import onnxruntime
 
@@ -51,11 +52,36 @@ def session(model: onnx.ModelProto, plain: bool = False) -> onnxruntime.Inferenc
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all that its nodes hold: branches, bodies of loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from graphs(inner)
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The numbers that a model holds, by name; of sparse tensors those that are written down."""
+    found = dict[str, onnx.TensorProto]()
+    for graph in graphs(model.graph):
+        found |= {each.name: each for each in graph.initializer}
+        found |= {each.values.name: each.values for each in graph.sparse_initializer}
+        for node in (node for node in graph.node if node.op_type == "Constant"):
+            for value in node.attribute:
+                kinds = {"value": value.t, "sparse_value": value.sparse_tensor.values}
+                floats = [value.f] if value.name == "value_float" else value.floats
+                listed = onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [len(floats)], floats)
+                found[node.output[0]] = kinds.get(value.name, listed)
+    return found
+
+
 def load_model() -> onnx.ModelProto:
-    """Read the file alone, never what it points to."""
+    """Read the file alone, never what it points to; its functions are inlined."""
     model = onnx.load(REQUEST["onnx"], load_external_data=False)
+    model = onnx.inliner.inline_local_functions(model)
     outside = onnx.TensorProto.EXTERNAL
-    if names := [each.name for each in model.graph.initializer if each.data_location == outside]:
+    if names := [name for name, each in constants(model).items() if each.data_location == outside]:
         raise ValueError(f"{len(names)} tensors in other files, {names[0]} first")
     onnx.checker.check_model(model)
     return model
@@ -95,14 +121,12 @@ def runner(model: onnx.ModelProto, fixed: int | None) -> Callable[[np.ndarray], 
 
 def sizes(model: onnx.ModelProto) -> dict[str, int]:
     """How many numbers the graph holds, without indices and shapes."""
-    tensors = {each.name: each for each in model.graph.initializer}
     taken = set[str]()
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-        elif node.op_type in (*COUNTED, "Cast", "DequantizeLinear"):
+    for node in (node for graph in graphs(model.graph) for node in graph.node):
+        if node.op_type in (*COUNTED, "Cast", "DequantizeLinear"):
             taken |= {node.input[0], node.input[COUNTED.get(node.op_type, 0)]}
-    counted = [t for name, t in tensors.items() if name in taken or t.data_type not in INDICES]
+    tensors = constants(model).items()
+    counted = [each for name, each in tensors if name in taken or each.data_type not in INDICES]
     return {"total": sum(math.prod(each.dims) for each in counted)}
 
 
@@ -124,7 +148,6 @@ def multiply_adds(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> i
 
 def operations(model: onnx.ModelProto, images: np.ndarray) -> dict[str, Any]:
     """Multiply-adds for one image, from the shapes that really occur."""
-    model = onnx.inliner.inline_local_functions(model)
     nodes = [node for node in model.graph.node if node.op_type in COUNTED]
     shapes = {each.name: tuple(each.dims) for each in model.graph.initializer}
     wanted = {name for node in nodes for name in factors(node)} - {*shapes}

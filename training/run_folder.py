@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,6 +71,11 @@ def best_epoch(rows: Sequence[Mapping[str, float]]) -> int:
     """The epoch (from 1) of the highest validation accuracy, attacked where it is measured."""
     metric = next(name for name in CHOOSES_BEST if name in rows[0])
     return 1 + max(range(len(rows)), key=lambda place: rows[place][metric])
+
+
+def _position(state: Path) -> list[int]:
+    """The epoch and the step in the name of a state; they have more digits in long runs."""
+    return [int(number) for number in re.findall(r"\d+", state.name)]
 
 
 @contextmanager
@@ -197,7 +203,8 @@ class RunFolder:
 
     def last_state(self) -> Path | None:
         """The newest complete state."""
-        return max((self.path / "state").glob("epoch-*"), default=None)
+        states = (self.path / "state").glob("epoch-*")
+        return max(states, key=_position, default=None)
 
     def save_state(
         self, accelerator: Accelerator, ema: ModelEmaV3 | None, losses: Tensor | None = None

@@ -47,6 +47,28 @@ def test_a_block_that_writes_nothing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_stays_and_the_file_behind_it_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "out.txt", tmp_path / "elsewhere" / "real.txt"
+    link.symlink_to(target)
+    for content in ("new", "replaced"):
+        with atomic_write(link) as temporary:
+            temporary.write_text(content)
+        assert link.readlink() == target and target.read_text() == content
+    assert list(target.parent.iterdir()) == [target]
+    target.unlink()
+    target.parent.rmdir()
+    with pytest.raises(ValueError, match=r"expected the existing folder .*elsewhere"):
+        check_writable(link)
+
+
+def test_a_pipe_is_no_output(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "out.txt")
+    for path in (pipe, Path(os.devnull)):
+        with pytest.raises(ValueError, match="expected a file name, found a device or a pipe"):
+            check_writable(path)
+
+
 def test_check_writable(tmp_path: Path) -> None:
     assert check_writable(tmp_path / "out.txt") == tmp_path / "out.txt"
     assert list(tmp_path.iterdir()) == []

@@ -115,6 +115,14 @@ def test_what_cannot_be_resumed_is_named(run: Path, damage: Callable[[Path], obj
     assert "\n" not in str(raised.value)
 
 
+def test_the_last_state_is_of_the_latest_step(tmp_path: Path):
+    folder = RunFolder(RunRecipe(output=tmp_path), is_main=True)
+    assert folder.last_state() is None
+    for name in ("epoch-9999", "epoch-9999-step-000120", "epoch-9999-step-1000000", "epoch-10000"):
+        (tmp_path / "state" / name).mkdir(parents=True)
+        assert folder.last_state() == tmp_path / "state" / name
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise SafetensorError("No space left on device")
