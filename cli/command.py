@@ -31,6 +31,10 @@ from jsonargparse.typing import register_type
 
 Options = TypeVar("Options")
 
+_LOST = re.compile(
+    "Connection (closed|reset) by peer|Broken pipe|Timed out waiting|ncclRemoteError"
+)
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -202,6 +206,11 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
                 raise ValueError(f"{path}: {_explain(str(error), known)}") from error
 
 
+def _lost_another(error: RuntimeError) -> bool:
+    """Whether this is gloo's or NCCL's word for another process that is gone."""
+    return "LOCAL_RANK" in os.environ and bool(_LOST.search(str(error)))
+
+
 def _stop(number: int, _: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # one is enough
     sys.exit(128 + number)
@@ -227,6 +236,10 @@ def run(
         if os.environ.get("ROBUST_TRACEBACK"):
             raise
         status, message = 1, str(error)
+    except RuntimeError as error:
+        if os.environ.get("ROBUST_TRACEBACK") or not _lost_another(error):
+            raise
+        status, message = 1, "another process ended, which says why."
     except StoppedError as stop:
         sys.exit(stop.status)
     except KeyboardInterrupt:

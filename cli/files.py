@@ -1,10 +1,14 @@
 """Outputs that are there whole or not at all."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+_LOCK = ".lock"
 
 
 def _behind_link(path: Path) -> Path:
@@ -49,6 +53,33 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise ValueError(f"{path}: not written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Keep other processes from working in a folder, until the file is closed or this process ends.
+
+    Holds `.lock` in it, which stays. Where the file system knows no locks nothing is kept.
+
+    Raises:
+        ValueError: another process works there.
+    """
+    file = (folder / _LOCK).open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"{folder}: expected no other process at work there, found one.") from None
+    except OSError:
+        pass
+    return file
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove all that a folder holds, but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
 
 
 @contextmanager

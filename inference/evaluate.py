@@ -14,11 +14,12 @@ memory does not hold them.
 
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import InitProcessGroupKwargs
 
 from cli.command import Names, Ratios, run
 from cli.processes import make_repeatable, start_accelerator
@@ -152,7 +153,9 @@ def write(findings: Findings, options: Options) -> None:
 def evaluate(options: Options) -> None:
     """Attack, judge, report."""
     make_repeatable()
-    accelerator: Accelerator = start_accelerator(mixed_precision="no")
+    # A process waits for another's whole chunk, every attack on it: longer than torch's 10 minutes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
+    accelerator = start_accelerator(mixed_precision="no", kwargs_handlers=[patience])
     data = open_evaluation_data(
         options.data, options.checkpoint, options.limit, options.curve_images, options.seed
     )

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from attacks.contract import Model
-from cli.files import atomic_write
+from cli.files import atomic_write, clear_folder, lock_folder
 
 Arrays = dict[str, np.ndarray]
 
@@ -42,16 +42,20 @@ class Journal:
 
         Returns:
             A line for the user, empty for a fresh start.
+
+        Raises:
+            ValueError: another evaluation works there.
         """
         path, word = self.folder / "settings.json", ""
-        if self.folder.exists():
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.folder)
+        if path.exists():
             differing = self._differing(path)
             if not differing:
                 parts = sum(1 for _ in self.folder.glob("*/*.npz"))
                 return f"going on with the {parts} parts in {self.folder}"
-            shutil.rmtree(self.folder)
             word = f"starting over: {self.folder} is of another {', '.join(differing)}"
-        self.folder.mkdir(parents=True)
+        clear_folder(self.folder)
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.settings, indent=2) + "\n")
         return word

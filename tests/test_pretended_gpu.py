@@ -70,7 +70,7 @@ def test_a_trn_is_trained_and_measured_and_predicts_as_on_the_cpu(small_run: Pat
     done_on_gpu(
         *("training/train_trn.py", "--checkpoint", small_run, "--output", run),
         *("--data.limit", "160", "--epochs", "1", "--trackers", "", "--trn.width", "8"),
-        *("--trn.depth", "1", "--objective.cache", "true", "--objective.end_to_end", "true"),
+        *("--trn.depth", "1", "--objective.end_to_end", "true"),
     )
     done_on_gpu(
         *("inference/evaluate.py", "--checkpoint", run, "--out", tmp_path / "report"),

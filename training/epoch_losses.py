@@ -1,6 +1,7 @@
 """The losses of an epoch, kept on the device and looked at now and then, not at every step."""
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.run_folder import RunFolder
@@ -15,13 +16,14 @@ class EpochLosses:
     Args:
         folder: Holds the losses of the steps that were done before a resume.
         steps: Of the whole epoch.
-        device: Of the losses.
+        accelerator: Gathers what all processes found.
     """
 
-    def __init__(self, folder: RunFolder, steps: int, device: torch.device) -> None:
+    def __init__(self, folder: RunFolder, steps: int, accelerator: Accelerator) -> None:
         self.folder = folder
+        self.accelerator = accelerator
         self.start = self.done = len(folder.losses)
-        self.values = torch.zeros(steps, device=device)
+        self.values = torch.zeros(steps, device=accelerator.device)
         self.values[: self.done] = folder.losses
         self._rates = list[float]()
 
@@ -38,22 +40,29 @@ class EpochLosses:
             self.check(classifier)
 
     def check(self, classifier: nn.Module) -> None:
-        """Look at the losses and the weights.
+        """Look at the losses and the weights. All processes, which find the same.
 
         Raises:
-            FloatingPointError: one is NaN or infinite.
+            FloatingPointError: one is NaN or infinite, in any process.
         """
-        finite = self.values[: self.done].isfinite()
-        if not finite.all():
-            step = int((~finite).nonzero()[0])
-            self._fail(step, f"a finite loss, found {float(self.values[step])}")
+        losses = self._gather(self.values[: self.done]).T  # (steps, processes)
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong):
+            step, process = wrong[0].tolist()
+            self._fail(step, f"a finite loss, found {float(losses[step, process])}")
         weights = torch.stack([each.isfinite().all() for each in classifier.parameters()])
-        if not weights.all():
+        if not self._gather(weights).all():
             self._fail(self.done - 1, "finite weights after it, found NaN or infinity")
 
     def mean(self) -> Tensor:
         """Over all steps of the epoch."""
         return self.values.mean()
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """The values (n,) of all processes, (processes, n)."""
+        gathered = self.accelerator.gather(values[None])
+        assert isinstance(gathered, Tensor)
+        return gathered
 
     def _fail(self, step: int, what: str) -> None:
         place = f"epoch {len(self.folder.rows) + 1}, step {step + 1}"

@@ -49,7 +49,7 @@ class Interruption:
         answer, self._asked = self._asked, self._largest()
         return 0 if answer is None else int(answer)
 
-    def after_epoch(self) -> int:
+    def up_to_now(self) -> int:
         """The same, of signals up to now; waits for the device and all processes."""
         return int(self._largest())
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from attacks.randomness import image_seeds
 from cli.command import StoppedError
 from data.loader import Batch, EvaluationLoader
+from models.classifier import RobustClassifier
 from training.epoch_losses import EpochLosses
 from training.interruption import Interruption
 from training.memory import with_room
@@ -31,6 +32,10 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
         MemoryError: see `with_room`.
     """
     accelerator = training.accelerator
+    if folder.rows and not len(folder.losses):  # a crash may have come between state and best
+        evaluated = training.evaluated()
+        if accelerator.is_main_process:
+            keep_best(training, evaluated, folder)
     with Interruption(accelerator) as interruption:
         for epoch in range(len(folder.rows), training.recipe.epochs):
             row = {"epoch": epoch + 1, **train_epoch(training, folder, interruption)}
@@ -38,15 +43,20 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
             row |= validate(training, evaluated, validation, "val")
             folder.add_row(row)
             accelerator.log(row, step=epoch + 1)
+            folder.save_state(accelerator, training.ema)
             if accelerator.is_main_process:
-                if best_epoch(folder.rows) == epoch + 1:
-                    folder.write_best(training.keep(evaluated))
-                folder.write_metrics()
+                keep_best(training, evaluated, folder)
                 if warning := collapse_warning(folder.rows, falls_back=bool(training.fall_back)):
                     print(warning, file=sys.stderr)
-            folder.save_state(accelerator, training.ema)
-            if number := interruption.after_epoch():
+            if number := interruption.up_to_now():
                 stop(training, number, f"epoch {epoch + 1}")
+
+
+def keep_best(training: Training, evaluated: RobustClassifier, folder: RunFolder) -> None:
+    """Write the metrics, and what the last epoch left where it is the best. The main process."""
+    if best_epoch(folder.rows) == len(folder.rows):
+        folder.write_best(training.keep(evaluated))
+    folder.write_metrics()
 
 
 def stop(training: Training, number: int, place: str) -> None:
@@ -78,15 +88,16 @@ def train_epoch(
     accelerator, loader = training.accelerator, training.train_loader
     epoch, save_steps = len(folder.rows), training.recipe.save_steps
     objective = objective_after(training, folder.rows)
-    losses = EpochLosses(folder, len(loader), accelerator.device)
+    losses = EpochLosses(folder, len(loader), accelerator)
     loader.set_epoch(epoch, losses.start)
     training.model.train()
     show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
     for batch in show(loader, initial=losses.start, total=len(loader)):
         loss = train_step(training, objective, batch, (epoch, losses.done))
         losses.add(loss, largest_rate(training), training.classifier)
-        done, number = losses.done, interruption.after_step()
-        if number or (save_steps and done % save_steps == 0 and done < len(loader)):
+        done, last = losses.done, losses.done == len(loader)
+        number = interruption.up_to_now() if last else interruption.after_step()
+        if number or (save_steps and (last or done % save_steps == 0)):
             losses.check(training.classifier)
             folder.save_state(accelerator, training.ema, losses.values[:done])
         if number:

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from cli.files import atomic_write
+from cli.files import atomic_write, clear_folder, lock_folder
 from cli.provenance import provenance
 from models.classifier import RobustClassifier
 from models.trn import TRN
@@ -101,7 +101,7 @@ class RunFolder:
     Raises:
         ValueError: a run stands there and the recipe neither overwrites nor resumes it; there is
             no state to resume, or one of another recipe; the folder holds what the run reads, or
-            cannot be made or written to.
+            cannot be made or written to; another run works in it.
     """
 
     def __init__(self, recipe: RunRecipe, *, is_main: bool) -> None:
@@ -131,6 +131,7 @@ class RunFolder:
             ) from error
         if not os.access(self.path, os.W_OK):
             raise ValueError(f"{self.path}: expected a writable folder, found it read-only.")
+        self._lock = lock_folder(self.path) if is_main else None
 
     def _check(self, name: str, now: dict[str, Any], may_change: set[str]) -> None:
         """What a file, YAML or JSON, says of the run to resume still holds."""
@@ -164,8 +165,7 @@ class RunFolder:
         if accelerator.is_main_process:
             overwrite = self.recipe.overwrite and not self.recipe.resume
             if overwrite and (self.path / "recipe.yaml").exists():
-                shutil.rmtree(self.path)
-                self.path.mkdir()
+                clear_folder(self.path)
             for left in self.path.glob(".best-*"):  # by a crash
                 shutil.rmtree(left)
             self.write_yaml("recipe.yaml", as_plain(self.recipe))
@@ -226,8 +226,9 @@ class RunFolder:
         every_loss = None if losses is None else accelerator.gather(losses[None])
         with _writing(partial):
             accelerator.save_state(str(partial))
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            with _writing(partial):
                 if ema:
                     average = ema.module.state_dict()
                     flat = {name: tensor.contiguous() for name, tensor in average.items()}
@@ -236,7 +237,7 @@ class RunFolder:
                     save_file({"losses": every_loss}, partial / "losses.safetensors")
                 (partial / "metrics.json").write_text(json.dumps(self.rows))
                 self._complete(partial, steps=0 if losses is None else len(losses))
-            accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
     def _complete(self, partial: Path, steps: int) -> None:
         """Give a state its name and remove all others."""

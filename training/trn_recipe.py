@@ -72,7 +72,8 @@ class RestorationConfig:
     """Share of the images that are left as they are, so that TRN learns to leave them alone."""
     cache: bool = False
     """Keep each image's attacked version and show it again in every epoch: for classifiers that
-    are slow to attack. Needs augmentation none and flip false."""
+    are slow to attack. Needs augmentation none, flip false and a classifier that is not trained
+    along."""
     reconstruction: float = 10.0
     """Weight of the mean absolute difference to the clean image."""
     cross_entropy: float = 1.0
@@ -92,6 +93,11 @@ class RestorationConfig:
             raise ValueError(
                 "objective: expected attacks, weights of at least 0 and clean from 0 to 1, "
                 f"received {len(self.attacks)} attacks, {weights}, {self.clean}."
+            )
+        if self.end_to_end and (self.cache or not (self.cross_entropy or self.feature)):
+            raise ValueError(
+                "objective.end_to_end: expected cache false and a weight of cross_entropy or "
+                f"feature, received {self.cache}, {self.cross_entropy} and {self.feature}."
             )
 
 

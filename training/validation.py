@@ -1,6 +1,7 @@
 """Measuring a classifier over all processes, clean and under attack."""
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -26,6 +27,8 @@ def validate(
     """
     accelerator = training.accelerator
     model.eval()
+    for buffer in model.buffers():  # batch norm's statistics are of a process's share: the first's
+        broadcast(buffer)
     rows = list[dict[str, Tensor]]()
     batches = tqdm(
         micro_batches(loader),

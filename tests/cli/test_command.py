@@ -274,6 +274,8 @@ def work(options: Options) -> None:
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
             print("tidied")
+    if options.fail == "lost":
+        raise RuntimeError(os.environ["LOST"])
     if options.fail:
         raise {"value": ValueError, "os": OSError, "stop": KeyboardInterrupt, "bug": KeyError}[
             options.fail
@@ -333,6 +335,15 @@ def test_our_own_mistakes_keep_their_traceback(script) -> None:
     result = script("x.csv", "--fail", "value", ROBUST_TRACEBACK="1")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+def test_the_end_of_another_process_is_no_mistake_of_ours(script) -> None:
+    lost = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:29500"
+    among_others = script("x.csv", "--fail", "lost", LOCAL_RANK="0", LOST=lost)
+    assert among_others.returncode == 1
+    assert among_others.stderr == "error: another process ended, which says why.\n"
+    for environment in ({"LOST": lost}, {"LOCAL_RANK": "0", "LOST": "shape mismatch"}):
+        assert "Traceback" in script("x.csv", "--fail", "lost", **environment).stderr
 
 
 def test_help(script) -> None:

@@ -1,11 +1,21 @@
 """Outputs that are there whole or not at all."""
 
+import errno
+import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from cli.files import atomic_write, check_writable, whole_folder
+from cli.files import (
+    atomic_write,
+    check_writable,
+    clear_folder,
+    lock_folder,
+    whole_folder,
+)
 
 
 def test_the_file_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
@@ -95,6 +105,27 @@ def test_nothing_is_written_where_the_folder_is_missing(tmp_path: Path) -> None:
         atomic_write(tmp_path / "no" / "out.txt"),
     ):
         pytest.fail("the block must not run")
+
+
+def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path: Path) -> None:
+    other = [sys.executable, "-c", "import sys; from pathlib import Path; from cli.files import *"]
+    other[-1] += "; lock_folder(Path(sys.argv[1]))"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("")
+    with lock_folder(tmp_path):
+        clear_folder(tmp_path)
+        done = subprocess.run([*other, tmp_path], capture_output=True, text=True)
+    assert f"{tmp_path}: expected no other process at work there, found one." in done.stderr
+    assert subprocess.run([*other, tmp_path]).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    lock_folder(tmp_path).close()
 
 
 def test_a_folder_is_there_when_the_block_has_ended(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the journal gives back, and what it refuses."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,18 @@ def test_gives_back_what_it_got(tmp_path: Path):
     found = again.load("pgd", 3, "pixels")
     assert found is not None and list(found) == ["found"]
     assert np.array_equal(found["found"], np.arange(4))
+
+
+def test_two_evaluations_in_one_folder(tmp_path: Path):
+    journal, pid = written(tmp_path / "j"), os.fork()
+    if pid == 0:
+        try:
+            Journal(tmp_path / "j", SETTINGS | {"seed": 1}).prepare()
+        except ValueError as error:
+            os._exit(3 if "expected no other process at work there" in str(error) else 4)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert journal.load("pgd", 3, "pixels") is not None
 
 
 def test_refuses_other_pixels_and_what_is_missing(tmp_path: Path):

@@ -3,8 +3,8 @@
     python interrupted_run.py RUNS    # each in a process of its own, one after the other
     torchrun interrupted_run.py RUN   # in this process; where accelerate launches FSDP, sharded
 
-RUN is JSON: {"arguments": [...], "at": "step" or "save", "count": 3, "signal": 15}, of which all
-but the arguments may be left out: the signal comes within the third step or saving of a state. With
+RUN is JSON: {"arguments": [...], "at": "step", "count": 3, "signal": 15}, of which all but the
+arguments may be left out: the signal comes before the third step, or what else TARGETS has. With
 "nan": 5 the fifth loss is NaN, and with "images": 8 more than eight at once do not fit in memory.
 Prints the exit status of each run, or less than 0 its signal.
 """
@@ -27,7 +27,12 @@ from training.recipe import Recipe
 from training.run_folder import RunFolder
 from training.train import QUICKSTART, train
 
-TARGETS = {"step": (training.loop, "train_step"), "save": (RunFolder, "_complete")}
+TARGETS = {
+    "step": (training.loop, "train_step"),
+    "validation": (training.loop, "validate"),
+    "save": (RunFolder, "_complete"),
+    "best": (RunFolder, "write_best"),
+}
 
 
 def interrupt(at: str, count: int, number: int) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from tests.conftest import SMALL
@@ -32,7 +33,7 @@ def test_a_nan_stops_the_run_and_leaves_the_last_state(tmp_path: Path):
 def losses(tmp_path: Path) -> EpochLosses:
     folder = RunFolder(RunRecipe(output=tmp_path / "run"), is_main=True)
     folder.losses = torch.tensor([2.0, 4.0])
-    return EpochLosses(folder, CHECK_STEPS + 3, torch.device("cpu"))
+    return EpochLosses(folder, CHECK_STEPS + 3, Accelerator(cpu=True))
 
 
 def test_the_losses_go_on_behind_those_of_the_state(losses: EpochLosses):

@@ -87,6 +87,23 @@ def test_killed_while_a_state_is_saved(reference: Path, tmp_path: Path):
     assert_same_run(reference, output)
 
 
+def test_killed_before_the_validation_and_before_the_best_is_kept(reference: Path, tmp_path: Path):
+    output, kill = tmp_path / "run", {"count": 1, "signal": signal.SIGKILL}
+    statuses, done = run_all(
+        described(output, (*RANDOM, "--save_steps", "4"), at="validation", **kill),
+    )
+    assert statuses == [-signal.SIGKILL], done.stderr
+    assert states(output) == {"epoch-0000-step-000009"}
+    statuses, done = run_all(described(output, RANDOM, "--resume", at="best", **kill))
+    assert statuses == [-signal.SIGKILL], done.stderr
+    assert states(output) == {"epoch-0001"} and not (output / "model.safetensors").exists()
+    statuses, done = run_all(described(output, RANDOM, "--resume", at="step", **kill))
+    assert statuses == [-signal.SIGKILL] and (output / "model.safetensors").exists(), done.stderr
+    statuses, done = run_all(described(output, RANDOM, "--resume"))
+    assert statuses == [0], done.stderr
+    assert_same_run(reference, output)
+
+
 def test_signals_stop_after_the_step(reference: Path, tmp_path: Path):
     output = tmp_path / "run"
     statuses, done = run_all(

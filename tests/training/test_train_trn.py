@@ -47,7 +47,7 @@ def small_trn(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_leaves_a_whole_run_folder(small_trn: Path):
     assert {path.name for path in small_trn.iterdir()} == {
         *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
-        *("metrics.csv", "state", "logs"),
+        *("metrics.csv", "state", "logs", ".lock"),
     }
     assert load_trn(small_trn).stride == 2
     metrics = pd.read_csv(small_trn / "metrics.csv")
@@ -86,9 +86,8 @@ def test_two_processes_follow_the_loss_of_one(small_trn: Path, small_run: Path, 
 
 
 def test_end_to_end_leaves_a_checkpoint_of_both(small_run: Path, tmp_path: Path):
-    options = ("--objective.end_to_end", "--ema_decay", "0.9", "--objective.cache")
-    plain = ("--data.augmentation", "none", "--data.flip", "false")
-    both = train_trn(tmp_path / "both", small_run, *options, *plain)
+    options = ("--objective.end_to_end", "--ema_decay", "0.9")
+    both = train_trn(tmp_path / "both", small_run, *options)
     model, before = load_checkpoint(both), load_checkpoint(small_run)
     assert model.class_names == before.class_names
     changed = model.state_dict()["backbone.head.fc.weight"]
@@ -152,6 +151,11 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
     [
         (["--checkpoint", "NOWHERE"], "expected the folder of a checkpoint, found none"),
         (["--checkpoint", "RUN", "--objective.cache", "--data.flip"], "expected data.augmentation"),
+        (
+            ["--checkpoint", "RUN", "--objective.end_to_end", "--objective.cross_entropy", "0"],
+            "end_to_end: expected cache false and a weight of cross_entropy or feature, received "
+            "False, 0.0 and 0.0",
+        ),
         (["--checkpoint", "RUN", "--classifier", "a:b"], "either checkpoint or classifier"),
         (["--checkpoint", "RUN", "--trn.start", "NOWHERE"], "expected a safetensors file"),
         (["--checkpoint", "RUN", "--trn.surrogate", "{width: 3}"], "trn.surrogate: "),
