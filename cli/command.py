@@ -31,9 +31,7 @@ from jsonargparse.typing import register_type
 
 Options = TypeVar("Options")
 
-_LOST = re.compile(
-    "Connection (closed|reset) by peer|Broken pipe|Timed out waiting|ncclRemoteError"
-)
+_LOST = re.compile("Connection (closed|reset) by peer|Timed out waiting|ncclRemoteError")
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

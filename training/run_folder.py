@@ -6,6 +6,7 @@
     metrics.csv, summary.json        one row an epoch; the final figures
     state/epoch-0003/                everything that --resume needs, after three whole epochs
     state/epoch-0003-step-000120/    the same, 120 steps later; only the last state is kept
+    .lock                            held by the run while it works
 
 Each file is replaced whole and a state appears under its name only when complete, so that a crash
 or a full disk at any moment leaves the last good one.

@@ -75,9 +75,9 @@ def build_training(
     """
     require_whole_weights(accelerator, "a TRN")
     config = recipe.objective
-    assert isinstance(trn := classifier.restore, TRN)
-    if trn.surrogate and not config.distillation:  # nothing teaches it
-        trn.surrogate.requires_grad_(False)
+    surrogate = _trn(classifier).surrogate
+    if surrogate and not config.distillation:  # nothing teaches it
+        surrogate.requires_grad_(False)
     optimizer = build_optimizer(recipe, classifier if config.end_to_end else classifier.restore)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
     arrange(classifier, channels_last=accelerator.device.type == "cpu")

@@ -48,7 +48,7 @@ def test_leaves_a_whole_run_folder(small_run: Path):
     names = {path.name for path in small_run.iterdir()}
     assert names == {
         *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
-        *("metrics.csv", "summary.json", "state", "logs"),
+        *("metrics.csv", "summary.json", "state", "logs", ".lock"),
     }
     assert [path.name for path in (small_run / "state").iterdir()] == ["epoch-0002"]
     assert list((small_run / "logs").glob("events.out.tfevents.*"))
