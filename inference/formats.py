@@ -21,9 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from cli.files import atomic_write
-from inference.json_rows import json_rows
-from inference.layout import LABEL, Layout, plan_layout, read_columns, wants_names
-from inference.rows import Table, raise_faults, read_table, shorten
+from inference.layout import LABEL, Layout, plan_layout
 
 Format = Literal["csv", "json", "neurips"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -152,96 +150,3 @@ def write_predictions(
     lines = _json_lines if choice == "json" else _csv_lines
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.writelines(lines(layout, predictions))
-
-
-def _read_csv(path: Path, header: bool, class_names: Sequence[str] | None) -> Predictions:
-    table = read_table(path, header)
-    if class_names is None and table.header:
-        class_names = [name.removeprefix("p_") for name in table.header[2:]] or None
-    columns = read_columns(table, class_names or ())
-    shares = None
-    if classes := [column for column in columns if column != LABEL]:
-        first = 1 + columns.index(classes[0])
-        shares = np.empty((len(table.ids), len(classes)), dtype=np.float32)
-        for row, (line, cells) in enumerate(zip(table.lines, table.cells, strict=True)):
-            try:
-                shares[row, classes] = [float(cell) for cell in cells[first:]]
-            except ValueError as error:
-                raise ValueError(f"{path}: line {line}: expected numbers, found {error}.") from None
-    if columns[0] != LABEL and shares is not None:
-        labels = shares.argmax(axis=1)
-    else:
-        named = wants_names(table, columns, class_names or ())
-        labels = _read_labels(table, class_names, named)
-    return Predictions(ids=table.ids, labels=labels, class_names=class_names, probabilities=shares)
-
-
-def _read_labels(table: Table, class_names: Sequence[str] | None, named: bool) -> np.ndarray:
-    """The labels of a CSV file, int64 (N,)."""
-    texts = class_names if named else map(str, range(len(class_names or ())))
-    numbers = {text: label for label, text in enumerate(texts or ())}
-    labels = np.empty(len(table.ids), dtype=np.int64)
-    for row, (line, cells) in enumerate(zip(table.lines, table.cells, strict=True)):
-        label = numbers.get(cells[1])
-        if label is None:
-            if class_names or not (cells[1].isascii() and cells[1].isdecimal()):
-                known = f"one of {shorten(', '.join(numbers))}" if numbers else "an integer from 0"
-                found = shorten(cells[1])
-                raise ValueError(f"{table.path}: line {line}: expected {known}, found {found}.")
-            label = numbers[cells[1]] = int(cells[1])
-        labels[row] = label
-    return labels
-
-
-def _entry_fault(entry: object, width: int | None) -> str | None:
-    """What was expected of an entry of the JSON, or None where it is sound."""
-    *integers, probabilities = JSON_KEYS
-    if not isinstance(entry, dict) or entry.keys() - {probabilities} != set(integers):
-        return f"an object of {', '.join(integers)}"
-    for key in integers:
-        if type(entry[key]) is not int or entry[key] < 0:
-            return f"an integer from 0 as {key}"
-    shares = entry.get(probabilities, [])
-    if not isinstance(shares, list) or any(type(share) not in (int, float) for share in shares):
-        return f"a list of numbers as {probabilities}"
-    return None if width in (None, len(shares)) else f"{width} {probabilities}"
-
-
-def _read_json(path: Path, class_names: Sequence[str] | None) -> Predictions:
-    image_id, category_id, probabilities = JSON_KEYS
-    labels, shares = dict[str, int](), list[list[float]]()
-    for line, entry in json_rows(path, raise_faults(path)):
-        expected = _entry_fault(entry, len(shares[0]) if shares else None)
-        if not expected and str(entry[image_id]) in labels:
-            expected = f"each {image_id} once"
-        if expected:
-            raise ValueError(f"{path}: line {line}: expected {expected}, found {shorten(entry)}.")
-        labels[str(entry[image_id])] = entry[category_id]
-        shares.append(entry.get(probabilities, []))
-    return Predictions(
-        ids=list(labels),
-        labels=np.array([*labels.values()], dtype=np.int64),
-        class_names=class_names,
-        probabilities=np.array(shares, dtype=np.float32) if any(shares) else None,
-    )
-
-
-def read_predictions(
-    path: Path, format: str | None = None, class_names: Sequence[str] | None = None
-) -> Predictions:
-    """Read a sound prediction file, whichever template it was written after.
-
-    Args:
-        path: The file; ids of a JSON come as text ("7").
-        format: One of `FORMATS`; else the ending decides.
-        class_names: Names in label order (C,); needed where labels are names, or where columns of
-            probabilities do not name the classes in order.
-
-    Raises:
-        ValueError: the first fault, with its line (submission/validate.py lists all of them).
-        OSError: the file cannot be read.
-    """
-    choice = choose_format(path, format)
-    if choice == "json":
-        return _read_json(path, class_names)
-    return _read_csv(path, choice == "csv", class_names)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.formats import Predictions, choose_format, read_predictions, write_predictions
+from inference.formats import Predictions, choose_format, write_predictions
 from inference.layout import integer_ids, plan_layout, read_template
 
 NAMES = ["cat", "dog", "fish"]
@@ -116,16 +116,10 @@ nasty = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 awkward = st.text(st.sampled_from(list("\"',;\n\r\t =é ab")), min_size=1, max_size=6)
 
 
-def assert_same(read: Predictions, said: Predictions) -> None:
-    assert list(read.ids) == list(said.ids)
-    assert read.labels.dtype == np.int64
-    assert read.labels.tolist() == said.labels.tolist()
-    if said.probabilities is None:
-        assert read.probabilities is None
-    else:
-        assert read.probabilities is not None
-        assert read.probabilities.dtype == np.float32
-        np.testing.assert_allclose(read.probabilities, said.probabilities, atol=5.1e-7)
+def rows_of(path: Path) -> list[list[str]]:
+    """As an independent reader finds them."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
 @given(
@@ -140,9 +134,11 @@ def test_csv_round_trip(tmp_path_factory, ids, format, with_shares, seed) -> Non
     said = predictions(ids=ids, labels=rng.integers(0, 3, len(ids)), probabilities=shares)
     path = tmp_path_factory.mktemp("round") / "sub.csv"
     write_predictions(path, said, format=format)
-    assert_same(read_predictions(path, format=format), said)
-    with path.open(newline="", encoding="utf-8") as file:  # an independent reader agrees
-        assert [row[0] for row in csv.reader(file)][format == "csv" :] == ids
+    rows = rows_of(path)[format == "csv" :]
+    assert [row[:2] for row in rows] == [[n, str(k)] for n, k in zip(ids, said.labels, strict=True)]
+    if shares is not None:
+        read = [[float(cell) for cell in row[2:]] for row in rows]
+        np.testing.assert_allclose(read, shares, atol=5.1e-7)
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, unique=True), st.booleans())
@@ -152,8 +148,12 @@ def test_json_round_trip(tmp_path_factory, numbers, with_shares) -> None:
     said = predictions([f"{n}.png" for n in numbers], labels, probabilities=shares)
     path = tmp_path_factory.mktemp("round") / "sub.json"
     write_predictions(path, said)
-    read = read_predictions(path)
-    assert_same(read, predictions([str(n) for n in numbers], labels, probabilities=shares))
+    expected = [
+        {"image_id": number, "category_id": label}
+        | ({"probabilities": SHARES[0]} if with_shares else {})
+        for number, label in zip(numbers, labels.tolist(), strict=True)
+    ]
+    assert json.loads(path.read_text()) == expected
 
 
 @given(names=st.lists(awkward | nasty, min_size=2, max_size=5, unique=True))
@@ -164,7 +164,7 @@ def test_class_names_round_trip(tmp_path_factory, names) -> None:
     with (folder / "t.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["image_id", "label"], *([name, names[0]] for name in IDS)])
     write_predictions(folder / "sub.csv", said, template=folder / "t.csv")
-    assert_same(read_predictions(folder / "sub.csv", class_names=names), said)
+    assert [row[1] for row in rows_of(folder / "sub.csv")[1:]] == [names[1], names[0], names[1]]
 
 
 def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
@@ -261,7 +261,6 @@ def test_template_with_probabilities(tmp_path, header, cells, wanted, label) -> 
     assert plan_layout("csv", ["1.png"], NAMES, path).needs_probabilities
     content = written(tmp_path / "o.csv", said, template=path)
     assert content.decode() == f"{header}\n1.png,{cells.format(label=label)}\n"
-    assert_same(read_predictions(tmp_path / "o.csv", class_names=NAMES), said)
 
 
 def test_integer_class_names_are_written_as_names_where_the_template_shows_them(tmp_path) -> None:
@@ -390,36 +389,3 @@ def test_a_full_disk(tmp_path: Path, monkeypatch) -> None:
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected the existing folder"):
         write_predictions(tmp_path / "no" / "sub.csv", predictions())
-
-
-# --- reading what is not sound
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "image_id,label\na,x\n", "line 2: expected labels all integers or all class"),
-        ("a.csv", "image_id,label\na,-1\n", "line 2: expected an integer from 0, found '-1'."),
-        ("a.csv", "image_id,label\na,1\n\nb,1\n", "line 3: expected a row, found a blank line"),
-        ("a.csv", "image_id,label\na,1\na,1\n", "line 3: expected each id once"),
-        ("a.csv", "i,l,p_a,p_b\na,0,1,x\n", "line 2: expected numbers, found"),
-        ("a.json", '[{"image_id": 1, "category_id": 0},\n{"image_id": 1, "category_id": 0}]', "line 2: expected each image_id once"),
-        ("a.json", '[{"image_id": 1, "category_id": true}]', "expected an integer from 0 as category_id"),
-        ("a.json", '[{"image_id": 1}]', "expected an object of image_id, category_id"),
-        ("a.json", '[{"image_id": 1, "category_id": 0, "probabilities": ["1"]}]', "expected a list of numbers"),
-        ("a.json", '[{"image_id": 1, "category_id": 0, "probabilities": [1]}, {"image_id": 2, "category_id": 0}]', "expected 1 probabilities"),
-        ("a.json", '[{"image_id": 1, "category_id": 0', "found the end of the file"),
-    ],
-)  # fmt: skip
-def test_read_faults(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)) as raised:
-        read_predictions(tmp_path / name)
-    assert str(raised.value).startswith(str(tmp_path / name))
-
-
-def test_read_checks_the_range_where_classes_are_known(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("image_id,label\na,3\n")
-    assert read_predictions(tmp_path / "a.csv").labels.tolist() == [3]
-    with pytest.raises(ValueError, match="line 2: expected one of '0, 1, 2', found '3'"):
-        read_predictions(tmp_path / "a.csv", class_names=NAMES)
