@@ -65,7 +65,7 @@ def check_batch(images: Tensor, labels: Tensor) -> None:
         )
     if labels.ndim not in (1, 2) or len(labels) != len(images):
         raise ValueError(
-            f"Expected one label an image, {len(images)} in all. "
+            f"Expected one label per image, {len(images)} in all. "
             f"Received: labels of shape {tuple(labels.shape)}."
         )
 

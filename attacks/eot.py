@@ -3,18 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from attacks.contract import Model
 
-AnyModel = TypeVar("AnyModel", bound=Model)
-
 
 @dataclass(frozen=True)
-class EOT(Generic[AnyModel]):
+class EOT:
     """A model that averages the probabilities of several draws of a random model.
 
         attack(EOT(model, range(20), set_draw), images, labels)
@@ -25,14 +22,14 @@ class EOT(Generic[AnyModel]):
     once: memory grows with their number. Leaves the model at its last draw.
     """
 
-    model: AnyModel
+    model: Model
     """The random model: images (B, 3, H, W) to logits."""
 
     draws: Sequence[int]
     """The draws to average over, such as `range(20)`; judge on others than you attack."""
 
-    set_draw: Callable[[AnyModel, int], object]
-    """Makes the model use its k-th draw until told otherwise: `set_draw(model, k)`."""
+    set_draw: Callable[[int], object]
+    """Makes the model use its k-th draw until told otherwise: `set_draw(k)`."""
 
     def __post_init__(self) -> None:
         if not len(self.draws):
@@ -41,6 +38,6 @@ class EOT(Generic[AnyModel]):
     def __call__(self, images: Tensor) -> Tensor:
         outputs = list[Tensor]()
         for draw in self.draws:
-            self.set_draw(self.model, draw)
+            self.set_draw(draw)
             outputs.append(self.model(images).float().log_softmax(dim=1))
         return torch.stack(outputs).logsumexp(dim=0) - math.log(len(outputs))

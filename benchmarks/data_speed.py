@@ -32,7 +32,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from cli.command import Names, run
-from data.augmentation import Augmentation, build_augmentation
+from data.augmentation import Augmentation
 from data.challenge_operations import challenge_operations
 from data.dataset import ImageDataset, collate
 from data.images import read_image
@@ -122,7 +122,7 @@ def resize() -> Pipeline:
     steps = [v2.Resize(SIZE, CUBIC), v2.CenterCrop(SIZE)]
     return Pipeline(
         title="resize to 224",
-        ours=build_augmentation("none", SIZE),
+        ours=Augmentation(name="none", image_size=SIZE),
         pillow=v2.Compose([*steps, v2.PILToTensor()]),
         tensors=v2.Compose(steps),
         timm=timm_transform(crop_pct=1.0),
@@ -135,7 +135,7 @@ def imagenet() -> Pipeline:
     steps = [v2.RandomResizedCrop(SIZE, SCALE, interpolation=CUBIC), v2.RandomHorizontalFlip()]
     return Pipeline(
         title="imagenet, 224",
-        ours=build_augmentation("imagenet", SIZE),
+        ours=Augmentation(name="imagenet", image_size=SIZE),
         pillow=v2.Compose([*steps, v2.PILToTensor()]),
         tensors=v2.Compose(steps),
         timm=timm_transform(is_training=True, scale=SCALE, color_jitter=None),
@@ -148,7 +148,7 @@ def light() -> Pipeline:
     steps = [*crop, v2.RandomHorizontalFlip()]
     return Pipeline(
         title="light, 32",
-        ours=build_augmentation("light", SMALL_SIZE),
+        ours=Augmentation(name="light", image_size=SMALL_SIZE),
         pillow=v2.Compose([*steps, v2.PILToTensor()]),
         tensors=v2.Compose(steps),
         image_size=SMALL_SIZE,
@@ -157,7 +157,7 @@ def light() -> Pipeline:
 
 def challenge() -> Pipeline:
     """A random crop and the challenge's 32 operations."""
-    return Pipeline(title="challenge, 224", ours=build_augmentation("challenge", SIZE))
+    return Pipeline(title="challenge, 224", ours=Augmentation(name="challenge", image_size=SIZE))
 
 
 def shared_operations() -> dict[str, nn.Module]:

@@ -49,7 +49,7 @@ class Ratio(float):
 
 
 class Names(tuple[str, ...]):
-    """Names in one word, parted by commas: `fgsm,pgd`."""
+    """Names in one word, separated by commas: `fgsm,pgd`."""
 
     def __new__(cls, value: str | Sequence[str] = ()) -> "Names":
         names = value.split(",") if isinstance(value, str) else value
@@ -57,7 +57,7 @@ class Names(tuple[str, ...]):
 
 
 class Ratios(tuple[Ratio, ...]):
-    """Ratios in one word, parted by commas: `4/255,8/255`."""
+    """Ratios in one word, separated by commas: `4/255,8/255`."""
 
     def __new__(cls, value: str | float | Sequence[str | float] = ()) -> "Ratios":
         if isinstance(value, (str, float, int)):

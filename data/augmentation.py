@@ -84,12 +84,3 @@ class Augmentation:
         from data.transforms import compose
 
         return compose(self)
-
-
-def build_augmentation(name: str, image_size: int, *, flip: bool = True) -> Augmentation:
-    """The augmentation `name`, one of `AUGMENTATIONS`, at its usual strength.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    return Augmentation(name=name, image_size=image_size, flip=flip)

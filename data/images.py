@@ -15,7 +15,7 @@ SUFFIXES = (
 )
 BACKGROUND = "white"
 
-# What Pillow's decoders raise on damaged bytes, beside OSError.
+# What Pillow's decoders raise on damaged bytes, besides OSError.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,

@@ -208,7 +208,7 @@ class Measure:
 
     def _averaged(self, model: Model, draws: int) -> Model:
         chosen = range(ATTACK_DRAW, ATTACK_DRAW + draws)
-        return EOT(model, chosen, lambda _, draw: self.target.set_draw(draw))
+        return EOT(model, chosen, self.target.set_draw)
 
     def _judge(self, chunk: Chunk, images: Tensor) -> np.ndarray:
         """int64 (count, draws): what the deployed model says, always in the one batch shape."""

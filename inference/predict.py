@@ -45,7 +45,7 @@ class Options:
     template: Path | None = None
     """A sample_submission.csv that gives header, ids and order."""
     probabilities: bool = False
-    """One more column a class, with six decimals."""
+    """Also write one probability column per class, to six decimals."""
     skip_bad: bool = False
     """Leave out unreadable images and list them, instead of stopping at the first."""
     limit: int | None = None
@@ -57,7 +57,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit: expected at least 1, received {self.limit}.")
+            raise ValueError(f"--limit: expected at least 1, found {self.limit}.")
 
 
 def classify(

@@ -1,1 +1,1 @@
-"""The defences (GCM, random resize-and-pad) and the classifier that carries them."""
+"""The defences (GCM, TRN, random resize-and-pad) and the classifier that carries them."""

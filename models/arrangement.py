@@ -18,8 +18,8 @@ from models.products import product
 from models.small_convolutions import multiply_convolutions
 
 _NEW_SIZE = 8
-"""oneDNN prepares each new size of batch, a millisecond or two a layer, which pays with so many
-times the pixels."""
+"""oneDNN prepares each new size of batch, a millisecond or two a layer, which pays from this many
+times the pixels on."""
 
 
 def arrange(module: nn.Module, *, channels_last: bool, one_size: bool = True) -> None:

@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.gcm import GCM, StraightThroughGCM
+from models.gcm import GCM
 from models.modes import evaluating, frozen
 from models.replace import replaced
 from models.resize_pad import RandomResizePad
-from models.trn import TRN, DifferentiableTRN, StraightThroughTRN
+from models.straight_through import StraightThrough
+from models.trn import TRN, DifferentiableTRN
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -310,11 +311,11 @@ def undefended(model: nn.Module) -> nn.Module:
 
 
 def _reveal_stage(stage: nn.Module, bypass: bool) -> nn.Module | None:
-    if isinstance(stage, (StraightThroughGCM, DifferentiableTRN, StraightThroughTRN)):
+    if isinstance(stage, (StraightThrough, DifferentiableTRN)):
         return stage
-    if isinstance(stage, TRN):
-        return StraightThroughTRN(stage) if bypass else DifferentiableTRN(stage)
-    return StraightThroughGCM(stage.omega, stage.epsilon) if isinstance(stage, GCM) else None
+    if isinstance(stage, TRN) and not bypass:
+        return DifferentiableTRN(stage)
+    return StraightThrough(stage) if isinstance(stage, (GCM, TRN)) else None
 
 
 def _drop_stage(stage: nn.Module) -> nn.Module | None:

@@ -72,11 +72,3 @@ class GCM(nn.Module):
 
     def extra_repr(self) -> str:
         return f"omega={self.omega:g}, epsilon={self.epsilon:g}"
-
-
-class StraightThroughGCM(GCM):
-    """GCM's values with the identity's gradient: what an attacker who knows of GCM uses."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = images.float()
-        return super().forward(images.detach()) + (pixels - pixels.detach())  # value + exact zero

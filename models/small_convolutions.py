@@ -22,11 +22,11 @@ _MOST_PATCHES = 16
 _MOST_PATCHES_WITH_GRADIENT = 256
 """The same where a gradient follows: with that of patches oneDNN is slower still."""
 _MOST_PAIRS = 256
-"""Of a pixel and a place of the kernel, to be multiplied one by one: of 4x4 and 4x4, all."""
+"""Pairs of a pixel and a place of the kernel that are multiplied one by one: all of 4x4 and 4x4."""
 
 
 def multiply_convolutions(module: nn.Module) -> None:
-    """Have convolutions in `module` be computed as products on a CPU, where they are no more.
+    """Have convolutions in `module` be computed as products on a CPU, where that is all they are.
 
     With kernels of one pixel, every pixel is a row of one product; with kernels side by side (the
     stems and downsampling of ConvNeXt and ViT), every patch, in images of few. And where a kernel

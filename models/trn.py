@@ -174,16 +174,3 @@ class DifferentiableTRN(nn.Module):
     def forward(self, images: Tensor, classify: Classify) -> Tensor:
         gradients = self.trn.gradient_map(images, classify, differentiable=True)
         return self.trn.restore(images, gradients)
-
-
-class StraightThroughTRN(nn.Module):
-    """The same restored images with the identity's gradient (BPDA)."""
-
-    def __init__(self, trn: TRN) -> None:
-        super().__init__()
-        self.trn = trn
-
-    def forward(self, images: Tensor, classify: Classify) -> Tensor:
-        with torch.no_grad():
-            restored = self.trn(images, classify)
-        return restored + (images - images.detach())  # value + exact zero

@@ -14,14 +14,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
 from cli.command import Names, run
 from data.images import resize_image
 from data.sources import open_source, stratified_subset
 from submission.examination import Images, Rules, examine
 from submission.isolation import Limits
-from submission.verdicts import STAGES, Verdict, judge
+from submission.verdicts import Verdict, judge
 
 COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
 
@@ -31,28 +30,28 @@ class Options:
     """What to check, and against which rules."""
 
     file: Path = field(metadata={"positional": True})
-    """The submission: a .zip or .onnx file."""
+    """The submission: a .zip or .onnx file, or one's own .pt2."""
     images: Path | None = None
     """Labelled images for the checks of channel order and range: a folder for each class, or
     images/ and label.txt."""
     limit: int = 200
-    """At most so many of them, stratified by class."""
+    """At most this many of them, stratified by class."""
     num_classes: int = 100
-    """Logits an image."""
+    """Logits per image."""
     image_size: int = 224
     """Side of the input in pixels."""
     max_parameters: float = 30e6
-    """There must be fewer."""
+    """Upper limit, exclusive."""
     max_operations: float = 5e9
-    """Multiply-adds for an image; there must be fewer."""
+    """Upper limit of multiply-adds per image, exclusive."""
     packages: Names = Names("torch,numpy")
-    """All that the model may import beside Python's own library."""
+    """All that the model may import besides Python's own library."""
     timeout: float = 600.0
     """Seconds for everything together."""
     memory: float = 6e9
     """Bytes, above what torch itself takes."""
     seed: int = 0
-    """Of the choice of images."""
+    """Seed of the choice of images."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "num_classes", "image_size", "timeout", "memory"):
@@ -107,14 +106,7 @@ def check(options: Options) -> None:
     rules, images = options.rules, None
     if options.images is not None:
         images = read_labelled(options.images, options.image_size, options.limit, options.seed)
-    with tqdm(total=len(STAGES), unit="check", leave=False) as bar:
-
-        def on_stage(stage: str) -> None:
-            bar.set_description(STAGES.get(stage, stage))
-            bar.update()
-
-        findings = examine(options.file, rules, images, on_stage=on_stage)
-    verdicts = judge(findings, rules)
+    verdicts = judge(examine(options.file, rules, images), rules)
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)

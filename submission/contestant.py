@@ -22,7 +22,7 @@ from attacks import EOT
 from attacks.contract import Model
 from models.classifier import RobustClassifier, load_checkpoint, undefended
 from models.replace import replaced
-from submission.examination import Rules
+from models.straight_through import StraightThrough
 from submission.export import zip_members
 from submission.unpack import RefusedError, unpack
 
@@ -43,17 +43,6 @@ class Contestant:
     """Whether autograd can follow it."""
     known: bool
     """Whether its stages bear the names by which `revealed` finds them."""
-
-
-class StraightThrough(nn.Module):
-    """A stage's values with the identity's gradient (BPDA, Athalye et al. 2018)."""
-
-    def __init__(self, stage: nn.Module) -> None:
-        super().__init__()
-        self.stage = stage
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.stage(images.detach()) + (images - images.detach())  # value + exact zero
 
 
 class _Reversed(nn.Module):
@@ -107,7 +96,7 @@ def load_contestant(
             model=model, revealed=model, twin=_frozen(other), differentiable=False, known=False
         )
     try:
-        files = unpack(package, folder, Rules().bounds)
+        files = unpack(package, folder)
     except RefusedError as error:
         raise ValueError(f"{package}: {error}.") from error
     if not trust and not _made_of(files, folder, origin):
@@ -196,7 +185,7 @@ def _differentiable(restore: nn.Module) -> nn.Module:
 def _expectation(model: nn.Module, randomize: Any) -> Model:
     """The model's average over draws that it is not judged on."""
 
-    def set_draw(_: nn.Module, draw: int) -> None:
+    def set_draw(draw: int) -> None:
         randomize.draw = draw
 
     expected = EOT(model, EOT_DRAWS, set_draw)

@@ -3,20 +3,33 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from submission.isolation import Limits, Run, run_isolated
-from submission.unpack import Bounds, RefusedError, unpack
+from submission.unpack import BOUNDS, RefusedError, unpack
 
 HERE = Path(__file__).parent
 KINDS = (".zip", ".onnx", ".pt2")
 NEEDLESS = (".pyc", ".pyo", ".ds_store", ".ipynb", ".log")
 NEEDLESS_FOLDERS = {"__macosx", "__pycache__", ".git"}
+
+STAGES = {
+    "load": "loading the model",
+    "outputs": "computing outputs",
+    "stability": "computing outputs again",
+    "modes": "comparing eval and train mode",
+    "distributed": "running under DistributedDataParallel",
+    "dispatched": "counting operations",
+    "ptflops": "counting operations with ptflops",
+    "operations": "counting operations",
+    "reactions": "computing outputs of the given images",
+    "logits": "computing outputs of the given images",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +42,6 @@ class Rules:
     max_operations: float = 5e9
     packages: tuple[str, ...] = ("torch", "numpy")
     limits: Limits = field(default_factory=Limits)
-    bounds: Bounds = field(default_factory=Bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +81,14 @@ def examine(
     images: Images | None = None,
     *,
     logits: bool = False,
-    on_stage: Callable[[str], object] = lambda stage: None,
 ) -> Findings:
-    """Unpack and try a submission.
+    """Unpack and try a submission, with a progress bar.
 
     Args:
         path: A .zip, .onnx or .pt2 file. A .pt2 is for one's own alone: reading it is not bounded.
         rules: The limits.
         images: What to try it on; patches of colour without.
         logits: Whether `results["logits"]` is wanted for the images.
-        on_stage: Is told what is being done.
 
     Raises:
         ValueError: no such file, or of another kind.
@@ -92,14 +102,20 @@ def examine(
             np.save(base / "images.npy", images.pixels)
             request |= {"images": str(base / "images.npy"), "labelled": images.labels is not None}
         try:
-            place, files = _open(path, base / "content", rules.bounds)
+            place, files = _open(path, base / "content")
         except RefusedError as error:
             return Findings(kind=kind, files=[], refused=error)
         start = time.monotonic()
         script, packages = HERE / "examine.py", rules.packages
         if kind == ".onnx":
             script, packages = HERE / "examine_onnx.py", ("numpy", "onnx", "onnxruntime")
-        run = run_isolated(script, {**request, **place}, packages, rules.limits, on_stage)
+        with tqdm(total=len(STAGES), unit="check", leave=False) as bar:
+
+            def on_stage(stage: str) -> None:
+                bar.set_description(STAGES.get(stage, stage))
+                bar.update()
+
+            run = run_isolated(script, {**request, **place}, packages, rules.limits, on_stage)
         seconds = time.monotonic() - start
         return Findings(kind=kind, files=files, run=run, seconds=seconds, images=images)
 
@@ -113,15 +129,15 @@ def _check_path(path: Path) -> None:
         raise ValueError(f"{path}: expected a submission, found {found}.")
 
 
-def _open(path: Path, folder: Path, bounds: Bounds) -> tuple[dict[str, str], list[str]]:
+def _open(path: Path, folder: Path) -> tuple[dict[str, str], list[str]]:
     """Where the model is, as the request says it, and the files that came with it."""
     if path.suffix.lower() == ".zip":
         folder.mkdir()
-        files = unpack(path, folder, bounds)
+        files = unpack(path, folder)
         _check_layout(files)
         return {"folder": str(folder)}, files
     key = "onnx" if path.suffix.lower() == ".onnx" else "program"
-    return {key: str(_bounded(path, bounds).resolve())}, [path.name]
+    return {key: str(_bounded(path).resolve())}, [path.name]
 
 
 def _threads() -> int:
@@ -129,13 +145,11 @@ def _threads() -> int:
     return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
 
 
-def _bounded(path: Path, bounds: Bounds) -> Path:
-    size = path.stat().st_size
-    if size > bounds.total:
+def _bounded(path: Path) -> Path:
+    size, most = path.stat().st_size, BOUNDS.total
+    if size > most:
         found = f"{size / 2**20:,.0f} MiB"
-        raise RefusedError(
-            f"at most {bounds.total / 2**20:,.0f} MiB", found, "export a smaller model"
-        )
+        raise RefusedError(f"at most {most / 2**20:,.0f} MiB", found, "export a smaller model")
     return path
 
 

@@ -90,7 +90,7 @@ def run_isolated(
     request: dict[str, Any],
     packages: Iterable[str],
     limits: Limits,
-    on_stage: Callable[[str], object] = lambda stage: None,
+    on_stage: Callable[[str], object],
 ) -> Run:
     """Run `script` under this Python with the standard library and `packages` alone.
 
@@ -190,7 +190,7 @@ def _read_result(path: Path) -> dict[str, Any] | None:
 
 def _ending(status: int | None, in_time: bool, limits: Limits) -> str:
     if not in_time:
-        return f"no end after {limits.seconds:g} s"
+        return f"still running after {limits.seconds:g} s"
     if status is not None and status < 0:
         return f"killed by {signal.Signals(-status).name}"
     return f"it ended by itself with status {status}"

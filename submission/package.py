@@ -26,7 +26,7 @@ from models.classifier import RobustClassifier, load_checkpoint
 from submission.examination import Findings, Images, Rules, examine
 from submission.export import WRITERS
 from submission.isolation import Limits
-from submission.verdicts import STAGES, judge
+from submission.verdicts import judge
 
 TOLERANCE = 1e-4
 BATCH = 16
@@ -47,9 +47,9 @@ class Options:
     limit: int = 64
     """How many of them."""
     max_parameters: float = 30e6
-    """There must be fewer."""
+    """Upper limit, exclusive."""
     max_operations: float = 5e9
-    """Multiply-adds for an image; there must be fewer."""
+    """Upper limit of multiply-adds per image, exclusive."""
     timeout: float = 1200.0
     """Seconds for the proof."""
     memory: float = 6e9
@@ -95,14 +95,7 @@ def prove(
         ValueError: a check failed, or a logit differs by more than `TOLERANCE`.
     """
     expected = reference_logits(model, pixels)
-    with tqdm(total=len(STAGES), unit="check", leave=False) as bar:
-
-        def on_stage(stage: str) -> None:
-            bar.set_description(STAGES.get(stage, stage))
-            bar.update()
-
-        images = Images(pixels=pixels)
-        findings = examine(package, rules, images, logits=True, on_stage=on_stage)
+    findings = examine(package, rules, Images(pixels=pixels), logits=True)
     failed = [each for each in judge(findings, rules) if each.status == "fail"]
     if failed:
         words = [f"{each.check}: expected {each.expected}, found {each.found}." for each in failed]

@@ -27,6 +27,9 @@ class Bounds:
     """Unpacked over packed size of an entry above 10 MiB; weights hardly shrink at all."""
 
 
+BOUNDS = Bounds()
+
+
 class RefusedError(ValueError):
     """An archive that is not unpacked. `mend` says what to do about it."""
 
@@ -35,7 +38,7 @@ class RefusedError(ValueError):
         self.expected, self.found, self.mend = expected, found, mend
 
 
-def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> list[str]:
+def unpack(archive: Path, folder: Path, bounds: Bounds = BOUNDS) -> list[str]:
     """Unpack `archive` in the empty folder `folder`.
 
     Returns:
@@ -45,7 +48,6 @@ def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> list[st
         RefusedError: no zip, damaged, encrypted; an entry that is no plain file, leaves the folder
             or stands there twice; more than `bounds` allow.
     """
-    bounds = bounds or Bounds()
     try:
         with zipfile.ZipFile(archive) as content:
             entries = [entry for entry in content.infolist() if not entry.filename.endswith("/")]

@@ -32,7 +32,7 @@ class Options:
     format: Format | None = None
     """The profile; without it, the ending of the file decides (.csv, .json)."""
     class_names: Names = Names()
-    """Class names in label order, parted by commas."""
+    """Class names in label order, separated by commas."""
     num_classes: int | None = None
     """How many classes there are; labels are 0 to one less."""
 

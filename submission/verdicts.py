@@ -2,22 +2,9 @@
 
 from typing import Any
 
-from submission.examination import Findings, Rules, needless
+from submission.examination import STAGES, Findings, Rules, needless
 from submission.output_verdicts import judge_outputs
 from submission.verdict import Verdict, decide, error_words, fail
-
-STAGES = {
-    "load": "loading model.py",
-    "outputs": "computing outputs",
-    "stability": "computing outputs again",
-    "modes": "comparing eval and train mode",
-    "distributed": "running under DistributedDataParallel",
-    "dispatched": "counting operations",
-    "ptflops": "counting operations with ptflops",
-    "operations": "counting operations",
-    "reactions": "computing outputs of the given images",
-    "logits": "computing outputs of the given images",
-}
 
 
 def judge(findings: Findings, rules: Rules) -> list[Verdict]:
@@ -56,7 +43,7 @@ def _ending(findings: Findings, rules: Rules) -> Verdict:
     run, results = findings.run, findings.results
     assert run is not None
     stage = STAGES.get(run.stage, run.stage)
-    if run.result is None and run.found.startswith("no end"):
+    if run.result is None and run.found.startswith("still running"):
         mend = "look for an endless loop or a model far too slow, or raise --timeout"
         expected = f"an end within {rules.limits.seconds:g} s"
         return fail("time", expected, f"{run.found}, while {stage}", mend)

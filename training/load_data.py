@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from data.augmentation import build_augmentation
+from data.augmentation import Augmentation
 from data.loader import (
     EvaluationLoader,
     ImageDataset,
@@ -92,7 +92,9 @@ def _open(config: DataConfig, split: str) -> Source:
 def _training_loader(
     recipe: RunRecipe, size: int, accelerator: Accelerator, source: Source, indices: np.ndarray
 ) -> TrainingLoader:
-    augmentation = build_augmentation(recipe.data.augmentation, size, flip=recipe.data.flip)
+    augmentation = Augmentation(
+        name=recipe.data.augmentation, image_size=size, flip=recipe.data.flip
+    )
     return training_loader(
         ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
         batch_size=recipe.batch_size,

@@ -48,7 +48,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.images_per_shard < 1:
-            raise ValueError(f"images_per_shard: expected at least 1, got {self.images_per_shard}.")
+            raise ValueError(
+                f"images_per_shard: expected at least 1, found {self.images_per_shard}."
+            )
 
 
 def _image_file(source: Source, index: int) -> tuple[str, bytes]:

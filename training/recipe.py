@@ -9,6 +9,8 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_core import to_jsonable_python
+
 from cli.command import Names, Ratio
 
 
@@ -35,12 +37,12 @@ class DataConfig:
     """Share of the training images, above 0, held out to choose the best epoch, where root has no
     val."""
     validation_limit: int | None = None
-    """Validate on at most so many of them, stratified by class; null for all."""
+    """Validate on at most this many of them, stratified by class; null for all."""
     augmentation: str = "light"
     """none, light (shifted crops), augmix, imagenet (random resized crops) or challenge."""
     flip: bool = True
-    """Mirror half of the training images, with any augmentation but none; off where left and right
-    matter (digits)."""
+    """Mirror half of the training images (5 % with challenge, nothing with none); off where
+    left and right matter (digits)."""
     num_workers: int = 0
     """Processes that read and augment images; changes no result."""
 
@@ -194,21 +196,21 @@ class RunRecipe:
     resume: bool = False
     """Go on from the last state in the run folder."""
     seed: int = 0
-    """Of every random draw: split, order, augmentation, weights, attacks."""
+    """Seed of every random draw: split, order, augmentation, weights, attacks."""
     epochs: int = 5
     """Passes over the training images."""
     batch_size: int = 32
-    """Images a step over all processes together, however many there are."""
+    """Images per step over all processes together, however many there are."""
     gradient_accumulation: int = 1
     """Parts that a process cuts its share of a step into, to fit in memory."""
     auto_batch_size: bool = False
-    """Where memory runs out, double gradient_accumulation and go on; of one process only."""
+    """Where memory runs out, double gradient_accumulation and go on; one process only."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Autocast of accelerate; GCM and gradient maps stay in float32."""
     ema_decay: float | None = None
     """Average the weights with this decay and keep the average as the best; null for none."""
     save_steps: int | None = None
-    """Save the state every so many steps of an epoch, too, and not at its end alone."""
+    """Also save the state every this many steps, and before the validation of each epoch."""
     trackers: Names = Names("tensorboard")
     """Trackers of accelerate that get the metrics: tensorboard, wandb, mlflow, …"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -265,16 +267,6 @@ def as_plain(recipe: RunRecipe) -> dict[str, Any]:
 
     Without `overwrite` and `resume`, so that the file repeats the run when given to --config.
     """
-    plain = _plain(asdict(recipe))
+    plain = to_jsonable_python(asdict(recipe))
     del plain["overwrite"], plain["resume"]
     return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(value)
-    return str(value) if isinstance(value, Path) else value

@@ -22,16 +22,15 @@ class Shaken(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return 0.3 * images.flatten(1) @ self.weights[self.draw]
 
-
-def set_draw(model: Shaken, draw: int) -> None:
-    model.draw = draw
+    def set_draw(self, draw: int) -> None:
+        self.draw = draw
 
 
 def test_eot_is_the_log_of_the_average_probability_and_its_gradient():
     model = Shaken()
     images = torch.rand(6, 3, 4, 4, requires_grad=True)
     labels = torch.arange(6) % 4
-    outputs = EOT(model, range(5), set_draw)(images)
+    outputs = EOT(model, range(5), model.set_draw)(images)
     probabilities = torch.stack(
         [(0.3 * images.flatten(1) @ weight).softmax(1) for weight in model.weights]
     ).mean(0)
@@ -45,7 +44,7 @@ def test_eot_is_the_log_of_the_average_probability_and_its_gradient():
 
 def test_eot_makes_an_attack_that_carries_over_to_other_draws():
     model, images = Shaken(), torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    average = EOT(model, range(5), set_draw)
+    average = EOT(model, range(5), model.set_draw)
     labels = average(images).argmax(1)
     attack = PGD(epsilon=0.1, random_start=False)
     model.draw = 0
@@ -61,11 +60,11 @@ def test_eot_survives_probabilities_that_vanish():
         return 1e4 * torch.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], dim=1)
 
     images = torch.rand(2, 3, 4, 4, requires_grad=True)
-    outputs = EOT(sharp, [0, 1], lambda model, draw: None)(images)
+    outputs = EOT(sharp, [0, 1], lambda draw: None)(images)
     assert outputs.isfinite().all()
     assert torch.autograd.grad(outputs[:, 1].sum(), images)[0].isfinite().all()
     with pytest.raises(ValueError, match="at least one draw"):
-        EOT(sharp, [], lambda model, draw: None)
+        EOT(sharp, [], lambda draw: None)
 
 
 def judged(digits, images):

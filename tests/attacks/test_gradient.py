@@ -436,7 +436,7 @@ def test_refuses_a_bad_batch(digits):
         PGD()(digits.model, digits.images.double(), digits.labels)
     with pytest.raises(ValueError, match=r"shape \(3, 8, 8\)"):
         PGD()(digits.model, digits.images[0], digits.labels)
-    with pytest.raises(ValueError, match="one label an image, 100"):
+    with pytest.raises(ValueError, match="one label per image, 100"):
         PGD()(digits.model, digits.images, digits.labels[:5])
 
 

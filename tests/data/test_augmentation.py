@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from data.augmentation import AUGMENTATIONS, Augmentation, apply_transform, build_augmentation
+from data.augmentation import AUGMENTATIONS, Augmentation, apply_transform
 from data.transforms import A, AugMix
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -17,7 +17,7 @@ WIDE = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("image", [NOISE, WIDE], ids=["square", "wide"])
 def test_equal_rng_gives_equal_bytes(name: str, image: np.ndarray) -> None:
-    augment, other = build_augmentation(name, 32), build_augmentation(name, 32)
+    augment, other = Augmentation(name=name, image_size=32), Augmentation(name=name, image_size=32)
     before = image.copy()
     first = augment(image, np.random.default_rng([1, 2, 3]))
     augment(WIDE, np.random.default_rng(99))  # leaves no trace
@@ -33,7 +33,7 @@ def test_equal_rng_gives_equal_bytes(name: str, image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", sorted({*AUGMENTATIONS} - {"none"}))
 def test_another_rng_gives_other_bytes(name: str) -> None:
-    augment = build_augmentation(name, 32)
+    augment = Augmentation(name=name, image_size=32)
     results = {augment(NOISE, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert len(results) >= 15
 
@@ -43,7 +43,7 @@ def test_global_random_state_is_left_alone(name: str) -> None:
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002  # type: ignore[index]
     for seed in range(20):
-        build_augmentation(name, 32)(NOISE, np.random.default_rng(seed))
+        Augmentation(name=name, image_size=32)(NOISE, np.random.default_rng(seed))
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002  # type: ignore[index]
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from data.arrays import ArraySource
-from data.augmentation import build_augmentation
+from data.augmentation import Augmentation
 from data.loader import (
     Batch,
     EvaluationLoader,
@@ -45,7 +45,7 @@ def source() -> Source:
 
 
 def training(source: Source, workers: int = 0, seed: int = 0, **shard: int) -> TrainingLoader:
-    augmentation = build_augmentation("light", 8)
+    augmentation = Augmentation(name="light", image_size=8)
     dataset = ImageDataset(source, np.arange(3, 97), 8, augmentation, seed=seed)
     return training_loader(dataset, batch_size=16, num_workers=workers, seed=seed, **shard)
 
@@ -104,7 +104,7 @@ def test_each_epoch_has_its_order_and_its_augmentation(source: Source) -> None:
 
 def test_an_image_is_augmented_alike_in_any_subset(source: Source) -> None:
     """Its index in the source counts, not its position in the dataset."""
-    augmentation = build_augmentation("light", 8)
+    augmentation = Augmentation(name="light", image_size=8)
     whole = ImageDataset(source, None, 8, augmentation, seed=1)
     some = ImageDataset(source, np.array([70, 5, 40]), 8, augmentation, seed=1)
     for position, index in enumerate((70, 5, 40)):
@@ -171,7 +171,7 @@ def test_impossible_batches_are_refused(
 
 def test_an_augmentation_to_another_size_is_refused(source: Source) -> None:
     with pytest.raises(ValueError, match="expected an augmentation to 8 pixels, found one to 32"):
-        ImageDataset(source, None, 8, build_augmentation("light", 32))
+        ImageDataset(source, None, 8, Augmentation(name="light", image_size=32))
 
 
 def evaluation(

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from inference.journal import module_digest
 from inference.targets import LogProbabilities, Target, build_target
 from models.classifier import RobustClassifier
-from models.gcm import GCM, StraightThroughGCM
+from models.gcm import GCM
 from models.named_models import Named, load_named
 from models.resize_pad import RandomResizePad
+from models.straight_through import StraightThrough
 from models.trn import TRN
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,7 +97,7 @@ def test_a_plain_model_hides_nothing_and_has_no_twin():
 def test_gcm_is_revealed_and_taken_away_for_the_twin():
     target = build(linear(GCM()))
     assert target.hides and not target.random
-    assert isinstance(target.revealed[0], StraightThroughGCM)  # type: ignore[index]
+    assert isinstance(target.revealed[0], StraightThrough)  # type: ignore[index]
     assert target.twin is not None
     torch.testing.assert_close(target.twin(IMAGES), linear()(IMAGES))
     assert target.describe()["stages"] == ["GCM(omega=1e+20, epsilon=1e-08)"]

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.gcm import GCM, StraightThroughGCM
+from models.gcm import GCM
+from models.straight_through import StraightThrough
 
 LEVELS = torch.arange(256, dtype=torch.float32) / 255
 
@@ -64,10 +65,11 @@ def test_autocast_changes_nothing(dtype: torch.dtype):
     assert torch.equal(concealed, GCM()(pixels))
 
 
-def test_straight_through_has_gcm_values_and_the_identity_gradient():
+@pytest.mark.parametrize("stage", [GCM(), nn.Identity()])
+def test_straight_through_has_the_stage_s_values_and_the_identity_gradient(stage: nn.Module):
     pixels = LEVELS.clone().requires_grad_()
-    revealed = StraightThroughGCM()(pixels)
-    assert torch.equal(revealed, GCM()(LEVELS))
+    revealed = StraightThrough(stage)(pixels)
+    assert torch.equal(revealed, stage(LEVELS))
     assert torch.equal(torch.autograd.grad(revealed.sum(), pixels)[0], torch.ones(256))
 
 
@@ -77,7 +79,7 @@ def test_has_no_state_and_the_same_output_in_every_mode():
     assert torch.equal(module.train()(LEVELS), module.eval()(LEVELS))
 
 
-@pytest.mark.parametrize("module", [GCM(), StraightThroughGCM()])
+@pytest.mark.parametrize("module", [GCM(), StraightThrough(GCM())])
 def test_exports(module: nn.Module):
     images = torch.rand(2, 3, 8, 8)
     program = torch.export.export(module.eval(), (images,))

@@ -11,7 +11,8 @@ from models.classifier import (
     reveal,
     undefended,
 )
-from models.trn import TRN, DifferentiableTRN, StraightThroughTRN
+from models.straight_through import StraightThrough
+from models.trn import TRN, DifferentiableTRN
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SMALL = {"width": 8, "depth": 2}
@@ -157,7 +158,7 @@ def test_bypassed_gradients_are_those_of_the_classifier_at_the_restored_image():
 def test_views_are_views():
     model = classifier(build())
     assert isinstance(reveal(model).restore, DifferentiableTRN)
-    assert isinstance(reveal(model, bypass=True).restore, StraightThroughTRN)
+    assert isinstance(reveal(model, bypass=True).restore, StraightThrough)
     assert isinstance(model.restore, TRN)
     bare = undefended(model)
     assert torch.equal(bare(IMAGES), classifier(conceal=False)(IMAGES))
