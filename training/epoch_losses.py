@@ -45,24 +45,20 @@ class EpochLosses:
         Raises:
             FloatingPointError: one is NaN or infinite, in any process.
         """
-        losses = self._gather(self.values[: self.done]).T  # (steps, processes)
+        gathered = self.accelerator.gather(self.values[None, : self.done])
+        assert isinstance(gathered, Tensor)
+        losses = gathered.T  # (steps, processes)
         wrong = (~losses.isfinite()).nonzero()
         if len(wrong):
             step, process = wrong[0].tolist()
             self._fail(step, f"a finite loss, found {float(losses[step, process])}")
         weights = torch.stack([each.isfinite().all() for each in classifier.parameters()])
-        if not self._gather(weights).all():
+        if not weights.all():  # alike in all processes, or of all their shards
             self._fail(self.done - 1, "finite weights after it, found NaN or infinity")
 
     def mean(self) -> Tensor:
         """Over all steps of the epoch."""
         return self.values.mean()
-
-    def _gather(self, values: Tensor) -> Tensor:
-        """The values (n,) of all processes, (processes, n)."""
-        gathered = self.accelerator.gather(values[None])
-        assert isinstance(gathered, Tensor)
-        return gathered
 
     def _fail(self, step: int, what: str) -> None:
         place = f"epoch {len(self.folder.rows) + 1}, step {step + 1}"
