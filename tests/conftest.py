@@ -10,8 +10,14 @@ from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import numpy as np
 import pytest
+from filelock import FileLock
+from PIL import Image
+from safetensors.numpy import load_file
 from torch.distributed import run as torchrun
+
+from data.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--model.backbone", "test_convnext", "--data.limit", "320", "--optimizer.lr", "2e-3")
@@ -49,10 +55,36 @@ def run_command(
         return subprocess.CompletedProcess(words, status, stdout.read(), stderr.read())
 
 
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a tiny ConvNeXt behind GCM, trained on 320 digits for two epochs."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    done = run_command("training/train.py", "--output", folder, "--epochs", 2, *SMALL)
-    assert done.returncode == 0, done.stderr
+    """The run folder of a tiny ConvNeXt behind GCM, trained on 320 digits for two epochs.
+
+    All test workers share it: not to be written to.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "small_run"
+    with FileLock(shared / "small_run.lock"):
+        if not (folder / "summary.json").exists():
+            done = run_command("training/train.py", "--output", folder, "--epochs", 2, *SMALL)
+            assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of 16 images a class to train on and 2 to test on, where an attack measures runs."""
+    root, digits = tmp_path_factory.mktemp("digits"), open_source("digits")
+    for digit in range(10):
+        for place, index in enumerate(np.flatnonzero(digits.labels == digit)[:18].tolist()):
+            folder = root / ("train" if place < 16 else "test") / str(digit)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits.image(index)).save(folder / f"{index}.png")
+    return root

@@ -12,10 +12,9 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from safetensors.numpy import load_file
 
 from models.classifier import load_checkpoint, load_trn
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, assert_same_weights, run_command
 
 TINY = (
     *("--trn.width", "8", "--trn.depth", "1", "--epochs", "2", "--data.limit", "160"),
@@ -31,12 +30,6 @@ def train_trn(output: Path, checkpoint: Path, *arguments: object, processes: int
     )
     assert done.returncode == 0, done.stderr
     return output
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
-    assert one.keys() == other.keys()
-    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="session")
