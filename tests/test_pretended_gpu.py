@@ -12,7 +12,7 @@ from tests.conftest import run_command
 
 GPU = "tests/pretended_gpu.py"
 TRAINING = (
-    *("--model.backbone", "test_convnext", "--data.limit", "160", "--epochs", "2"),
+    *("--model.backbone", "test_convnext", "--data.name", "folder", "--epochs", "2"),
     *("--trackers", "", "--ema_decay", "0.9", "--gradient_accumulation", "2"),
     *("--objective.name", "adversarial", "--objective.steps", "2"),
     *("--objective.awp_gamma", "0.005"),
@@ -52,14 +52,15 @@ def test_it_refuses_what_a_gpu_would(tmp_path: Path):
     assert done_on_gpu(script).stdout == "done\n"
 
 
-def test_training_goes_on_and_ends_as_on_the_cpu(tmp_path: Path):
+def test_training_goes_on_and_ends_as_on_the_cpu(few_digits: Path, tmp_path: Path):
     ours, theirs = tmp_path / "gpu", tmp_path / "cpu"
-    arguments = ["--output", str(ours), *TRAINING]
+    options = (*TRAINING, "--data.root", str(few_digits))
+    arguments = ["--output", str(ours), *options]
     stopped = {"arguments": arguments, "at": "step", "count": 5, "signal": signal.SIGTERM}
     run_command(GPU, "tests/training/interrupted_run.py", json.dumps(stopped))
     assert not (ours / "summary.json").exists() and list((ours / "state").iterdir())
     done_on_gpu("training/train.py", *arguments, "--resume")
-    done = run_command("training/train.py", "--output", theirs, *TRAINING)
+    done = run_command("training/train.py", "--output", theirs, *options)
     assert done.returncode == 0, done.stderr
     found, expected = (pd.read_csv(folder / "metrics.csv") for folder in (ours, theirs))
     np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -21,7 +21,7 @@ RANDOM = (
     *("--model.backbone_args", "{drop_path_rate: 0.2}"),
 )
 ADVERSARIAL = (
-    *("--model.backbone", "test_convnext", "--data.limit", "160", "--optimizer.lr", "2e-3"),
+    *("--model.backbone", "test_convnext", "--data.name", "folder", "--optimizer.lr", "2e-3"),
     *("--epochs", "2", "--trackers", "", "--objective.name", "adversarial"),
     *("--objective.steps", "1", "--objective.step_size", "10/255", "--objective.awp_gamma", "0.01"),
 )
@@ -124,13 +124,14 @@ def test_signals_stop_after_the_step(reference: Path, tmp_path: Path):
     assert_same_run(reference, output)
 
 
-def test_adversarial_training_goes_on_within_an_epoch(tmp_path: Path):
+def test_adversarial_training_goes_on_within_an_epoch(few_digits: Path, tmp_path: Path):
     whole, output, saving = tmp_path / "whole", tmp_path / "run", ("--save_steps", "1")
+    options = (*ADVERSARIAL, "--data.root", str(few_digits))
     statuses, done = run_all(
-        described(whole, ADVERSARIAL),
-        described(output, ADVERSARIAL, *saving, at="step", count=3, signal=signal.SIGKILL),
-        described(output, ADVERSARIAL, "--resume", at="step", count=4, signal=signal.SIGTERM),
-        described(output, ADVERSARIAL, "--resume"),
+        described(whole, options),
+        described(output, options, *saving, at="step", count=3, signal=signal.SIGKILL),
+        described(output, options, "--resume", at="step", count=4, signal=signal.SIGTERM),
+        described(output, options, "--resume"),
     )
     assert statuses == [0, -signal.SIGKILL, 143, 0], done.stderr
     assert_same_run(whole, output)
