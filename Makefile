@@ -35,7 +35,7 @@ container-check: .venv/installed
 	$(BIN)/python submission/container_check.py
 
 # The container's lock files. The second needs the index of torch's CPU wheels within reach.
-TOOLS := ruff|basedpyright|pytest|pytest-xdist|hypothesis
+TOOLS := ruff|basedpyright|pytest|pytest-xdist|hypothesis|selenium
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 LOCKED := --generate-hashes --no-header --no-annotate \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28

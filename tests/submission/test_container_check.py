@@ -1,11 +1,15 @@
 """The container's check: skipped in words where there is no engine, strict where two differ."""
 
 import io
+import json
 import re
 import tarfile
+from pathlib import Path
 
 import pytest
 
+from cli.command import parse
+from inference import predict
 from submission.container_check import Options, compare, container_check, contents
 from tests.conftest import ROOT
 
@@ -42,7 +46,7 @@ def test_the_lock_holds_every_runtime_requirement_with_hashes():
         re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.M)
     )
     assert len(locked) == len(re.findall(r"^\S+==", lock, re.MULTILINE))
-    tools = {"ruff", "basedpyright", "pytest", "pytest-xdist", "hypothesis"}
+    tools = {"ruff", "basedpyright", "pytest", "pytest-xdist", "hypothesis", "selenium"}
     wanted = re.findall(
         r"^([\w-]+)(?:\[\w+\])?==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M
     )
@@ -51,3 +55,16 @@ def test_the_lock_holds_every_runtime_requirement_with_hashes():
         key = name.replace("_", "-")
         assert key in tools or locked[key] == version, name
     assert not tools & locked.keys()
+
+
+def test_options_after_the_images_name_are_added_to_its_own():
+    words = (ROOT / "Dockerfile").read_text().replace("\\\n", "").partition("\nENTRYPOINT ")[2]
+    own = json.loads(words)[2:]
+    plain = parse(predict.Options, own)
+    named = (plain.checkpoint, plain.images, plain.out)
+    assert named == (Path("/checkpoint"), Path("/in"), Path("/out/sub.csv"))
+    added = parse(predict.Options, [*own, "--probabilities", "--out", "/out/sub.json"])
+    assert added == parse(
+        predict.Options,
+        ["--checkpoint=/checkpoint", "--images=/in", "--out=/out/sub.json", "--probabilities"],
+    )
