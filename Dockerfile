@@ -4,7 +4,7 @@
 #       -v "$PWD/runs/quickstart:/checkpoint:ro" -v "$PWD/images:/in:ro" -v "$PWD/out:/out" \
 #       robust-submission
 # writes out/sub.csv. User 10001 must be able to write out, or give --user "$(id -u)".
-# Options of predict.py go after the image's name. Trains with:
+# Options of predict.py go after the image's name, and override its own. Trains with:
 #   docker run --rm --entrypoint train -v "$PWD/out:/out" robust-submission --output /out/run
 #
 # The default wheels are PyPI's, made for CUDA; they run on a CPU as well. For the small CPU wheels:
@@ -40,5 +40,5 @@ RUN printf '#!/bin/sh\nexec accelerate launch /app/training/train.py "$@"\n' > /
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib \
     HF_HUB_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1
 USER 10001:10001
-ENTRYPOINT ["python", "/app/inference/predict.py"]
-CMD ["--checkpoint", "/checkpoint", "--images", "/in", "--out", "/out/sub.csv"]
+ENTRYPOINT ["python", "/app/inference/predict.py", \
+    "--checkpoint", "/checkpoint", "--images", "/in", "--out", "/out/sub.csv"]
