@@ -20,6 +20,7 @@ RATIO_RANGE = (0.1, 1e6)
 epsilon at which a linear model would be fooled: beyond 10 the gradient has vanished, below 1e-6 it
 has been blown up (with GCM about 1e-12), as pixels are 0 to 1 in steps of 1/255."""
 _NOTHING = "no image to judge by"
+_NO_GRADIENT = "no gradient to judge by"
 
 
 def _check(name: str, question: str, expected: str, outcome: Outcome, found: str) -> Check:
@@ -48,9 +49,19 @@ def only_fooled_by(first: np.ndarray, second: np.ndarray) -> tuple[int, int, flo
     return more, less, float(binomtest(more, more + less, alternative="greater").pvalue)
 
 
+def check_differentiable(differentiable: bool) -> Check:
+    """Whether autograd can follow the outputs back to the images."""
+    name, question = "differentiable", "Can autograd differentiate the model?"
+    outcome: Outcome = "ok" if differentiable else "warning"
+    found = "it can" if differentiable else "it cannot: no attack followed the model's own gradient"
+    return _check(name, question, "it can", outcome, found)
+
+
 def check_finite(gradient: np.ndarray) -> Check:
     """`gradient` (n,): NaN where an image's gradient was not finite."""
     name, question = "finite gradients", "Is every gradient a finite number?"
+    if len(gradient) == 0:
+        return _check(name, question, "no NaN", "not run", _NO_GRADIENT)
     bad = int(np.isnan(gradient).sum())
     outcome: Outcome = "masking" if bad else "ok"
     return _check(name, question, "no NaN", outcome, f"NaN or infinite on {bad} images")
@@ -61,7 +72,7 @@ def check_zero(gradient: np.ndarray) -> Check:
     name, question = "gradients there", "Do gradients reach the image?"
     expected = "zero on less than 10 % of images, beyond chance"
     if len(gradient) == 0:
-        return _check(name, question, expected, "not run", _NOTHING)
+        return _check(name, question, expected, "not run", _NO_GRADIENT)
     zero = share(int((gradient == 0).sum()), len(gradient))
     outcome: Outcome = "masking" if zero.low > 0.1 else "ok"
     found = f"zero on {zero.count:g} of {zero.total} images"
@@ -75,7 +86,7 @@ def check_size(gradient: np.ndarray, margin: np.ndarray) -> Check:
     expected = f"a linear model would be fooled at an epsilon from {1 / high:g} to {1 / low:g}"
     known = np.isfinite(gradient) & (gradient > 0) & (margin != 0)
     if not known.any():
-        return _check(name, question, expected, "not run", _NOTHING)
+        return _check(name, question, expected, "not run", _NO_GRADIENT)
     ratio = float(np.median(gradient[known] / np.abs(margin[known])))
     outcome: Outcome = "ok" if low <= ratio <= high else "masking"
     return _check(name, question, expected, outcome, f"at {1 / ratio:.2g} (median)")
@@ -87,7 +98,7 @@ def check_uphill(rises: np.ndarray, random: bool) -> Check:
     question = "Does a small step along the gradient raise the loss?"
     expected = "on 75 % of images at least; a random direction does on about half"
     if len(rises) == 0:
-        return _check(name, question, expected, "not run", _NOTHING)
+        return _check(name, question, expected, "not run", _NO_GRADIENT)
     up = share(int(rises.sum()), len(rises))
     sign: Outcome = "warning" if random else "masking"  # its loss differs from call to call
     outcome: Outcome = sign if up.high < 0.75 else "ok"

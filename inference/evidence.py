@@ -15,16 +15,12 @@ SINGLE_STEP = ("fgsm", "ffgsm")
 
 def run_checks(findings: Findings) -> list[Check]:
     """Every check that the measurements allow."""
-    clean, measure = findings.results.clean, findings.measure
-    target = measure.target
+    measure, target = findings.measure, findings.measure.target
     main = findings.plan.main
     distances = np.array([findings.arrays(job)["distance"].max(initial=0) for job in main])
     return [
         *_comparisons(findings),
-        checks.check_finite(clean["gradient"]),
-        checks.check_zero(clean["gradient"]),
-        checks.check_size(clean["gradient"], clean["margin"]),
-        checks.check_uphill(clean["rises"], target.random),
+        *_gradient_checks(findings),
         *_curve_checks(findings),
         checks.check_outputs(target.softmax),
         checks.check_random(target.random, measure.draws, measure.eot),
@@ -68,6 +64,17 @@ def _black_boxes(findings: Findings) -> Iterable[tuple[str, np.ndarray]]:
         elif job.attack == "autoattack":
             by_square = findings.arrays(job)["fooled_by"] == AutoAttack.STANDARD.index("square")
             yield "square (AutoAttack)", findings.clean & ~by_square[:, None]
+
+
+def _gradient_checks(findings: Findings) -> Iterable[Check]:
+    """The gradients at the clean images; none are there where autograd could take none."""
+    clean, target, none = findings.results.clean, findings.measure.target, np.zeros(0)
+    gradient = clean.get("gradient", none)
+    yield checks.check_differentiable(target.differentiable)
+    yield checks.check_finite(gradient)
+    yield checks.check_zero(gradient)
+    yield checks.check_size(gradient, clean.get("margin", none))
+    yield checks.check_uphill(clean.get("rises", none), target.random)
 
 
 def _curve_checks(findings: Findings) -> Iterable[Check]:

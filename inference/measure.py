@@ -102,16 +102,17 @@ class Measure:
         """Without an attack: predictions, the twin's, and what the gradients look like.
 
         Returns:
-            `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,); `gradient` float64 (n,),
-            L1 norms of the margin's gradient, NaN where not finite; `margin` float64 (n,);
-            `rises` bool (n,), whether a small step along the gradient raises the margin.
+            `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,); of a model that autograd
+            can differentiate also `gradient` float64 (n,), L1 norms of the margin's gradient, NaN
+            where not finite; `margin` float64 (n,); `rises` bool (n,), whether a small step along
+            the gradient raises the margin.
         """
         twin = torch.full((chunk.count,), -1)
         if self.target.twin is not None:
             self._seed(chunk, 0)
             twin = self._predict(self.target.twin, chunk.images)[: chunk.count]
         arrays = {"predictions": self._judge(chunk, chunk.images), "twin": twin.numpy()}
-        return arrays | self._gradients(chunk)
+        return arrays | (self._gradients(chunk) if self.target.differentiable else {})
 
     def attacked(
         self, job: Job, chunk: Chunk, right: np.ndarray, shown: np.ndarray, part: int = 0
@@ -243,9 +244,6 @@ class Measure:
             before = margin(logits, labels)
             return torch.stack([size, before.double(), (moved > before).double()], dim=1).cpu()
 
-        if not self.target.differentiable:
-            nothing = np.zeros(chunk.count)
-            return {"gradient": nothing, "margin": nothing, "rises": nothing > 0}
         self._seed(chunk, 0)
         size, before, rises = self.fit(examine, torch.arange(chunk.count)).numpy().T
         size = np.where(np.isfinite(size), size, np.nan)

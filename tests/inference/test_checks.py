@@ -30,7 +30,7 @@ def test_sign_test_against_the_binomial_by_hand():
 
 @pytest.mark.parametrize(
     ("gradient", "outcome"),
-    [([1, 2, 3], "ok"), ([1, NAN, 3], "masking"), ([0, 0, 0], "ok")],
+    [([1, 2, 3], "ok"), ([1, NAN, 3], "masking"), ([0, 0, 0], "ok"), ([], "not run")],
 )
 def test_finite(gradient: list[float], outcome: str):
     assert checks.check_finite(np.array(gradient, dtype=float)).outcome == outcome
@@ -80,9 +80,11 @@ def test_uphill(share_up: float, total: int, random: bool, outcome: str):
     assert checks.check_uphill(rises, random).outcome == outcome
 
 
-def test_logits_and_randomness_are_warnings():
+def test_outputs_without_logits_gradients_or_repetition_are_warnings():
     assert checks.check_outputs(False).outcome == checks.check_random(False, 1, 1).outcome == "ok"
     assert checks.check_outputs(True).outcome == "warning"
+    assert checks.check_differentiable(True).outcome == "ok"
+    assert checks.check_differentiable(False).outcome == "warning"
     random = checks.check_random(True, 5, 10)
     assert random.outcome == "warning" and "5 other draws" in random.found
 
