@@ -9,9 +9,10 @@ import pandas as pd
 from attacks import AutoAttack
 from cli.provenance import provenance
 from data.images import resize_image
+from inference import wording
 from inference.evidence import run_checks
 from inference.findings import Findings, accuracy, attack_robustness
-from inference.jobs import BLACK_BOX, Job, canonical, radius
+from inference.jobs import BLACK_BOX, Job, canonical
 from inference.schema import ADAPTIVE, Curve, Measurement, Picture, Report, Through
 
 
@@ -49,10 +50,11 @@ def threat_model(findings: Findings) -> str:
     """Who attacks, knowing what, how far, and what counts as robust."""
     job, target = findings.plan.main[0], findings.measure.target
     words = {"linf": "L-infinity", "l2": "L2", "l1": "L1", "l1-dense": "L1"}[job.norm]
+    size = wording.radius(job.epsilon, job.norm)
     unknown = "" if not target.random else ", except the random draws that will be in force"
     return (
-        f"The attacker may change each image by at most {radius(job.epsilon)} in the "
-        f"{words} norm of pixel values from 0 to 1, and wins with any wrong class (untargeted). "
+        f"The attacker may change each image by at most {size} in the {words} norm "
+        "of pixel values from 0 to 1, and wins with any wrong class (untargeted). "
         f"The adaptive attacker knows everything: data, weights and every defence{unknown}. The "
         "oblivious attacker differentiates the model as it stands and knows of no defence; the "
         "transfer attacker differentiates a twin without defences: the model's own weights, or the "

@@ -11,6 +11,8 @@ import numpy as np
 from scipy.stats import binomtest
 
 from inference.schema import Check, Share, share
+from inference.wording import chance as chance_level
+from inference.wording import plural
 
 Outcome = Literal["ok", "masking", "warning", "not run"]
 CHANCE = 0.01
@@ -64,7 +66,7 @@ def check_finite(gradient: np.ndarray) -> Check:
         return _check(name, question, "no NaN", "not run", _NO_GRADIENT)
     bad = int(np.isnan(gradient).sum())
     outcome: Outcome = "masking" if bad else "ok"
-    return _check(name, question, "no NaN", outcome, f"NaN or infinite on {bad} images")
+    return _check(name, question, "no NaN", outcome, f"NaN or infinite on {plural(bad, 'image')}")
 
 
 def check_zero(gradient: np.ndarray) -> Check:
@@ -75,7 +77,7 @@ def check_zero(gradient: np.ndarray) -> Check:
         return _check(name, question, expected, "not run", _NO_GRADIENT)
     zero = share(int((gradient == 0).sum()), len(gradient))
     outcome: Outcome = "masking" if zero.low > 0.1 else "ok"
-    found = f"zero on {zero.count:g} of {zero.total} images"
+    found = f"zero on {zero.count:g} of {plural(zero.total, 'image')}"
     return _check(name, question, expected, outcome, found)
 
 
@@ -129,7 +131,7 @@ def check_one_step(one: np.ndarray, many: np.ndarray, view: str) -> Check:
         return _check(name, question, expected, "not run", _NOTHING)
     more, less, chance = only_fooled_by(one, many)
     outcome: Outcome = "masking" if chance < CHANCE else "ok"
-    found = f"only one step fools {more} images, only many fool {less}"
+    found = f"only one step fools {plural(more, 'image')}, only many fool {less}"
     return _check(name, question, expected, outcome, found)
 
 
@@ -142,7 +144,7 @@ def check_black_box(black: np.ndarray, white: np.ndarray, attack: str) -> Check:
         return _check(name, question, expected, "not run", _NOTHING)
     alone = share(int((white - black >= 0.5).sum()), len(black))
     outcome: Outcome = "masking" if alone.low > 0.02 else "ok"
-    found = f"{attack} alone fools {alone.count:g} of {alone.total} images"
+    found = f"{attack} alone fools {alone.count:g} of {plural(alone.total, 'image')}"
     return _check(name, question, expected, outcome, found)
 
 
@@ -164,7 +166,7 @@ def check_large_epsilon(accuracy: Share, epsilon: float, classes: int, view: str
     """Accuracy within a radius at which every image can be made the same grey."""
     name = f"large epsilon, {view}"
     question = "Does an attack without bounds succeed?"
-    expected = f"accuracy at most {_percent(1 / classes)} (chance) at epsilon {epsilon:g}"
+    expected = f"accuracy at most {chance_level(classes)} (chance) at epsilon {epsilon:g}"
     if accuracy.total == 0:
         return _check(name, question, expected, "not run", _NOTHING)
     outcome: Outcome = "masking" if accuracy.low > 1 / classes else "ok"
@@ -208,4 +210,4 @@ def check_clean(clean: Share, classes: int) -> Check:
     found = _percent(clean.value)
     if outcome == "warning":
         found += "; is its input RGB from 0 to 1, its normalisation inside, its class order ours?"
-    return _check(name, question, f"better than chance, {_percent(1 / classes)}", outcome, found)
+    return _check(name, question, f"better than chance, {chance_level(classes)}", outcome, found)

@@ -26,10 +26,11 @@ from cli.processes import make_repeatable, start_accelerator
 from cli.provenance import provenance
 from data.dataset import ImageDataset, collate
 from data.loader import micro_batch_size
+from inference import wording
 from inference.assemble import build_report, gallery_pictures, per_image_table
 from inference.evaluation_data import DataOptions, EvaluationData, open_evaluation_data
 from inference.findings import Findings
-from inference.jobs import plan_jobs, radius
+from inference.jobs import plan_jobs
 from inference.journal import Journal, code_digest, digest, model_digest, source_digest
 from inference.measure import Measure
 from inference.memory import FittingBatches
@@ -101,10 +102,11 @@ class Options:
                 "--epsilon: expected radii above 0, for linf at most 1, as pixels are 0 to 1 "
                 f"(8/255), found {', '.join(f'{each:g}' for each in self.epsilon)}."
             )
-        if len(set(map(radius, self.epsilon))) < len(set(self.epsilon)):
+        names = [wording.radius(each, self.norm) for each in set(self.epsilon)]
+        if len(set(names)) < len(names):
             raise ValueError(
-                "--epsilon: expected radii that differ in the six digits that name them, found "
-                f"{', '.join(map(str, self.epsilon))}."
+                "--epsilon: expected radii that differ in the digits that name them "
+                f"({max(names, key=names.count)}), found {', '.join(map(str, self.epsilon))}."
             )
 
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 from attacks import PGD, Attack, AutoAttack, build_attack
+from inference import wording
 from inference.schema import Through
 from inference.targets import Target
 
@@ -42,7 +42,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.label} {self.norm} {radius(self.epsilon)} {WORDS[self.through]}"
+        size = wording.radius(self.epsilon, self.norm)
+        return f"{self.label} {self.norm} {size} {WORDS[self.through]}"
 
     @property
     def key(self) -> str:
@@ -78,15 +79,6 @@ class Job:
         if others:
             settings["attacks"] = AutoAttack.STANDARD
         return settings
-
-
-def radius(epsilon: float) -> str:
-    """`8/255` where that is what it is, else the number."""
-    level = Fraction(epsilon * 255).limit_denominator(8)
-    exact = abs(float(level) / 255 - epsilon) < 1e-9
-    return (
-        f"{level}/255" if exact and 0 < epsilon < 1 and level.denominator == 1 else f"{epsilon:g}"
-    )
 
 
 def unbounded(norm: str, image_size: int) -> float:

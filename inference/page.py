@@ -34,7 +34,7 @@ def curve_figures(report: Report) -> list[dict[str, Any]]:
         for norm, svg in curve_svgs(report, name).items():
             curves = [one for one in report.curves if (one.name, one.norm) == (name, norm)]
             images = curves[0].accuracy[0].total
-            title = f"{heading}, {wording.NORMS.get(norm, norm)}, {images:,} images"
+            title = f"{heading}, {wording.NORMS.get(norm, norm)}, {wording.plural(images, 'image')}"
             figures.append(
                 {"title": title, "hint": hint, "svg": Markup(svg), "curves": curves, "name": name}
             )
@@ -89,5 +89,5 @@ def render_page(report: Report, rows: Sequence[Row], factor: int) -> str:
         curve_points=curve_points,
         exceeds=exceeds,
         checks=wording.checks_by_weight(report),
-        chance=1 / report.model["num_classes"] if report.model.get("num_classes") else None,
+        num_classes=report.model.get("num_classes"),
     )

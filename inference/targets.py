@@ -53,21 +53,20 @@ class Target:
 
     def describe(self) -> dict[str, Any]:
         """What the report says of the model."""
-        modules = list(self.model.modules()) if isinstance(self.model, nn.Module) else []
+        module = self.model if isinstance(self.model, nn.Module) else None
+        modules = [] if module is None else list(module.modules())
         stages = [repr(each) for each in modules if isinstance(each, GCM)]
-        if isinstance(self.model, nn.Module):
-            stages += [repr(stage) for stage in random_stages(self.model)]
+        stages += [] if module is None else [repr(stage) for stage in random_stages(module)]
         stages += [each.summary() for each in modules if isinstance(each, TRN)]
-        weights = self.model.parameters() if isinstance(self.model, nn.Module) else ()
         return {
             "name": self.name,
-            "parameters": sum(weight.numel() for weight in weights),
+            "parameters": module and sum(weight.numel() for weight in module.parameters()),
             "stages": stages,
             "image_size": self.image_size,
             "num_classes": self.num_classes,
             "random": self.random,
             "outputs": "probabilities" if self.softmax else "logits",
-            "digest": module_digest(self.model) if isinstance(self.model, nn.Module) else None,
+            "digest": module and module_digest(module),
         }
 
 

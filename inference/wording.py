@@ -22,6 +22,7 @@ OUTCOMES = {
     "warning": "warning",
     "not run": "not run",
 }
+_RADII = ("epsilon", "step_size")
 _EXACT = 1e-3  # of 1/255: what float32 rounding leaves of an exact level
 
 
@@ -53,10 +54,26 @@ def number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.1f}"
 
 
+def plural(count: float, noun: str) -> str:
+    """`1 image`, `1,000 images`."""
+    return f"{number(count)} {noun}{'s' * (count != 1)}"
+
+
 def counted(share: Share) -> str:
     """`470 of 500 images`; a mean over draws may be broken."""
     count = round(share.count, 1) if math.isfinite(share.count) else share.count
-    return f"{number(count)} of {number(share.total)} images" if share.total else NO_IMAGES
+    return f"{number(count)} of {plural(share.total, 'image')}" if share.total else NO_IMAGES
+
+
+def attack_robustness(share: Share) -> str:
+    """AR as `AR 98.9 % of those right when clean`, or that there was none."""
+    found = f"{percent(share.value)} of those right when clean"
+    return f"AR {found if share.total else f'{UNKNOWN}: none was right when clean'}"
+
+
+def chance(num_classes: int) -> str:
+    """How often a guess is right: `10 %`, `0.1 %`, `0.00458 %`."""
+    return f"{100 / num_classes:.3g}{SPACE}%"
 
 
 def radius(value: float, norm: str) -> str:
@@ -76,9 +93,13 @@ def radius(value: float, norm: str) -> str:
 
 
 def words(value: Any, norm: str = "") -> str:
-    """Any plain value of the report, for a reader: mappings and lists in one line."""
+    """Any plain value of the report, for a reader: mappings and lists in one line.
+
+    In the norm are a plain number and, of a mapping, epsilon and step size.
+    """
     if isinstance(value, Mapping):
-        return ", ".join(f"{title(key)} {words(item, norm)}" for key, item in value.items())
+        norms = {key: norm if key in _RADII else "" for key in value}
+        return ", ".join(f"{title(key)} {words(value[key], norms[key])}" for key in value)
     if isinstance(value, (list, tuple, set)):
         return ", ".join(words(item, norm) for item in value) or "none"
     if value is None or isinstance(value, bool):
@@ -111,7 +132,7 @@ def draws(share: Share) -> str:
     if len(values) > 10:
         return f"{len(values)} draws from {100 * min(values):.1f} to {percent(max(values))}"
     listed = ", ".join(f"{100 * value:.1f}" for value in values)
-    return f"{len(values)} draw{'s' * (len(values) > 1)}: {listed}{SPACE}%"
+    return f"{plural(len(values), 'draw')}: {listed}{SPACE}%"
 
 
 def gap(report: Report) -> float:
@@ -150,7 +171,7 @@ def reason(report: Report) -> str:
     ran = len(report.checks) - len(checks_with(report, "not run"))
     if report.verdict == "masked":
         signs = len(checks_with(report, "masking"))
-        first = f"{signs} of {ran} checks show{'s' * (signs == 1)} it." if signs else ""
+        first = f"{signs} of {plural(ran, 'check')} show{'s' * (signs == 1)} it." if signs else ""
         if overlap:
             return f"{first} The two numbers lie {apart} apart, within their intervals.".lstrip()
         return (
@@ -159,6 +180,7 @@ def reason(report: Report) -> str:
             f"The {apart} between them are not robustness."
         ).lstrip()
     first = f"None of the {ran} checks that ran found one." if ran else "No check was run."
+    first = "The one check that ran found none." if ran == 1 else first
     agree = "within their intervals" if overlap else "more than their intervals allow"
     return (
         f"{first} The two numbers lie {apart} apart, {agree}. "

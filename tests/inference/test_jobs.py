@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attacks import PGD
-from inference.jobs import Job, canonical, plan_jobs, radius, unbounded
+from inference.jobs import Job, canonical, plan_jobs, unbounded
 from inference.targets import Target
 
 
@@ -148,12 +148,10 @@ def test_a_model_without_gradients_is_left_to_square_and_transfer():
     assert not plan.epsilon_curves
 
 
-@pytest.mark.parametrize(
-    ("epsilon", "text"),
-    [(8 / 255, "8/255"), (0.5, "0.5"), (8.0, "8"), (1600, "1600"), (0, "0"), (0.1, "0.1")],
-)
-def test_radius_in_words(epsilon: float, text: str):
-    assert radius(epsilon) == text
+@pytest.mark.parametrize(("norm", "size"), [("linf", "51/255"), ("l2", "0.2"), ("l1", "0.2")])
+def test_a_job_names_its_radius_as_the_page_does(norm: str, size: str):
+    found = Job(attack="pgd", through="twin", norm=norm, epsilon=0.2, steps=5)
+    assert found.name == f"pgd-5 {norm} {size} transfer"
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l1-dense"])

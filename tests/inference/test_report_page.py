@@ -152,7 +152,7 @@ def test_no_images_and_unknown_values_are_said_not_shown_as_zero(example, measur
     )
     page = Page(rendered(nothing))
     assert page.by_id("clean")["data-value"] == ""
-    assert "AR no images of those right when clean" in page.text
+    assert "AR not known: none was right when clean" in page.text
     assert "not known" in page.text
     assert "nan" not in page.text.lower()
 
@@ -196,3 +196,15 @@ def test_every_text_colour_has_enough_contrast(example, rendered):
         for name in ("ink", "muted", "oblivious", "adaptive", "transfer", "alarm"):
             dark, light = sorted((_luminance(scheme[name]), _luminance(scheme["paper"])))
             assert (light + 0.05) / (dark + 0.05) >= 4.5, name
+
+
+def test_a_seed_is_no_quantity_and_what_is_not_there_is_said_in_words(example, rendered):
+    odd = example(
+        seed=12345,
+        model={"name": "it", "num_classes": 21841, "parameters": None},
+        data={"images": 1},
+    )
+    text = Page(rendered(odd)).text.replace(wording.SPACE, " ")
+    assert "seed12345" in text and "parametersnot known" in text
+    assert "the images, 1 image\n" in text and "chance 0.00458 %" in text
+    assert "AR 98.9 % of those right when clean" in text

@@ -166,6 +166,12 @@ def test_a_model_without_gradients_is_noticed():
     assert not build(lambda images: linear()(images.detach())).differentiable
 
 
+def test_what_is_no_module_has_no_known_parameters():
+    described = build(lambda images: linear()(images)).describe()
+    assert described["parameters"] is None and described["digest"] is None
+    assert build(linear()).describe()["parameters"] == 193 * 3
+
+
 def test_evaluation_freezes_the_model():
     model = linear().train()
     build(model)

@@ -54,6 +54,27 @@ def test_words(value, expected):
     assert wording.words(value) == expected
 
 
+def test_only_radii_are_in_levels_of_linf():
+    settings = {"step_size": 0.2, "momentum": 0.8, "epsilon": 0.4}
+    assert wording.words(settings, "linf") == "step size 51/255, momentum 0.8, epsilon 102/255"
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "expected"), [(2, "50"), (3, "33.3"), (10, "10"), (21841, "0.00458")]
+)
+def test_chance(num_classes, expected):
+    assert wording.chance(num_classes) == f"{expected}{wording.SPACE}%"
+
+
+def test_one_is_no_plural(example):
+    assert wording.counted(share(1, 1)) == "1 of 1 image"
+    assert wording.counted(share(0, 1000)) == "0 of 1,000 images"
+    (passed, masking, _) = example().checks
+    one = example(verdict="no sign of masking", checks=(passed,))
+    assert wording.reason(one).startswith("The one check that ran found none.")
+    assert wording.reason(example(checks=(masking,))).startswith("1 of 1 check shows it.")
+
+
 def test_reason_names_a_disagreement_without_masking(example):
     apart = example(verdict="no sign of masking", adaptive=share(500, 1000), checks=())
     assert "more than their intervals allow" in wording.reason(apart)
