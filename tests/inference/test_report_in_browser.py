@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -77,13 +78,23 @@ def browser(tmp_path_factory):
     chrome.quit()
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
+def write_page(folder: Path, report: Report) -> str:
     images = [np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)]
     pictures = {"clean": images, "oblivious": images, "adaptive": images}
-    write_report(small_report(), pictures, pd.DataFrame({"id": [LONG]}), folder)
+    write_report(report, pictures, pd.DataFrame({"id": [LONG]}), folder)
     return (folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    return write_page(tmp_path_factory.mktemp("report"), small_report())
+
+
+@pytest.fixture(scope="module")
+def address_of_all(tmp_path_factory):
+    """Of a report in which every image withstands everything."""
+    every = dict.fromkeys(("clean", "oblivious", "adaptive"), share(1000, 1000))
+    return write_page(tmp_path_factory.mktemp("all"), replace(small_report(), **every))
 
 
 def show(browser, address, width=1280, scheme="light"):
@@ -122,8 +133,9 @@ def test_no_console_message_and_no_request_but_the_page(browser, address):
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1024, 1280, 1920])
-def test_nothing_sticks_out_at_any_width(browser, address, width):
-    show(browser, address, width)
+@pytest.mark.parametrize("which", ["address", "address_of_all"])
+def test_nothing_sticks_out_at_any_width(browser, request, which, width):
+    show(browser, request.getfixturevalue(which), width)
     page = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     content, window = browser.execute_script(page)
     assert width - 20 <= window <= width  # the scroll bar apart
@@ -133,8 +145,8 @@ def test_nothing_sticks_out_at_any_width(browser, address, width):
         const range = document.createRange(); range.selectNodeContents(number);
         return range.getBoundingClientRect().right <= number.getBoundingClientRect().right + 0.5;
     """
-    assert browser.execute_script(inside, "oblivious")
-    assert browser.execute_script(inside, "adaptive")
+    for number in ("oblivious", "adaptive", "clean"):
+        assert browser.execute_script(inside, number)
 
 
 def test_dark_follows_the_system(browser, address):
