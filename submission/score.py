@@ -26,6 +26,7 @@ from cli.files import atomic_write, check_writable
 from cli.provenance import provenance
 from data.loader import ImageDataset, evaluation_loader, micro_batches
 from inference.evaluation_data import DataOptions, open_evaluation_data
+from inference.wording import plural
 from models.classifier import load_checkpoint
 from submission.contestant import Origin, load_contestant, unfit
 from submission.scoring import PARTS, Score, Scorer, Setting, interval
@@ -38,9 +39,13 @@ class Weights:
     """What each part counts; only their ratios matter."""
 
     clean: float = 4
+    """Of images as they are."""
     corrupted: float = 4
+    """Of corrupted images."""
     black_box: float = 4
+    """Of attacks without the model's gradients."""
     white_box: float = 3
+    """Of attacks with them."""
 
     def __post_init__(self) -> None:
         values = vars(self).values()
@@ -140,8 +145,8 @@ def table(title: str, score: Score) -> Table:
 
 
 def _words(draws: list[float]) -> str:
-    found = interval(draws)
-    return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]".replace("[", r"\[")
+    mean, low, high = interval(draws).values()
+    return f"{mean:.1%}" if low is None else rf"{mean:.1%} \[{low:.1%}, {high:.1%}]"
 
 
 def score(options: Options) -> None:
@@ -168,7 +173,8 @@ def score(options: Options) -> None:
             raise ValueError("weights: expected one above 0 of a measured part, found none.")
         columns = measure(scorer, ImageDataset(data.source, data.indices, size), options.draws)
     result = Score(columns=columns, weights=dict(vars(options.weights)))
-    title = f"{options.file}: {len(data.indices)} images, {options.draws} draws"
+    images, draws = plural(len(data.indices), "image"), plural(options.draws, "draw")
+    title = f"{options.file}: {images}, {draws}"
     Console().print(table(title, result))
     for remark in remarks(scorer):
         print(remark)

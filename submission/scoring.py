@@ -174,8 +174,13 @@ class Score:
         return {name: {**interval(draws), "draws": draws} for name, draws in rows.items()}
 
 
-def interval(draws: Sequence[float]) -> dict[str, float]:
-    """Mean, and two standard deviations to either side: where one more draw may well fall."""
+def interval(draws: Sequence[float]) -> dict[str, float | None]:
+    """Mean, and two standard deviations to either side: where one more draw may well fall.
+
+    A single draw does not tell: `low` and `high` are None.
+    """
     mean = fmean(draws)
-    spread = 2 * stdev(draws) if len(draws) > 1 else 0.0
+    if len(draws) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    spread = 2 * stdev(draws)
     return {"mean": mean, "low": max(0.0, mean - spread), "high": min(1.0, mean + spread)}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cli.command import parse
 from models.classifier import RobustClassifier, load_checkpoint, undefended
 from submission.contestant import Contestant, Origin, load_contestant
 from submission.export import write_zip
-from submission.score import Options, Weights, check_logits, score
+from submission.score import Options, Weights, check_logits, score, table
 from submission.scoring import Score, Scorer, Setting, interval
 from tests.conftest import run_command
 
@@ -150,6 +151,27 @@ def test_the_score_is_the_weighted_mean_of_each_draw():
     assert result.total(adaptive=True) == pytest.approx([2.1 / 4, 1.8 / 4])
     found = interval([0.4, 0.6])
     assert found["mean"] == 0.5 and found["low"] == pytest.approx(0.5 - 2 * math.sqrt(0.02))
+
+
+def test_a_single_draw_has_no_interval():
+    assert interval([0.4]) == {"mean": 0.4, "low": None, "high": None}
+    board = table("title", Score(columns={"clean": [0.4]}, weights={"clean": 1.0}))
+    assert next(iter(board.columns[2].cells)) == "40.0%"
+    several = table("title", Score(columns={"clean": [0.4, 0.4]}, weights={"clean": 1.0}))
+    assert next(iter(several.columns[2].cells)) == r"40.0% \[40.0%, 40.0%]"
+
+
+def test_every_weight_is_explained(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        parse(Options, ["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "images as they are",
+        "corrupted",
+        "attacks without the model's",
+        "attacks with them",
+    ):
+        assert f"Of {part}" in printed, part
 
 
 def test_the_command_writes_the_board(packed: Path, small_run: Path, tmp_path: Path):
