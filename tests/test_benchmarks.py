@@ -64,3 +64,20 @@ def test_the_table_on_paper_runs_alone():
     words = [sys.executable, BENCHMARKS / "scaling.py", "--commands", ""]
     printed = subprocess.check_output(words, text=True)
     assert printed.count("\n| ") == 14 and "Computed, not measured" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["scaling.py", "--commands", "", "--steps", "7"],
+            "--steps: expected at least 8, found 7.",
+        ),
+        (["growth.py", "--images", "10,abc"], "expected growing numbers, found 10,abc."),
+        (["growth.py", "--images", "10,5"], "expected growing numbers, found 10,5."),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_work(words: list[str], message: str):
+    words = [sys.executable, str(BENCHMARKS / words[0]), *words[1:]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr
