@@ -89,7 +89,7 @@ def radius(value: float, norm: str) -> str:
     exact = abs(levels - round(levels)) < _EXACT and 0 < round(levels) < 255
     if exact and (norm == "linf" or not short):
         return f"{round(levels)}/255"
-    return number(round(value, 3) if short else value)
+    return number(round(value, 3) if short else value).replace(",", "")  # it names columns
 
 
 def words(value: Any, norm: str = "") -> str:

@@ -24,6 +24,7 @@ from inference.schema import share
         (1600.0, "l1", "1,600"),
         (math.nan, "l2", "not known"),
         (math.inf, "l2", "unbounded"),
+        (1600, "l1", "1600"),
     ],
 )
 def test_radius(value, norm, expected):
