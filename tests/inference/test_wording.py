@@ -21,10 +21,9 @@ from inference.schema import share
         (128 / 255, "l2", "128/255"),
         (0.2, "l2", "0.2"),
         (8.0, "l2", "8"),
-        (1600.0, "l1", "1,600"),
+        (1600.0, "l1", "1600"),
         (math.nan, "l2", "not known"),
         (math.inf, "l2", "unbounded"),
-        (1600, "l1", "1600"),
     ],
 )
 def test_radius(value, norm, expected):
