@@ -60,13 +60,13 @@ class Target:
         stages += [each.summary() for each in modules if isinstance(each, TRN)]
         return {
             "name": self.name,
-            "parameters": module and sum(weight.numel() for weight in module.parameters()),
+            "parameters": None if module is None else sum(map(Tensor.numel, module.parameters())),
             "stages": stages,
             "image_size": self.image_size,
             "num_classes": self.num_classes,
             "random": self.random,
             "outputs": "probabilities" if self.softmax else "logits",
-            "digest": module and module_digest(module),
+            "digest": None if module is None else module_digest(module),
         }
 
 
