@@ -27,7 +27,9 @@ ADVERSARIAL = (
 )
 
 
-def described(output: Path, options: tuple[str, ...], *more: object, **when: Any) -> dict[str, Any]:
+def described(
+    output: Path, options: tuple[object, ...], *more: object, **when: Any
+) -> dict[str, Any]:
     return {"arguments": [*map(str, ("--output", output, *options, *more))], **when}
 
 
@@ -137,12 +139,14 @@ def test_adversarial_training_goes_on_within_an_epoch(few_digits: Path, tmp_path
     assert_same_run(whole, output)
 
 
-def test_two_processes_stop_after_the_same_step(tmp_path: Path):
-    """The second gets the signal in its 5th step; both look one step later."""
+def test_two_processes_stop_after_the_same_step(few_digits: Path, tmp_path: Path):
+    """The second gets the signal in its 5th step; both look one step later. It has no test image:
+    the 20 are a micro-batch."""
+    options = (*RANDOM, "--batch_size", "16", "--data.name", "folder", "--data.root", few_digits)
 
     def start(output: Path, *more: str, **when: Any) -> subprocess.CompletedProcess[str]:
         return run_command(
-            DRIVER, json.dumps(described(output, RANDOM, *more, **when)), processes=2
+            DRIVER, json.dumps(described(output, options, *more, **when)), processes=2
         )
 
     whole, output = tmp_path / "whole", tmp_path / "run"
