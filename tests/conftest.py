@@ -55,11 +55,6 @@ def run_command(
         return subprocess.CompletedProcess(words, status, stdout.read(), stderr.read())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: what idle workers take over from others at the end is then short."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
-
-
 def assert_same_weights(first: Path, second: Path) -> None:
     one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
     assert one.keys() == other.keys()
