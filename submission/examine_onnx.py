@@ -61,19 +61,20 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs(inner)
 
 
-def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The numbers that a model holds, by name; of sparse tensors those that are written down."""
-    found = dict[str, onnx.TensorProto]()
+def constants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The numbers that a model holds, with their names, which the branches of an If may share.
+
+    Of sparse tensors those that are written down.
+    """
     for graph in graphs(model.graph):
-        found |= {each.name: each for each in graph.initializer}
-        found |= {each.values.name: each.values for each in graph.sparse_initializer}
+        yield from ((each.name, each) for each in graph.initializer)
+        yield from ((each.values.name, each.values) for each in graph.sparse_initializer)
         for node in (node for node in graph.node if node.op_type == "Constant"):
             for value in node.attribute:
                 kinds = {"value": value.t, "sparse_value": value.sparse_tensor.values}
                 floats = [value.f] if value.name == "value_float" else value.floats
                 listed = onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [len(floats)], floats)
-                found[node.output[0]] = kinds.get(value.name, listed)
-    return found
+                yield node.output[0], kinds.get(value.name, listed)
 
 
 def load_model() -> onnx.ModelProto:
@@ -81,7 +82,7 @@ def load_model() -> onnx.ModelProto:
     model = onnx.load(REQUEST["onnx"], load_external_data=False)
     model = onnx.inliner.inline_local_functions(model)
     outside = onnx.TensorProto.EXTERNAL
-    if names := [name for name, each in constants(model).items() if each.data_location == outside]:
+    if names := [name for name, each in constants(model) if each.data_location == outside]:
         raise ValueError(f"{len(names)} tensors in other files, {names[0]} first")
     onnx.checker.check_model(model)
     return model
@@ -125,9 +126,12 @@ def sizes(model: onnx.ModelProto) -> dict[str, int]:
     for node in (node for graph in graphs(model.graph) for node in graph.node):
         if node.op_type in (*COUNTED, "Cast", "DequantizeLinear"):
             taken |= {node.input[0], node.input[COUNTED.get(node.op_type, 0)]}
-    tensors = constants(model).items()
-    counted = [each for name, each in tensors if name in taken or each.data_type not in INDICES]
-    return {"total": sum(math.prod(each.dims) for each in counted)}
+    counted = (
+        math.prod(each.dims)
+        for name, each in constants(model)
+        if name in taken or each.data_type not in INDICES
+    )
+    return {"total": sum(counted)}
 
 
 def factors(node: onnx.NodeProto) -> tuple[str, str, str]:

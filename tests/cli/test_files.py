@@ -125,7 +125,8 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", none)
-    lock_folder(tmp_path).close()
+    with lock_folder(tmp_path) as one, lock_folder(tmp_path) as other:
+        assert not one.closed and not other.closed
 
 
 def test_a_folder_is_there_when_the_block_has_ended(tmp_path: Path) -> None:

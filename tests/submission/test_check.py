@@ -242,15 +242,15 @@ def test_products_of_onnx_count_whatever_their_kind(tmp_path: Path, body: str, k
     "body",
     [
         "g = Constant <value_floats = [0.1, 0.2, 0.3, 0.4, 0.5]> () m = MatMul (f, w)"
-        "logits = Mul (m, g)",
+        "h = Constant <value_float = 0.6> () k = Mul (m, g) logits = Add (k, h)",
         "m = MatMul (f, w) c = Constant <value = bool {1}> () logits = If (c) <"
         "then_branch = a () => (float[N, 5] p) <float[5] g = {0, 1, 2, 3, 4}> { p = Add (m, g) },"
-        "else_branch = b () => (float[N, 5] q) { q = Identity (m) }>",
+        "else_branch = b () => (float[N, 5] q) <float[1] g = {7}> { q = Add (m, g) }>",
     ],
 )
 def test_numbers_of_onnx_count_wherever_they_stand(tmp_path: Path, body: str):
     found = verdicts(onnx_file(tmp_path / "a.onnx", body, np.ones((768, 5), np.float32)))
-    assert found["parameters"].found == str(768 * 5 + 3 + 5)  # with s, z and y
+    assert found["parameters"].found == str(768 * 5 + 3 + 6)  # with s, z and y
 
 
 def test_a_model_that_never_ends_is_stopped(tmp_path: Path):
