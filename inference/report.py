@@ -7,14 +7,14 @@ Equal input gives equal bytes in every file. docs/report.md explains the files t
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -56,9 +56,8 @@ def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, fo
 
 def json_text(report: Report) -> str:
     """report.json: indented, UTF-8, null for what is not a finite number."""
-    return (
-        json.dumps(_plain(report.as_json()), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    )
+    plain = to_jsonable_python(report, inf_nan_mode="null", fallback=_plain)
+    return json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_report(folder: Path) -> Report:
@@ -85,15 +84,7 @@ def read_report(folder: Path) -> Report:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ _UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 class Fault(NamedTuple):
-    """One thing wrong in a file: where, what was expected, what was found, how to mend it."""
+    """One thing wrong in a file: where, what was expected, what was found, how to fix it."""
 
     kind: str
     line: int | None

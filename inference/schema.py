@@ -5,7 +5,7 @@ with its attack, norm, epsilon, number of images, seed and interval. Nothing her
 processes or interruptions, so that equal runs give equal files.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scipy.stats import binomtest
@@ -137,7 +137,3 @@ class Report:
     """The options that decide the report: norm, epsilons, steps, draws; the first epsilon is the
     headline's."""
     schema: int = 1
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)

@@ -89,11 +89,11 @@ def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Image
 def table(title: str, verdicts: list[Verdict]) -> Table:
     """Verdicts for the terminal."""
     drawn = Table(title=Text(title, "bold"), title_justify="left")
-    for column in ("check", "", "expected", "found", "how to mend it"):
+    for column in ("check", "", "expected", "found", "how to fix it"):
         drawn.add_column(column, overflow="fold")
     for each in verdicts:
         status = Text(each.status, COLOURS[each.status])
-        drawn.add_row(each.check, status, *map(Text, (each.expected, each.found, each.mend)))
+        drawn.add_row(each.check, status, *map(Text, (each.expected, each.found, each.fix)))
     return drawn
 
 

@@ -159,8 +159,8 @@ def _check_layout(files: list[str]) -> None:
         return
     nested = [name for name in files if name.endswith("/model.py")]
     if nested:
-        mend = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
-        raise RefusedError("model.py at the top level", f"{nested[0]}, a folder too deep", mend)
+        fix = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
+        raise RefusedError("model.py at the top level", f"{nested[0]}, a folder too deep", fix)
     found = ", ".join(files[:3]) or "nothing"
     raise RefusedError("model.py at the top level", found, "add a model.py with a class Model")
 

@@ -29,9 +29,9 @@ def _interface(results: dict[str, Any], rules: Rules) -> Verdict | None:
         return None
     side = rules.image_size
     expected = f"one float32 input, N x 3 x {side} x {side}"
-    mend = "export with one float32 image batch as input"
+    fix = "export with one float32 image batch as input"
     if words := error_words(results["interface"]):
-        return fail("input", expected, words, mend)
+        return fail("input", expected, words, fix)
     face = results["interface"]
     shape = " x ".join(map(str, face["shape"]))
     fits = len(face["shape"]) == 4 and all(
@@ -40,7 +40,7 @@ def _interface(results: dict[str, Any], rules: Rules) -> Verdict | None:
     )
     found = f"{face['inputs']} input, {shape}, opset {face['opset']}"
     good = fits and face["inputs"] == 1 and face["float32"]
-    return decide("input", good, expected, found, mend)
+    return decide("input", good, expected, found, fix)
 
 
 def _shape(results: dict[str, Any], rules: Rules) -> Verdict:
@@ -64,8 +64,8 @@ def _values(results: dict[str, Any]) -> Verdict:
     good = finite and outputs["extremes"]
     where = "for images" if not finite else "for all black or all white"
     found = "finite" if good else f"NaN or infinity {where}"
-    mend = "look for a division by zero or a float16 overflow"
-    return decide("values", good, "finite, black and white images too", found, mend)
+    fix = "look for a division by zero or a float16 overflow"
+    return decide("values", good, "finite, black and white images too", found, fix)
 
 
 def _logits(results: dict[str, Any]) -> Verdict:
@@ -74,14 +74,14 @@ def _logits(results: dict[str, Any]) -> Verdict:
     return decide("logits", good, "logits, no softmax", found, "leave out the softmax")
 
 
-def _moved(check: str, value: Any, expected: str, mend: str) -> Verdict | None:
+def _moved(check: str, value: Any, expected: str, fix: str) -> Verdict | None:
     """A verdict on outputs that should not move; None where they were not compared."""
     if value is None:
         return None
     if words := error_words(value):
-        return fail(check, expected, words, mend)
+        return fail(check, expected, words, fix)
     found = f"differ by at most {value:.0e} of the largest"
-    return decide(check, value <= SAME, expected, found, mend)
+    return decide(check, value <= SAME, expected, found, fix)
 
 
 def _stability(results: dict[str, Any], name: str) -> Any:
@@ -90,29 +90,29 @@ def _stability(results: dict[str, Any], name: str) -> Any:
 
 
 def _repeat(results: dict[str, Any]) -> Verdict | None:
-    mend = "draw from the image's own pixels or a fixed seed, not from a global generator"
+    fix = "draw from the image's own pixels or a fixed seed, not from a global generator"
     expected = "the same outputs in every call"
-    return _moved("repeat", _stability(results, "repeat"), expected, mend)
+    return _moved("repeat", _stability(results, "repeat"), expected, fix)
 
 
 def _batch(results: dict[str, Any]) -> Verdict | None:
-    mend = "no statistics over the batch: eval mode inside, or GroupNorm or LayerNorm"
+    fix = "no statistics over the batch: eval mode inside, or GroupNorm or LayerNorm"
     expected = "the same outputs alone as in a batch"
-    return _moved("batch", _stability(results, "batch"), expected, mend)
+    return _moved("batch", _stability(results, "batch"), expected, fix)
 
 
 def _modes(results: dict[str, Any]) -> Verdict | None:
-    mend = "nobody promises eval(): no dropout, and batch norms that stay in eval mode"
+    fix = "nobody promises eval(): no dropout, and batch norms that stay in eval mode"
     expected = "the same outputs in train and eval mode"
-    return _moved("modes", results.get("modes"), expected, mend)
+    return _moved("modes", results.get("modes"), expected, fix)
 
 
 def _distributed(results: dict[str, Any]) -> Verdict | None:
     if "distributed" not in results:
         return None
     words = error_words(results["distributed"])
-    mend = "see trainable; no tensors outside parameters and buffers"
-    return decide("parallel", not words, "runs under DDP and DataParallel", words or "runs", mend)
+    fix = "see trainable; no tensors outside parameters and buffers"
+    return decide("parallel", not words, "runs under DDP and DataParallel", words or "runs", fix)
 
 
 def _better(first: np.ndarray, second: np.ndarray) -> bool:
@@ -141,17 +141,17 @@ def _range(findings: Findings) -> Verdict:
 
 def _channels(findings: Findings) -> Verdict:
     expected, hits = "channels in order BGR", _hits(findings)
-    mend = "give --images, a folder with labels and colours"
+    fix = "give --images, a folder with labels and colours"
     if hits is None:
-        return _not_judged("channels", expected, "not judged", mend)
+        return _not_judged("channels", expected, "not judged", fix)
     if findings.results["reactions"]["grey"]:
-        return _not_judged("channels", expected, "not judged: the images are grey", mend)
+        return _not_judged("channels", expected, "not judged: the images are grey", fix)
     found = f"accuracy {hits['bgr'].mean():.1%} as BGR, {hits['rgb'].mean():.1%} as RGB"
     if not _better(hits["bgr"], hits["rgb"]) and not _better(hits["rgb"], hits["bgr"]):
-        return _not_judged("channels", expected, f"{found}: no clear difference", mend)
+        return _not_judged("channels", expected, f"{found}: no clear difference", fix)
     good = _better(hits["rgb"], hits["bgr"])
     return decide("channels", good, expected, found, "flip them first: images = images.flip(1)")
 
 
-def _not_judged(check: str, expected: str, found: str, mend: str) -> Verdict:
-    return Verdict(check=check, status="note", expected=expected, found=found, mend=mend)
+def _not_judged(check: str, expected: str, found: str, fix: str) -> Verdict:
+    return Verdict(check=check, status="note", expected=expected, found=found, fix=fix)

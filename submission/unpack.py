@@ -31,11 +31,11 @@ BOUNDS = Bounds()
 
 
 class RefusedError(ValueError):
-    """An archive that is not unpacked. `mend` says what to do about it."""
+    """An archive that is not unpacked. `fix` says what to do about it."""
 
-    def __init__(self, expected: str, found: str, mend: str) -> None:
+    def __init__(self, expected: str, found: str, fix: str) -> None:
         super().__init__(f"expected {expected}, found {found}")
-        self.expected, self.found, self.mend = expected, found, mend
+        self.expected, self.found, self.fix = expected, found, fix
 
 
 def unpack(archive: Path, folder: Path, bounds: Bounds = BOUNDS) -> list[str]:
@@ -65,18 +65,18 @@ def _name(entry: zipfile.ZipInfo) -> str:
 
 
 def _check_entries(entries: Sequence[zipfile.ZipInfo], bounds: Bounds) -> None:
-    mend = "pack only model.py and its weights"
+    fix = "pack only model.py and its weights"
     if len(entries) > bounds.files:
-        raise RefusedError(f"at most {bounds.files} files", f"{len(entries)}", mend)
+        raise RefusedError(f"at most {bounds.files} files", f"{len(entries)}", fix)
     total = sum(entry.file_size for entry in entries)
     if total > bounds.total:
         found = f"{total / 2**20:,.0f} MiB unpacked (a zip bomb?)"
-        raise RefusedError(f"at most {bounds.total / 2**20:,.0f} MiB unpacked", found, mend)
+        raise RefusedError(f"at most {bounds.total / 2**20:,.0f} MiB unpacked", found, fix)
     names = [_name(entry).casefold() for entry in entries]
     for entry in entries:
         _check_entry(entry, bounds)
         if names.count(_name(entry).casefold()) > 1:
-            raise RefusedError("each file once", f"{entry.filename} more than once", mend)
+            raise RefusedError("each file once", f"{entry.filename} more than once", fix)
 
 
 def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
@@ -84,9 +84,9 @@ def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
     path = PurePosixPath(name)
     unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
     if unsafe or not path.parts or ":" in path.parts[0]:
-        mend = "zip from inside the folder: zip ../submission.zip model.py model.safetensors"
+        fix = "zip from inside the folder: zip ../submission.zip model.py model.safetensors"
         found = f"{name!r}, which {'leaves it' if path.parts else 'names no file'}"
-        raise RefusedError("paths inside the folder", found, mend)
+        raise RefusedError("paths inside the folder", found, fix)
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         what = "a link" if kind == stat.S_IFLNK else "a special file"

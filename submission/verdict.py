@@ -1,4 +1,4 @@
-"""A verdict: what was expected, what was found, and how to mend it."""
+"""A verdict: what was expected, what was found, and how to fix it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,23 +14,23 @@ class Verdict:
     status: Status
     expected: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
-def decide(check: str, good: bool, expected: str, found: str, mend: str) -> Verdict:
-    """Pass or fail; a pass needs no mending."""
+def decide(check: str, good: bool, expected: str, found: str, fix: str) -> Verdict:
+    """Pass or fail; a pass needs no fix."""
     return Verdict(
         check=check,
         status="pass" if good else "fail",
         expected=expected,
         found=found,
-        mend="" if good else mend,
+        fix="" if good else fix,
     )
 
 
-def fail(check: str, expected: str, found: str, mend: str) -> Verdict:
+def fail(check: str, expected: str, found: str, fix: str) -> Verdict:
     """A check that failed."""
-    return decide(check, False, expected, found, mend)
+    return decide(check, False, expected, found, fix)
 
 
 def error_words(value: Any) -> str | None:

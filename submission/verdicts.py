@@ -1,4 +1,4 @@
-"""Findings to verdicts: each check with what was expected, what was found, and how to mend it."""
+"""Findings to verdicts: each check with what was expected, what was found, and how to fix it."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from submission.verdict import Verdict, decide, error_words, fail
 
 
 def judge(findings: Findings, rules: Rules) -> list[Verdict]:
-    """Every verdict that the findings allow, in the order in which one would mend."""
+    """Every verdict that the findings allow, in the order in which one would fix what they find."""
     if (refused := findings.refused) is not None:
-        return [fail("archive", refused.expected, refused.found, refused.mend)]
+        return [fail("archive", refused.expected, refused.found, refused.fix)]
     try:
         return [each for each in _judge_run(findings, rules) if each]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -31,9 +31,9 @@ def _archive(findings: Findings) -> Verdict | None:
     if findings.kind != ".zip":
         return None
     if extra := needless(findings.files):
-        mend = "leave out what the model does not read"
+        fix = "leave out what the model does not read"
         found = f"{len(extra)} needless: {extra[0]}"
-        return Verdict(check="archive", status="note", expected="no more", found=found, mend=mend)
+        return Verdict(check="archive", status="note", expected="no more", found=found, fix=fix)
     found = ", ".join(sorted(findings.files)[:4])
     return decide("archive", True, "model.py at the top level, safe paths", found, "")
 
@@ -44,9 +44,9 @@ def _ending(findings: Findings, rules: Rules) -> Verdict:
     assert run is not None
     stage = STAGES.get(run.stage, run.stage)
     if run.result is None and run.found.startswith("still running"):
-        mend = "look for an endless loop or a model far too slow, or raise --timeout"
+        fix = "look for an endless loop or a model far too slow, or raise --timeout"
         expected = f"an end within {rules.limits.seconds:g} s"
-        return fail("time", expected, f"{run.found}, while {stage}", mend)
+        return fail("time", expected, f"{run.found}, while {stage}", fix)
     errors = [value["error"] for value in results.values() if error_words(value)]
     gone = run.result is None and run.found.startswith("killed")
     if gone or any(error["kind"] == "MemoryError" for error in errors):
@@ -76,16 +76,16 @@ def _loading(results: dict[str, Any], findings: Findings, rules: Rules) -> Verdi
     error = load["error"]
     if error["kind"] == "ModuleNotFoundError":
         module = error["module"].split(".")[0]
-        mend = f"write out in model.py what {module} does, or submit ONNX (package.py --out x.onnx)"
+        fix = f"write out in model.py what {module} does, or submit ONNX (package.py --out x.onnx)"
         found = f"needs {module} ({error['place']})"
-        return fail("packages", f"{' and '.join(rules.packages)} alone", found, mend)
+        return fail("packages", f"{' and '.join(rules.packages)} alone", found, fix)
     if error["kind"] == "ContractError":
-        mend = "define class Model(torch.nn.Module) in model.py"
-        return fail("loading", expected, error["message"], mend)
+        fix = "define class Model(torch.nn.Module) in model.py"
+        return fail("loading", expected, error["message"], fix)
     if error["kind"] == "FileNotFoundError":
-        mend = "open files relative to os.path.dirname(__file__), and pack them"
-        return fail("loading", expected, words, mend)
-    return fail("loading", expected, words, "run `from model import Model; Model()` and mend it")
+        fix = "open files relative to os.path.dirname(__file__), and pack them"
+        return fail("loading", expected, words, fix)
+    return fail("loading", expected, words, "run `from model import Model; Model()` and fix it")
 
 
 def _parameters(results: dict[str, Any], rules: Rules) -> Verdict:
@@ -105,9 +105,9 @@ def _trainable(results: dict[str, Any]) -> Verdict | None:
     if "trainable" not in results["parameters"]:
         return None
     trainable = results["parameters"]["trainable"]
-    mend = "leave requires_grad on for one parameter: DistributedDataParallel needs it"
+    fix = "leave requires_grad on for one parameter: DistributedDataParallel needs it"
     found = f"{_millions(trainable)} of {_millions(results['parameters']['total'])}"
-    return decide("trainable", trainable > 0, "at least one parameter", found, mend)
+    return decide("trainable", trainable > 0, "at least one parameter", found, fix)
 
 
 def _operations(results: dict[str, Any], rules: Rules) -> Verdict:
@@ -128,5 +128,5 @@ def _operations(results: dict[str, Any], rules: Rules) -> Verdict:
     if left := results.get("operations", {}).get("uncounted"):
         found += f"; not counted: {', '.join(left)}"
     good = max(counts.values()) < rules.max_operations
-    mend = "take a smaller network or input; a backward pass inside the model counts too"
-    return decide("operations", good, expected, found, mend)
+    fix = "take a smaller network or input; a backward pass inside the model counts too"
+    return decide("operations", good, expected, found, fix)

@@ -126,7 +126,7 @@ def test_each_fault_has_its_own_message(tmp_path: Path, fault: str):
     assert {each.check for each in found.values() if each.status == "fail"} == expected.keys()
     for check, words in expected.items():
         each = found[check]
-        assert each.mend and words in f"{each.expected} {each.found} {each.mend}", each
+        assert each.fix and words in f"{each.expected} {each.found} {each.fix}", each
     assert found["archive"].status == "note" and "notes.pyc" in found["archive"].found
 
 
@@ -148,7 +148,7 @@ def test_each_error_has_its_own_message(error: tuple[str, str, str]):
     check, *expected = ERRORS[error]
     found = next(each for each in judged if each.check == check)
     assert found.status == "fail"
-    assert all(word in f"{found.expected} {found.found} {found.mend}" for word in expected), found
+    assert all(word in f"{found.expected} {found.found} {found.fix}" for word in expected), found
 
 
 @pytest.mark.parametrize("forged", [{}, {"load": True}, {"load": {"error": 3}}, {"load": [1]}])
@@ -276,7 +276,7 @@ def test_layout(tmp_path: Path, name: str, words: tuple[str, str]):
         archive.writestr(name, SOUND)
     found = verdicts(tmp_path / "a.zip")
     assert list(found) == ["archive"] and found["archive"].status == "fail"
-    assert words[0] in found["archive"].found and words[1] in found["archive"].mend
+    assert words[0] in found["archive"].found and words[1] in found["archive"].fix
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_rgb_in_place_of_bgr_is_seen_in_the_accuracy(tmp_path: Path, colours: Pa
     code = COLOUR.replace("blue, green, red", "red, green, blue")
     bad = verdicts(make(tmp_path / "rgb.zip", code), rules, images)["channels"]
     assert bad.status == "fail" and "0.0% as BGR, 100.0% as RGB" in bad.found
-    assert "flip" in bad.mend
+    assert "flip" in bad.fix
 
 
 def test_a_model_that_expects_0_to_255_is_seen_in_the_accuracy(colours: Path):
@@ -338,7 +338,7 @@ def test_a_model_that_expects_0_to_255_is_seen_in_the_accuracy(colours: Path):
 
 def test_markup_in_a_message_or_a_name_is_text():
     written = io.StringIO()
-    cells = {"expected": "[b]", "found": r"bad \[/INST]", "mend": "\\"}
+    cells = {"expected": "[b]", "found": r"bad \[/INST]", "fix": "\\"}
     drawn = table("a[/red].zip", [Verdict(check="loading", status="fail", **cells)])
     Console(width=200, file=written).print(drawn)
     assert all(text in written.getvalue() for text in ("a[/red].zip", "[b]", r"bad \[/INST]"))
