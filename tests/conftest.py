@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,6 @@ from data.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--model.backbone", "test_convnext", "--data.limit", "320", "--optimizer.lr", "2e-3")
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @cache
@@ -38,21 +39,48 @@ def warm_python() -> subprocess.Popen[str]:
     return python
 
 
-def run_command(
-    script: str, *arguments: object, processes: int = 1, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's scripts, under torchrun where there are several processes."""
+def ask(request: object) -> int:
+    """Have the warm Python do something; its answer."""
+    warm = warm_python()
+    assert warm.stdin and warm.stdout
+    print(json.dumps(request), file=warm.stdin, flush=True)
+    return int(warm.stdout.readline())
+
+
+class Started:
+    """A script that runs in a process of its own, `pid`."""
+
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self.words = words
+        self.outputs = [NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
+        self.pid = ask([words, str(folder), environment, *(each.name for each in self.outputs)])
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """Its exit status and what it printed, once it has ended; to be called once."""
+        status = ask(self.pid)
+        stdout, stderr = (each.read() for each in self.outputs)
+        return subprocess.CompletedProcess(self.words, status, stdout, stderr)
+
+
+def start_command(
+    script: str | Path,
+    *arguments: object,
+    processes: int = 1,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Started:
+    """Start one of the project's scripts, by torchrun where there are several processes."""
     words = [str(ROOT / script), *map(str, arguments)]
     if processes > 1:
         words = [torchrun.__file__, "--standalone", f"--nproc_per_node={processes}", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with NamedTemporaryFile("r") as stdout, NamedTemporaryFile("r") as stderr:
-        request = [words, str(cwd or Path.cwd()), environment, stdout.name, stderr.name]
-        warm = warm_python()
-        assert warm.stdin and warm.stdout
-        print(json.dumps(request), file=warm.stdin, flush=True)
-        status = int(warm.stdout.readline())
-        return subprocess.CompletedProcess(words, status, stdout.read(), stderr.read())
+    return Started(words, cwd or Path.cwd(), os.environ | {"OMP_NUM_THREADS": "1"} | environment)
+
+
+def run_command(
+    script: str | Path, *arguments: object, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end, with the options of `start_command`."""
+    return start_command(script, *arguments, **options).wait()
 
 
 def assert_same_weights(first: Path, second: Path) -> None:

@@ -1,14 +1,14 @@
 """What the benchmarks measure with, and what they compute on paper."""
 
 import importlib
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from tests.conftest import ROOT, run_command
+
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
@@ -61,8 +61,7 @@ def test_the_cost_on_paper_is_a_rings(timing: Any):
 
 
 def test_the_table_on_paper_runs_alone():
-    words = [sys.executable, BENCHMARKS / "scaling.py", "--commands", ""]
-    printed = subprocess.check_output(words, text=True)
+    printed = run_command(BENCHMARKS / "scaling.py", "--commands", "").stdout
     assert printed.count("\n| ") == 14 and "Computed, not measured" in printed
 
 
@@ -78,6 +77,5 @@ def test_the_table_on_paper_runs_alone():
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_work(words: list[str], message: str):
-    words = [sys.executable, str(BENCHMARKS / words[0]), *words[1:]]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = run_command(BENCHMARKS / words[0], *words[1:])
     assert done.returncode == 1 and message in done.stderr

@@ -3,8 +3,9 @@
     python tests/warm_python.py
 
 Takes a JSON list a line, [[script, argument, ...], folder, environment, file for stdout, file for
-stderr], and answers with the exit status, less than 0 where a signal ended the script. Two starts
-of Python would differ in the order of sets; two forks do not.
+stderr], and answers with the number of a process; or that number, and answers with the exit status
+once the process has ended, less than 0 where a signal ended it. Processes that the script starts by
+torchrun are forks too. Two starts of Python would differ in the order of sets; two forks do not.
 """
 
 import atexit
@@ -13,12 +14,14 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 SECONDS = 300
 IMPORTED = (
@@ -30,13 +33,10 @@ IMPORTED = (
 """Of these none starts a thread, which would not be in a fork (onnxruntime does)."""
 
 
-def run_script(words: list[str], folder: str, environment: dict[str, str], *outputs: str) -> None:
+def run_script(words: list[str], environment: dict[str, str]) -> None:
     """Be the script, as a Python of its own would be, for no longer than `SECONDS`."""
-    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for number, path in enumerate((os.devnull, *outputs)):
-        os.dup2(os.open(path, os.O_RDWR), number)
     np.random.seed()  # noqa: NPY002 (what draws by it unseeded would draw alike in all forks)
     signal.alarm(SECONDS)
     sys.argv[:] = words
@@ -44,18 +44,17 @@ def run_script(words: list[str], folder: str, environment: dict[str, str], *outp
     runpy.run_path(words[0], run_name="__main__")
 
 
-def be_a_process(*request: Any) -> NoReturn:
-    """Run the script and end as Python would, but for taking apart what was imported: seconds.
-
-    What the script raises, other than SystemExit, takes Python's own way.
-    """
+def be_a_process(words: list[str], environment: dict[str, str]) -> NoReturn:
+    """Run the script and end as Python would, but for taking apart what was imported: seconds."""
     status = 0
     try:
-        run_script(*request)
-    except SystemExit as end:
-        if not isinstance(end.code, int | None):
-            raise
-        status = end.code or 0
+        run_script(words, environment)
+    except BaseException as error:  # a fork of torchrun must not go on as torchrun
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            status = error.code or 0
+        else:
+            sys.excepthook(*sys.exc_info())
+            status = 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -63,9 +62,32 @@ def be_a_process(*request: Any) -> NoReturn:
     os._exit(status)
 
 
+class Forked(subprocess.Popen[bytes]):
+    """A process that torchrun starts: a fork of it, not a Python that imports everything anew."""
+
+    def _execute_child(self, *arguments: Any) -> None:
+        (_python, _unbuffered, *words), environment = arguments[0], arguments[6]
+        self.pid = os.fork()
+        if not self.pid:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # torchrun's handlers
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            be_a_process(words, environment)
+        self._child_created = True
+
+
 for name in IMPORTED:
     importlib.import_module(name)
+subprocess_handler.Popen = Forked
 for line in sys.stdin:
-    if not (process := os.fork()):
-        be_a_process(*json.loads(line))
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    request = json.loads(line)
+    if isinstance(request, int):
+        answer = os.waitstatus_to_exitcode(os.waitpid(request, 0)[1])
+    elif not (answer := os.fork()):
+        words, folder, environment, *outputs = request
+        os.chdir(folder)
+        for number, path in enumerate((os.devnull, *outputs)):
+            os.dup2(os.open(path, os.O_RDWR), number)
+        be_a_process(words, environment)
+    print(answer, flush=True)

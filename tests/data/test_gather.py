@@ -1,8 +1,5 @@
 """Each image once, in order, from one process and from two."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ from PIL import Image
 
 from data.gather import gather_by_index, gather_skipped
 from data.loader import Skipped
+from tests.conftest import run_command
 
 
 def test_one_process_sorts_by_index() -> None:
@@ -78,18 +76,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(images: Path, out: Path, processes: int) -> list[dict[str, np.ndarray]]:
-    """What each process wrote; the time limit ends a gather that hangs."""
-    script = str(Path(__file__).with_name("two_processes.py"))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, script, str(images), str(out)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launched:
-        try:
-            errors = launched.communicate(timeout=120)[1]
-        except subprocess.TimeoutExpired:
-            launched.terminate()  # torchrun then ends its processes
-            raise
-    assert launched.returncode == 0, errors[-3000:]
+    """What each process wrote."""
+    script, cpu = Path(__file__).with_name("two_processes.py"), {"ACCELERATE_USE_CPU": "true"}
+    done = run_command(script, images, out, processes=processes, environment=cpu)
+    assert done.returncode == 0, done.stderr[-3000:]
     files = [out / f"{rank}_of_{processes}.npz" for rank in range(processes)]
     return [dict(np.load(file)) for file in files]
 

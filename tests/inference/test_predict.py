@@ -1,10 +1,6 @@
 """predict.py: the same bytes whatever the batch, workers and processes; every mistake is named."""
 
 import io
-import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -227,13 +223,7 @@ def test_bad_input_is_named_before_anything_is_predicted(
 def test_a_write_that_fails_leaves_the_former_file(small_run: Path, images: Path, tmp_path: Path):
     out = tmp_path / "sub.csv"
     out.write_text("former")
-    words = [sys.executable, str(ROOT / "inference/predict.py"), "--out", str(out)]
-    done = subprocess.run(
-        [*words, "--checkpoint", str(small_run), "--images", str(images)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
-    )
+    options = ("--out", out, "--checkpoint", small_run, "--images", images, "--probabilities")
+    done = run_command("tests/small_files.py", 1000, ROOT / "inference/predict.py", *options)
     assert done.returncode == 1 and f"error: {out}: not written: File too large" in done.stderr
     assert out.read_text() == "former" and [path.name for path in tmp_path.iterdir()] == ["sub.csv"]

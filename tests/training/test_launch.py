@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -13,27 +12,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate.commands import launch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, Started, start_command
 
 CONFIGS = sorted((ROOT / "training/accelerate").glob("*.yaml"))
 SLURM = ["bash", str(ROOT / "training/slurm.sh")]
-# Without GPUs, wherever the tests run.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def launch(config: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+def start(config: str, *arguments: object) -> Started:
     path = ROOT / "training/accelerate" / f"{config}.yaml"
-    return subprocess.Popen(
-        [*command, str(path), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=ENVIRONMENT,
+    without_gpus = {"CUDA_VISIBLE_DEVICES": ""}  # wherever the tests run
+    return start_command(
+        launch.__file__, "--config_file", path, *arguments, cwd=ROOT, environment=without_gpus
     )
 
 
@@ -60,9 +52,8 @@ def test_processes_start(tmp_path: Path, config: str, processes: int) -> None:
         "Path(__file__).with_name(name).touch()\n"
         "accelerator.end_training()\n"
     )
-    process = launch(config, "--num_processes", processes, "--main_process_port", 0, probe)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    done = start(config, "--num_processes", processes, "--main_process_port", 0, probe).wait()
+    assert done.returncode == 0, done.stderr
     started = sorted(path.name for path in tmp_path.iterdir() if path != probe)
     assert started == [f"{index} of {processes}" for index in range(processes)]
 
@@ -73,16 +64,12 @@ def test_two_machines_train_as_one(small_run: Path, tmp_path: Path) -> None:
         address = ("--main_process_ip", "127.0.0.1", "--main_process_port", free.getsockname()[1])
     arguments = ("training/train.py", "--output", tmp_path / "run", "--epochs", 2, *SMALL)
     machines = [
-        launch("several_nodes", "--num_processes", 2, *address, "--machine_rank", rank, *arguments)
+        start("several_nodes", "--num_processes", 2, *address, "--machine_rank", rank, *arguments)
         for rank in (0, 1)
     ]
-    try:
-        for machine in machines:
-            _, errors = machine.communicate(timeout=200)
-            assert machine.returncode == 0, errors
-    finally:
-        for machine in machines:
-            machine.kill()
+    for machine in machines:
+        done = machine.wait()
+        assert done.returncode == 0, done.stderr
     one, both = (pd.read_csv(folder / "metrics.csv") for folder in (small_run, tmp_path / "run"))
     np.testing.assert_allclose(one, both, rtol=2e-5)
     assert len(list((tmp_path / "run/state/epoch-0002").glob("random_states_*"))) == 2
@@ -122,7 +109,7 @@ def launched(environment: dict[str, str], node: int) -> Namespace:
     """What accelerate makes of its arguments on a node."""
     words = (Path(environment["LOG"]) / f"accelerate-{node}").read_text().split("\0")[:-1]
     assert words[0] == "launch"
-    return launch_command_parser().parse_args(words[1:])
+    return launch.launch_command_parser().parse_args(words[1:])
 
 
 def submit(environment: dict[str, str], run: Path, *arguments: str) -> list[str]:

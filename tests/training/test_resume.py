@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +168,7 @@ def test_a_full_disk_leaves_the_last_state(tmp_path: Path):
     statuses, _ = run_all(described(output, options, at="step", count=4, signal=signal.SIGKILL))
     assert statuses == [-signal.SIGKILL] and states(output) == {"epoch-0000-step-000002"}
     before = {path: path.read_bytes() for path in (output / "state").rglob("*.safetensors")}
-    limited = (
-        "import resource, runpy, sys; sys.argv = sys.argv[1:]; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
     arguments = described(output, options, "--resume")["arguments"]
-    done = subprocess.run(
-        [sys.executable, "-c", limited, "training/train.py", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = run_command("tests/small_files.py", 100_000, ROOT / "training/train.py", *arguments)
     assert done.returncode == 1 and "not written" in done.stderr
     assert before == {path: path.read_bytes() for path in before}

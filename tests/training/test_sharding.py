@@ -1,10 +1,8 @@
 """Weights sharded over two CPU processes train as whole ones do (FSDP2)."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,6 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate.commands import launch
 
 from cli.command import parse
 from models.classifier import load_checkpoint
@@ -20,44 +19,36 @@ from training.build import build_training
 from training.recipe import Recipe
 
 OPTIONS = (
-    *("--model.backbone", "test_convnext", "--data.limit", "160", "--optimizer.lr", "2e-3"),
+    *("--model.backbone", "test_convnext", "--data.name", "folder", "--optimizer.lr", "2e-3"),
     *("--epochs", "2", "--trackers", "", "--ema_decay", "0.9", "--gradient_accumulation", "2"),
-    *("--objective.name", "adversarial", "--objective.steps", "1"),
+    *("--objective.name", "adversarial", "--objective.steps", "1", "--batch_size", "48"),
 )
 LAUNCH = (
-    *("accelerate.commands.launch", "--config_file", "training/accelerate/fsdp.yaml"),
+    *("--config_file", ROOT / "training/accelerate/fsdp.yaml"),
     *("--num_processes", "2", "--main_process_port", "0", "--fsdp_min_num_params", "1000"),
 )
 
 
-def train_sharded(output: Path, *more: str, **when: Any) -> subprocess.CompletedProcess[str]:
-    description = {"arguments": ["--output", str(output), *OPTIONS, *more], **when}
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *LAUNCH,
-            "tests/training/interrupted_run.py",
-            json.dumps(description),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-    )
+def train_sharded(
+    images: Path, output: Path, *more: str, **when: Any
+) -> subprocess.CompletedProcess[str]:
+    folders = ("--data.root", str(images), "--output", str(output))
+    description = {"arguments": [*OPTIONS, *folders, *more], **when}
+    script = (ROOT / "tests/training/interrupted_run.py", json.dumps(description))
+    return run_command(launch.__file__, *LAUNCH, *script, environment={"CUDA_VISIBLE_DEVICES": ""})
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sharded(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("sharded") / "run"
-    done = train_sharded(output)
+    done = train_sharded(few_digits, output)
     assert done.returncode == 0, done.stderr
     return output
 
 
-def test_it_trains_as_whole_weights_do(sharded: Path, tmp_path: Path):
-    done = run_command("training/train.py", "--output", tmp_path / "run", *OPTIONS)
+def test_it_trains_as_whole_weights_do(sharded: Path, few_digits: Path, tmp_path: Path):
+    folders = ("--data.root", few_digits, "--output", tmp_path / "run")
+    done = run_command("training/train.py", *OPTIONS, *folders)
     assert done.returncode == 0, done.stderr
     one, two = (pd.read_csv(folder / "metrics.csv") for folder in (tmp_path / "run", sharded))
     np.testing.assert_allclose(one, two, rtol=2e-5)
@@ -69,11 +60,11 @@ def test_it_trains_as_whole_weights_do(sharded: Path, tmp_path: Path):
     assert len(sizes) == 2 and min(sizes) > 0.8 * max(sizes)
 
 
-def test_it_goes_on_to_the_same_weights(sharded: Path, tmp_path: Path):
-    output = tmp_path / "run"
-    done = train_sharded(output, "--save_steps", "1", at="step", count=6, signal=signal.SIGKILL)
+def test_it_goes_on_to_the_same_weights(sharded: Path, few_digits: Path, tmp_path: Path):
+    output, kill = tmp_path / "run", {"at": "step", "count": 5, "signal": signal.SIGKILL}
+    done = train_sharded(few_digits, output, "--save_steps", "1", **kill)
     assert done.returncode != 0 and list((output / "state").glob("epoch-0001*"))
-    done = train_sharded(output, "--resume")
+    done = train_sharded(few_digits, output, "--resume")
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "metrics.csv", "summary.json"):
         assert (output / name).read_bytes() == (sharded / name).read_bytes(), name

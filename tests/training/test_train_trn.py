@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import yaml
 from PIL import Image
 
 from models.classifier import load_checkpoint, load_trn
-from tests.conftest import ROOT, assert_same_weights, run_command
+from tests.conftest import assert_same_weights, run_command, start_command
 
 TINY = (
     *("--trn.width", "8", "--trn.depth", "1", "--epochs", "2", "--data.limit", "160"),
@@ -57,17 +55,13 @@ def test_killed_and_resumed_gives_the_same_weights(
     small_trn: Path, small_run: Path, tmp_path: Path
 ):
     output = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "training/train_trn.py"), "--output", str(output)]
-    process = subprocess.Popen(
-        [*command, "--checkpoint", str(small_run), *TINY],
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    options = ("--output", output, "--checkpoint", small_run, *TINY)
+    process = start_command("training/train_trn.py", *options)
     deadline = time.monotonic() + 120
     while not (output / "state" / "epoch-0001").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     train_trn(output, small_run, "--resume")
     assert_same_weights(small_trn, output)
 
