@@ -1,13 +1,15 @@
 """train.py as a command: what it leaves behind; its weights depend on the recipe alone."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from accelerate.commands import launch
 
 from tests.conftest import ROOT, SMALL, assert_same_weights, run_command
 
@@ -66,9 +68,18 @@ def test_two_processes_follow_the_loss_of_one(tmp_path: Path):
 
 
 def test_an_accelerate_configuration_starts_two_cpu_processes(tmp_path: Path):
+    """Each a Python of its own, no fork of one that has imported everything."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     config = ROOT / "training/accelerate/cpu_2_processes.yaml"
-    script = (ROOT / "training/train.py", "--output", tmp_path / "run", "--epochs", 1, *SMALL)
-    done = run_command(launch.__file__, "--main_process_port", 0, "--config_file", config, *script)
+    script = ["training/train.py", "--output", str(tmp_path / "run"), "--epochs", "1", *SMALL]
+    done = subprocess.run(
+        [*launch, "--config_file", str(config), *script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     states = (tmp_path / "run" / "state" / "epoch-0001").glob("random_states_*")
     assert len(list(states)) == 2
