@@ -13,6 +13,8 @@ _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 
+_kept: list[Any] = []
+
 
 def start_accelerator(**options: Any) -> Accelerator:
     """An Accelerator for the processes that python, torchrun or accelerate launch started.
@@ -23,7 +25,12 @@ def start_accelerator(**options: Any) -> Accelerator:
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         keep_freed_memory()
-    return Accelerator(cpu=on_cpu, **options)
+    accelerator = Accelerator(cpu=on_cpu, **options)
+    if torch.distributed.is_initialized():
+        # Let go of last by DistributedDataParallel, gloo would join, with Python's lock held, a
+        # thread that may wait for the lock (torch 2.11; github.com/pytorch/pytorch/issues/56297).
+        _kept.append(torch.distributed.group.WORLD)
+    return accelerator
 
 
 def make_repeatable() -> None:
