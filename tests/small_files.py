@@ -1,6 +1,8 @@
 """Run a script that can write no file beyond a size, as on a disk that is full.
 
-python tests/small_files.py BYTES SCRIPT [ARGUMENT ...]
+    python tests/small_files.py BYTES SCRIPT [ARGUMENT ...]
+
+What it prints counts too where it goes to a file.
 """
 
 import resource
