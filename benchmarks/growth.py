@@ -1,6 +1,6 @@
 """Do time and memory grow straight and stay flat with the number of images?
 
-    python benchmarks/growth.py --images 1000,10000,100000
+    python benchmarks/growth.py --counts 1000,10000,100000
 
 Each command on each number of images is one process, start-up included: predict.py and
 evaluate.py (FGSM, all images, no curves) with a tiny random ConvNeXt, and validate.py on the file
@@ -29,7 +29,7 @@ COMMANDS = ("predict", "evaluate", "validate")
 class Options:
     """What to measure."""
 
-    images: Names = Names("1000,10000,100000")
+    counts: Names = Names("1000,10000,100000")
     """Numbers of images, parted by commas, growing."""
     commands: Names = Names(COMMANDS)
     """Among predict, evaluate and validate, which reads what predict wrote."""
@@ -39,9 +39,9 @@ class Options:
             raise ValueError(f"--commands: expected {', '.join(COMMANDS)}, found {min(unknown)}.")
         if "validate" in self.commands and "predict" not in self.commands:
             raise ValueError("--commands: expected predict with validate, found validate alone.")
-        counts = [int(count) if count.isdecimal() else 0 for count in self.images]
+        counts = [int(count) if count.isdecimal() else 0 for count in self.counts]
         if min(counts, default=0) < 1 or counts != sorted(set(counts)):
-            raise ValueError(f"--images: expected growing numbers, found {','.join(self.images)}.")
+            raise ValueError(f"--counts: expected growing numbers, found {','.join(self.counts)}.")
 
 
 def make_images(folder: Path, count: int) -> Path:
@@ -104,7 +104,7 @@ def growth_rows(command: str, counts: Sequence[int], usages: Sequence[Usage]) ->
 
 def growth(options: Options) -> None:
     """Measure every command and print the table."""
-    counts = [int(count) for count in options.images]
+    counts = [int(count) for count in options.counts]
     usages = {name: list[Usage]() for name in sorted(options.commands, key=COMMANDS.index)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

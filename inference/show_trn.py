@@ -47,7 +47,7 @@ class Options:
     """Run folder of the TRN; not needed where the checkpoint has one."""
     data: DataOptions = field(default_factory=DataOptions)
     """The images; by default the test images of the run."""
-    images: int = 8
+    limit: int = 8
     """How many images, drawn with the seed and stratified by class."""
     epsilon: Ratio = Ratio("8/255")
     """Radius of PGD-10 in L-infinity, in pixel values from 0 to 1."""
@@ -55,10 +55,10 @@ class Options:
     """Of the images and the attack."""
 
     def __post_init__(self) -> None:
-        if self.images < 1 or not 0 < self.epsilon <= 1:
+        if self.limit < 1 or not 0 < self.epsilon <= 1:
             raise ValueError(
-                "expected --images of at least 1 and --epsilon above 0, at most 1; "
-                f"found {self.images} and {self.epsilon:g}."
+                "expected --limit of at least 1 and --epsilon above 0, at most 1; "
+                f"found {self.limit} and {self.epsilon:g}."
             )
 
 
@@ -106,13 +106,13 @@ def show(options: Options) -> None:
     """Attack a few images, restore them and draw it."""
     check_writable(options.out)
     name, model = load_restoring(options.checkpoint, options.model, options.trn)
-    some = 4 * options.images
+    some = 4 * options.limit
     data = open_evaluation_data(options.data, options.checkpoint, some, 1, options.seed)
     dataset = ImageDataset(data.source, np.sort(data.indices), model.image_size)
     batch = collate([dataset[place] for place in range(len(dataset))], model.image_size)
     with torch.no_grad():
         predictions = undefended(model)(batch["images"]).argmax(1)
-    kept = choose_gallery(predictions.numpy(), batch["labels"].numpy(), options.images)
+    kept = choose_gallery(predictions.numpy(), batch["labels"].numpy(), options.limit)
     if not kept:
         raise ValueError(f"{name}: expected an image that it gets right, found none.")
     images, labels, indices = (batch[key][kept] for key in ("images", "labels", "indices"))

@@ -87,7 +87,7 @@ class Options:
     """Attacks without the model's gradients."""
     white_box: Names = Names("fgsm,pgd,mim")
     """Attacks with them."""
-    epsilons: Ratios = Ratios("2/255,4/255,8/255")
+    epsilon: Ratios = Ratios("2/255,4/255,8/255")
     """Sizes of attacks, in the largest change of a pixel."""
     steps: int = 10
     """Of the iterated attacks."""
@@ -102,7 +102,7 @@ class Options:
     @property
     def setting(self) -> Setting:
         """What the attackers do."""
-        names = ("severities", "black_box", "white_box", "epsilons", "steps", "queries", "seed")
+        names = ("severities", "black_box", "white_box", "epsilon", "steps", "queries", "seed")
         return Setting(**{name: getattr(self, name) for name in names})
 
 

@@ -26,7 +26,7 @@ class Setting:
     severities: Sequence[int]
     black_box: Sequence[str]
     white_box: Sequence[str]
-    epsilons: Sequence[float]
+    epsilon: Sequence[float]
     steps: int
     queries: int
     seed: int
@@ -36,7 +36,7 @@ class Setting:
             if unknown := set(getattr(self, field)) - set(known):
                 names = ", ".join(known)
                 raise ValueError(f"--{field}: expected {names}, found {sorted(unknown)[0]}.")
-        for field in ("black_box", "white_box", "epsilons", "severities"):
+        for field in ("black_box", "white_box", "epsilon", "severities"):
             if not getattr(self, field):
                 raise ValueError(f"--{field}: expected at least one, found none.")
         if unknown := set(self.severities) - set(range(1, 6)):
@@ -112,7 +112,7 @@ class Scorer:
             ]
             return [lambda x, y, s, act=each: act(None, x, y, seeds=s) for each in kinds]
         names = self.black_box if column == "black_box" else self.setting.white_box
-        pairs = [(name, epsilon) for name in names for epsilon in self.setting.epsilons]
+        pairs = [(name, epsilon) for name in names for epsilon in self.setting.epsilon]
         return [
             lambda x, y, s, name=name, epsilon=epsilon: self._attack(column, name, epsilon, x, y, s)
             for name, epsilon in pairs

@@ -72,8 +72,8 @@ def test_the_table_on_paper_runs_alone():
             ["scaling.py", "--commands", "", "--steps", "7"],
             "--steps: expected at least 8, found 7.",
         ),
-        (["growth.py", "--images", "10,abc"], "expected growing numbers, found 10,abc."),
-        (["growth.py", "--images", "10,5"], "expected growing numbers, found 10,5."),
+        (["growth.py", "--counts", "10,abc"], "expected growing numbers, found 10,abc."),
+        (["growth.py", "--counts", "10,5"], "expected growing numbers, found 10,5."),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_work(words: list[str], message: str):

@@ -47,9 +47,9 @@ def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
     Raises:
         ValueError: there is no such classifier, or the surrogate refuses its arguments.
     """
-    model = load_named(recipe.checkpoint, recipe.classifier).model
+    model = load_named(recipe.checkpoint, recipe.model).model
     if not isinstance(model, RobustClassifier):
-        raise ValueError(f"classifier: expected a RobustClassifier, found {type(model).__name__}.")
+        raise ValueError(f"model: expected a RobustClassifier, found {type(model).__name__}.")
     arguments: dict[str, Any] = dict(vars(recipe.trn))
     start: Path | None = arguments.pop("start")
     if recipe.trn.surrogate is not None:

@@ -109,7 +109,7 @@ class TRNRecipe(RunRecipe):
     """The run folder."""
     checkpoint: Path | None = None
     """Run folder of the trained classifier."""
-    classifier: str | None = None
+    model: str | None = None
     """Instead of a checkpoint: package.module:function that gives a RobustClassifier."""
     trn: TRNConfig = field(default_factory=TRNConfig)
     """The network."""
@@ -118,8 +118,8 @@ class TRNRecipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.checkpoint is None) == (self.classifier is None):
-            raise ValueError("expected either checkpoint or classifier, received both or neither.")
+        if (self.checkpoint is None) == (self.model is None):
+            raise ValueError("expected either checkpoint or model, received both or neither.")
         if self.objective.cache and (self.data.augmentation != "none" or self.data.flip):
             raise ValueError("objective.cache: expected data.augmentation none, data.flip false.")
 

@@ -21,7 +21,7 @@ SETTING = Setting(
     severities=[1, 5],
     black_box=("transfer", "square"),
     white_box=("fgsm", "pgd"),
-    epsilons=(8 / 255,),
+    epsilon=(8 / 255,),
     steps=3,
     queries=20,
     seed=0,
@@ -94,7 +94,7 @@ def test_attacks_reach_just_as_far_as_their_epsilon():
     levels = 0.5 + torch.tensor([0.5, 1.5, 2.5, 3.5]) * 8 / 255
     images = levels.view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
     labels, indices = torch.ones(4, dtype=torch.int64), torch.arange(4)
-    setting = Setting(**{**vars(SETTING), "epsilons": (16 / 255,), "black_box": ("transfer",)})
+    setting = Setting(**{**vars(SETTING), "epsilon": (16 / 255,), "black_box": ("transfer",)})
     scorer = Scorer(contestant(), setting)
     for column, expected in [
         ("clean", [True] * 4),
@@ -275,7 +275,7 @@ def test_a_score_without_weights_is_refused_before_the_work(small_run: Path, tmp
         ({"white_box": ("apgd-ce",)}, "--white_box: expected .*found apgd-ce"),
         ({"black_box": ("pgd",)}, "--black_box: expected transfer, square, found pgd"),
         ({"severities": [6]}, "--severities: expected 1 to 5, found 6"),
-        ({"epsilons": ()}, "--epsilons: expected at least one"),
+        ({"epsilon": ()}, "--epsilon: expected at least one"),
     ],
 )
 def test_settings_are_checked(options: dict[str, object], message: str):

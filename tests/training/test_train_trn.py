@@ -124,7 +124,7 @@ def test_a_classifier_is_trained_behind_it(small_run: Path, small_trn: Path, tmp
 
 def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
     command = ("inference/show_trn.py", "--checkpoint", small_run, "--out", tmp_path / "a.png")
-    done = run_command(*command, "--trn", small_trn, "--images", 2)
+    done = run_command(*command, "--trn", small_trn, "--limit", 2)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     done = run_command(*command)
@@ -143,7 +143,7 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
             "end_to_end: expected cache false and a weight of cross_entropy or feature, received "
             "False, 0.0 and 0.0",
         ),
-        (["--checkpoint", "RUN", "--classifier", "a:b"], "either checkpoint or classifier"),
+        (["--checkpoint", "RUN", "--model", "a:b"], "either checkpoint or model"),
         (["--checkpoint", "RUN", "--trn.start", "NOWHERE"], "expected a safetensors file"),
         (["--checkpoint", "RUN", "--trn.surrogate", "{width: 3}"], "trn.surrogate: "),
         (["--checkpoint", "RUN", "--objective.attacks", "[{epsilon: -1}]"], "epsilon"),
