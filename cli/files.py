@@ -16,22 +16,34 @@ def _behind_link(path: Path) -> Path:
     return path.resolve() if path.is_symlink() else path
 
 
+def _beside(path: Path) -> Path:
+    """The temporary name of `path`, this process's own."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def check_writable(path: Path) -> Path:
     """Fail before hours of work when `path` cannot be written at their end.
 
+    Makes and removes a file beside it.
+
     Raises:
-        ValueError: the folder of `path` does not exist, is not a folder or is not writable, or
-            something other than a file stands at `path`.
+        ValueError: the folder of `path` does not exist or is not a folder, something other than a
+            file stands at `path`, or no file can be made there.
     """
-    folder = _behind_link(path).parent
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing there"
-        raise ValueError(f"{path}: expected the existing folder {folder}, found {found}.")
-    if path.exists() and not path.is_file():
-        found = "a folder" if path.is_dir() else "a device or a pipe"
-        raise ValueError(f"{path}: expected a file name, found {found}.")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{path}: expected a writable folder, found {folder} read-only.")
+    try:
+        target = _behind_link(path)
+        if not target.parent.is_dir():
+            found = "a file" if target.parent.exists() else "nothing there"
+            raise ValueError(
+                f"{path}: expected the existing folder {target.parent}, found {found}."
+            )
+        if path.exists() and not path.is_file():
+            found = "a folder" if path.is_dir() else "a device or a pipe"
+            raise ValueError(f"{path}: expected a file name, found {found}.")
+        _beside(target).touch()
+        _beside(target).unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: expected to write there, found: {error.strerror}.") from error
     return path
 
 
@@ -43,7 +55,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     stays one: the file that it leads to is replaced.
     """
     target = _behind_link(check_writable(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = _beside(target)
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -95,7 +107,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         found = "a folder" if path.is_dir() else "a file"
         raise ValueError(f"{path}: expected nothing there yet, found {found}.")
     check_writable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         temporary.mkdir()
         yield temporary

@@ -93,9 +93,16 @@ def test_check_writable(tmp_path: Path) -> None:
         assert str(raised.value).startswith(f"{path}: ")
 
 
-def test_check_writable_read_only(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
-    with pytest.raises(ValueError, match=r"expected a writable folder, found .* read-only"):
+def test_check_writable_makes_a_file_there(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a" * 250, "a" * 300):  # the first is too long for its temporary name alone
+        with pytest.raises(ValueError, match="expected to write there, found: File name too long"):
+            check_writable(tmp_path / name)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(ValueError, match=r"out\.txt: expected to write there, found: Read-only"):
         check_writable(tmp_path / "out.txt")
 
 
