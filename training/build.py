@@ -37,7 +37,8 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     """The processes and the run folder.
 
     Raises:
-        ValueError: see `RunFolder`; or `auto_batch_size` with several processes.
+        ValueError: see `RunFolder`; or `auto_batch_size` with several processes, or a mixed
+            precision that the device does not have.
     """
     accelerator = start_accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -50,6 +51,9 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
             f"auto_batch_size: expected one process, received {accelerator.num_processes}; "
             "set gradient_accumulation."
         )
+    if recipe.mixed_precision != "no" and not accelerator.native_amp:
+        device = accelerator.device.type
+        raise ValueError(f"mixed_precision: expected no or bf16 on {device}, received fp16.")
     with accelerator.main_process_first():  # the others find what it made
         folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     return accelerator, folder

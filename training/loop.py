@@ -184,7 +184,8 @@ def perturbation(
 
     def loss(classifier: nn.Module) -> Tensor:
         with accelerator.autocast():
-            return objective.loss(classifier, examples)
+            value = objective.loss(classifier, examples)
+        return value if accelerator.scaler is None else accelerator.scaler.scale(value)
 
     mean = partial(accelerator.reduce, reduction="mean")
     return perturb(training.classifier, loss, mean)  # pyright: ignore[reportArgumentType]

@@ -206,7 +206,7 @@ class RunRecipe:
     auto_batch_size: bool = False
     """Where memory runs out, double gradient_accumulation and go on; one process only."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of accelerate; GCM and gradient maps stay in float32."""
+    """Autocast of accelerate, fp16 on a GPU alone; GCM and gradient maps stay in float32."""
     ema_decay: float | None = None
     """Average the weights with this decay and keep the average as the best; null for none."""
     save_steps: int | None = None

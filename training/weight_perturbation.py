@@ -39,7 +39,7 @@ class WeightPerturbation:
 
         Args:
             classifier: The bare classifier, not a parallel wrapper around it.
-            loss: What to raise, of the classifier.
+            loss: What to raise, of the classifier, in any scale.
             mean: Averages gradients over all processes, whose weights then stay the same.
         """
         weights = [each for each in classifier.parameters() if each.requires_grad and each.ndim > 1]
@@ -49,6 +49,7 @@ class WeightPerturbation:
         try:
             with torch.no_grad():
                 for weight, gradient in zip(weights, gradients, strict=True):
+                    gradient.nan_to_num_(0, 0, 0)  # what overflows in float16 does not move
                     length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
                     weight.add_(gradient * (self.gamma * weight.norm() / length))
             yield

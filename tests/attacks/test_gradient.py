@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from attacks import ATTACKS, NORMS, PGD, build_attack, image_seeds
-from attacks.gradient import BIM, FFGSM, FGSM, MIM, UniformNoise
+from attacks.gradient import BIM, FFGSM, FGSM, MIM, UniformNoise, input_gradient
 from attacks.losses import LOSSES
 
 BUDGETS = {"linf": 0.15, "l2": 0.8, "l1": 8.0, "l1-dense": 8.0}
@@ -250,6 +250,20 @@ def test_works_under_autocast(digits, accuracy, name):
     assert (NORMS[norm].size(found - digits.images) <= epsilon * (1 + 1e-5)).all()
     plain = attack(digits.model, digits.images, digits.labels)
     assert abs(low - accuracy(plain)) < 0.05
+
+
+def test_a_confident_image_has_a_gradient_in_float16():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    nn.init.uniform_(network[1].weight, 0.01, 0.02)
+    nn.init.constant_(network[1].bias, 0)
+    with torch.no_grad():
+        network[1].weight[1] *= -1
+        network[1].bias[1] = -15  # a loss of 2e-7, which float16 cannot tell times a weight from 0
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    expected, _ = input_gradient(network, images, labels, LOSSES["ce"])
+    with torch.autocast("cpu", torch.float16):
+        found, _ = input_gradient(network, images, labels, LOSSES["ce"])
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0)
 
 
 def test_a_gradient_of_nan_or_infinity_moves_no_image_out_of_the_ball(digits):

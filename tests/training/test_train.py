@@ -1,5 +1,6 @@
 """train.py as a command: what it leaves behind; its weights depend on the recipe alone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from tests.conftest import ROOT, SMALL, assert_same_weights, run_command
@@ -19,6 +21,24 @@ RANDOM = (
     *("--data.augmentation", "light", "--mixup.mixup_alpha", "0.2", "--mixup.cutmix_alpha", "1"),
     *("--model.backbone_args", "{drop_path_rate: 0.2}", "--ema_decay", "0.9"),
 )
+# accelerate has float16 on GPUs alone.
+FLOAT16 = """
+import torch
+from accelerate import Accelerator
+
+import cli.processes
+from training import train
+
+
+class Float16(Accelerator):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
+
+
+cli.processes.Accelerator = Float16
+train.run(train.train, train.Recipe, train.QUICKSTART)
+"""
 
 
 def train(output: Path, *arguments: object, processes: int = 1) -> Path:
@@ -67,6 +87,16 @@ def test_two_processes_follow_the_loss_of_one(tmp_path: Path):
     assert len(list((two / "state" / "epoch-0002").glob("random_states_*"))) == 2
 
 
+def test_two_processes_validate_with_one_set_of_statistics(few_digits: Path, tmp_path: Path):
+    for split in ("train", "val", "test"):  # 160 images: a micro-batch for each process
+        shutil.copytree(few_digits / "train", tmp_path / "data" / split)
+    digits = ("--data.name", "folder", "--data.root", tmp_path / "data")
+    norms = ("--model.backbone", "test_resnet", "--epochs", 1)
+    summary = train(tmp_path / "run", *norms, *digits, processes=2) / "summary.json"
+    measured = json.loads(summary.read_text())  # on test images, the same, with what was saved
+    assert measured["val_loss"] == measured["test_loss"]
+
+
 def test_an_accelerate_configuration_starts_two_cpu_processes(tmp_path: Path):
     """Each a Python of its own, no fork of one that has imported everything."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
@@ -111,6 +141,20 @@ def test_mixed_precision_trains(tmp_path: Path):
     assert pd.read_csv(output / "metrics.csv")["train_loss"].is_monotonic_decreasing
 
 
+def test_float16_trains_once_its_scale_has_come_down(few_digits: Path, tmp_path: Path):
+    (tmp_path / "train.py").write_text(FLOAT16)
+    output = tmp_path / "run"
+    few = ("--data.name", "folder", "--data.root", few_digits, "--batch_size", 16)
+    done = run_command(
+        *(tmp_path / "train.py", "--output", output, "--epochs", 2, "--mixed_precision", "fp16"),
+        *(*SMALL, "--data.limit", 96, *few),
+    )
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(output / "metrics.csv")["train_loss"].is_monotonic_decreasing
+    scaler = torch.load(output / "state/epoch-0002/scaler.pt")
+    assert scaler["scale"] < 2**20
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,6 +168,7 @@ def test_mixed_precision_trains(tmp_path: Path):
         (["--data.name", "folder", "--data.root", "{empty}"], "expected one folder for each class"),
         (["--data.validation_fraction", "0"], "data.validation_fraction: expected above 0"),
         (["--optimizer.clip_grad", "-1"], "optimizer.clip_grad: expected above 0, or null"),
+        (["--mixed_precision", "fp16"], "mixed_precision: expected no or bf16 on cpu, received"),
         (["--resume"], "expected a run with a state to resume, found none."),
     ],
 )

@@ -1,10 +1,14 @@
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.loop import perturbation
 from training.weight_perturbation import WeightPerturbation
 
 IMAGES = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -61,4 +65,29 @@ def test_all_processes_take_the_mean_of_their_gradients(model: nn.Module):
 
     with WeightPerturbation(gamma=0.1)(model, loss, mean):
         moved = linear.weight.detach() - weight
+    torch.testing.assert_close(moved, 0.1 * weight.norm() * direction / direction.norm())
+
+
+def test_with_float16_the_loss_is_scaled_and_what_overflows_stays(model: nn.Module):
+    linear, seen = model[2], list[Tensor]()  # pyright: ignore[reportIndexIssue]
+    weight = linear.weight.detach().clone()
+    direction = gradient(weight, linear.bias.detach())
+
+    def overflow(gradients: list[Tensor], reduction: str) -> list[Tensor]:
+        assert reduction == "mean"
+        seen.append(gradients[0].clone())
+        gradients[0][0], gradients[0][1] = torch.inf, torch.nan
+        return gradients
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    accelerator = SimpleNamespace(autocast=nullcontext, scaler=scaler, reduce=overflow)
+    training: Any = SimpleNamespace(
+        perturbation=WeightPerturbation(gamma=0.1), accelerator=accelerator, classifier=model
+    )
+    objective: Any = SimpleNamespace(loss=lambda model, _: loss(model))
+    with perturbation(training, objective, (), 0):  # pyright: ignore[reportArgumentType]
+        moved = linear.weight.detach() - weight
+    torch.testing.assert_close(seen[0] / 2**20, direction)
+    assert not moved[:2].any()
+    direction[:2] = 0
     torch.testing.assert_close(moved, 0.1 * weight.norm() * direction / direction.norm())
