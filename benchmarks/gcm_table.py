@@ -41,6 +41,8 @@ class Options:
     """A run folder of a model with GCM."""
     model: str | None = None
     """Instead of a checkpoint: package.module:function that gives a model with GCM."""
+    image_size: int | None = None
+    """Side of the images for --model, where the model does not say it."""
     data: DataOptions = field(default_factory=DataOptions)
     """The images."""
     limit: int = 500
@@ -80,13 +82,17 @@ def right_images(
 
 
 def attack_robustness(
-    attack: Attack, scored: nn.Module, seen: nn.Module, data: EvaluationData, options: Options
+    attack: Attack,
+    models: tuple[nn.Module, nn.Module],
+    data: EvaluationData,
+    image_size: int,
+    seed: int,
 ) -> Share:
-    """AR of `scored` under an attacker who looks at `seen`."""
-    image_size = getattr(scored, "image_size", 32)
+    """AR of the first of the models under an attacker who looks at the second."""
+    scored, seen = models
     survivors = total = 0
     for images, labels, indices in right_images(scored, data, image_size):
-        adversarial = attack(seen, images, labels, seeds=image_seeds(options.seed, indices))
+        adversarial = attack(seen, images, labels, seeds=image_seeds(seed, indices))
         with torch.no_grad():
             survivors += int((scored(adversarial).argmax(1) == labels).sum())
         total += len(labels)
@@ -101,7 +107,7 @@ def percent(value: Share) -> str:
 def make_table(options: Options) -> None:
     """Measure and write the table, again after each attack."""
     data = open_evaluation_data(options.data, options.checkpoint, options.limit, None, options.seed)
-    named = load_named(options.checkpoint, options.model, 32)
+    named = load_named(options.checkpoint, options.model, options.image_size)
     assert isinstance(named.model, nn.Module)
     model = named.model.eval().requires_grad_(False)
     vanilla, revealed = undefended(model), reveal(model)
@@ -125,8 +131,8 @@ def make_table(options: Options) -> None:
     ]
     for name, attack in tqdm(paper_attacks(options, named.image_size).items()):
         cells = [
-            percent(attack_robustness(attack, scored, seen, data, options))
-            for scored, seen in columns.values()
+            percent(attack_robustness(attack, models, data, named.image_size, options.seed))
+            for models in columns.values()
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
         with atomic_write(options.out) as temporary:

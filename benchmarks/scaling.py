@@ -107,8 +107,9 @@ class Options:
             raise ValueError("--images: expected a folder, found none.")
         if "evaluation" in self.commands and self.checkpoint is None:
             raise ValueError("--checkpoint: expected a run for evaluation, found none.")
-        if self.steps < 8:
-            raise ValueError(f"--steps: expected at least 8, found {self.steps}.")
+        least = 8 if "adversarial" in self.commands else 1
+        if self.steps < least:
+            raise ValueError(f"--steps: expected at least {least}, found {self.steps}.")
 
 
 Work = Callable[[int, bool], object]

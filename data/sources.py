@@ -64,14 +64,16 @@ def _require_root(name: str, root: Path | None) -> Path:
     return root
 
 
-def _check_name(name: str) -> None:
+def _check_source(name: str, root: str | Path | None) -> None:
     if name not in SOURCES:
         raise ValueError(f"expected a source among {', '.join(SOURCES)}, found {name!r}.")
+    if name == "digits" and root is not None:
+        raise ValueError(f"expected a --data.name other than digits with --data.root {root}.")
 
 
 def available_splits(name: str, root: str | Path | None = None) -> tuple[str, ...]:
     """Which of train, val and test a source is divided into; () where it isn't divided."""
-    _check_name(name)
+    _check_source(name, root)
     if name == "digits" or name in TORCHVISION_FILES:
         return ("train", "test")
     root = _require_root(name, Path(root) if root is not None else None)
@@ -95,9 +97,9 @@ def open_source(
         download: Let torchvision fetch its sets when they are missing.
 
     Raises:
-        ValueError: an unknown name or split, or files that are not as expected.
+        ValueError: an unknown name or split, a root with digits, or files that are not as expected.
     """
-    _check_name(name)
+    _check_source(name, root)
     if split not in SPLITS:
         raise ValueError(f"expected a split among {', '.join(SPLITS)}, found {split!r}.")
     if name == "digits":

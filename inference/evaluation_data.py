@@ -64,12 +64,14 @@ def open_evaluation_data(
         seed: Of both choices.
 
     Raises:
-        ValueError: no such data, no labels, or a limit below 1.
+        ValueError: no such data, no labels, a limit below 1, or a root of data without a name.
     """
     if options.name:
         source = open_source(options.name, options.root, options.split, download=options.download)
         candidates, part = np.arange(len(source)), f"split {options.split}"
         origin = options.name if options.root is None else f"{options.name} in {options.root}"
+    elif options.root or options.download:
+        raise ValueError("expected --data.name with --data.root or --data.download, found none.")
     else:
         source, candidates, origin, part = _of_the_run(checkpoint, options.split)
     if source.labels is None or source.class_names is None:

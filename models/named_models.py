@@ -43,21 +43,25 @@ def load_named(
     """Load what `--checkpoint` or `--model` names, behind what `--trn` names.
 
     Raises:
-        ValueError: both or neither is given, there is no such model, or its input size is unknown;
-            a TRN for a model that is no RobustClassifier.
+        ValueError: both or neither is given, there is no such model, or its input size is unknown
+            or not `image_size`; a TRN for a model that is no RobustClassifier.
     """
     if (checkpoint is None) == (model is None):
         raise ValueError("expected either --checkpoint or --model, found both or neither.")
     if checkpoint is not None:
-        return _classifier(str(checkpoint), load_checkpoint(checkpoint, trn))
-    assert model is not None
-    named = _by_name(model, image_size or 0)
+        named = _classifier(str(checkpoint), load_checkpoint(checkpoint))
+    else:
+        assert model is not None
+        named = _by_name(model, image_size or 0)
     if not named.image_size:
         raise ValueError(f"--model {model}: expected --image_size, as the model does not say it.")
+    if image_size not in (None, named.image_size):
+        own = f"{named.image_size}, as {named.name} has it"
+        raise ValueError(f"--image_size: expected {own}, found {image_size}.")
     if trn is not None:
         if not isinstance(named.model, RobustClassifier):
             raise ValueError(
-                f"--trn: expected a RobustClassifier to put it before, found --model {model}."
+                f"--trn: expected a RobustClassifier to put it before, found {named.name}."
             )
         named.model.attach_trn(load_trn(trn))
     return named

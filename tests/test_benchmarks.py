@@ -69,7 +69,7 @@ def test_the_table_on_paper_runs_alone():
     ("words", "message"),
     [
         (
-            ["scaling.py", "--commands", "", "--steps", "7"],
+            ["scaling.py", "--commands", "adversarial", "--images", "x", "--steps", "7"],
             "--steps: expected at least 8, found 7.",
         ),
         (["growth.py", "--counts", "10,abc"], "expected growing numbers, found 10,abc."),

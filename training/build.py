@@ -37,8 +37,8 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     """The processes and the run folder.
 
     Raises:
-        ValueError: see `RunFolder`; or `auto_batch_size` with several processes, or a mixed
-            precision that the device does not have.
+        ValueError: see `RunFolder`; or a mixed precision that the device does not have, a tracker
+            that is not installed, `auto_batch_size` with several processes.
     """
     accelerator = start_accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -54,6 +54,9 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     if recipe.mixed_precision != "no" and not accelerator.native_amp:
         device = accelerator.device.type
         raise ValueError(f"mixed_precision: expected no or bf16 on {device}, received fp16.")
+    installed = ["all", *map(str, accelerator.log_with)]
+    if missing := [name for name in recipe.trackers if name not in installed]:
+        raise ValueError(f"trackers: expected {missing[0]} to be installed, found no such package.")
     with accelerator.main_process_first():  # the others find what it made
         folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     return accelerator, folder

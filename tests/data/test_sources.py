@@ -230,6 +230,8 @@ def test_unknown_names_and_splits_are_refused(tmp_path: Path) -> None:
         open_source("digits", split="val")
     with pytest.raises(ValueError, match=r"expected --data\.root with the source folder"):
         open_source("folder")
+    with pytest.raises(ValueError, match=r"a --data\.name other than digits with --data\.root "):
+        open_source("digits", tmp_path)
 
 
 def test_available_splits(tmp_path: Path) -> None:

@@ -252,10 +252,12 @@ def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
         (["--epsilon", "0.12345671,0.12345672"], 1, "--epsilon: expected radii that differ in"),
         (["--limit", "0"], 1, "--limit: expected at least 1, found 0."),
         (["--seed", "-1"], 1, "--seed: expected at least 0, found -1."),
+        (["--image_size", "16"], 1, "--image_size: expected 32, as "),
         (["--out", "an.png"], 1, "--out: expected a folder, found the file an.png."),
         (["--norm", "l3"], 2, "l3"),
         (["--data.name", "folder", "--data.root", "nowhere"], 1, "nowhere"),
         (["--data.name", "images", "--data.root", "."], 1, "expected images with labels"),
+        (["--data.root", "."], 1, "expected --data.name with --data.root"),
         (["--atacks", "pgd"], 2, "unknown option --atacks; nearest known: attacks."),
     ],
 )

@@ -54,7 +54,7 @@ def test_an_overwritten_run_leaves_nothing(run: Path):
         Recipe(trn=Path("runs/../runs/a/b")),
         Recipe(data=DataConfig(root=Path("runs/a/images"))),
         TRNRecipe(checkpoint=Path("runs/a/b")),
-        TRNRecipe(classifier="a:b", trn=TRNConfig(start=Path("runs/a"))),
+        TRNRecipe(model="a:b", trn=TRNConfig(start=Path("runs/a"))),
     ],
 )
 def test_what_a_run_reads_is_not_overwritten(recipe: RunRecipe):
