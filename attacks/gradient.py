@@ -35,7 +35,8 @@ def input_gradient(
 
     Computes no gradient for any parameter. Call it where gradients are recorded. On its way through
     the model each image's gradient is near 1 at the logits, by a power of two that is taken out in
-    the end: that of a confident image would vanish in float16.
+    the end: that of a confident image would vanish in float16. Where images see one another, by
+    batch normalisation in training mode, these powers weigh what one's loss does to another.
 
     Args:
         model: Any callable from images to logits.

@@ -41,7 +41,7 @@ def check_writable(path: Path) -> Path:
             found = "a folder" if path.is_dir() else "a device or a pipe"
             raise ValueError(f"{path}: expected a file name, found {found}.")
         _beside(target).touch()
-        _beside(target).unlink()
+        _beside(target).unlink(missing_ok=True)  # another machine's process may have this number
     except OSError as error:
         raise ValueError(f"{path}: expected to write there, found: {error.strerror}.") from error
     return path
