@@ -74,3 +74,9 @@ def test_any_limit_is_met_exactly(limit: int | None, count: int) -> None:
 def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a limit of at least 1 image, found 0"):
         stratified_subset(LABELS, 0, seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match=rf"expected a seed from 0 to 2\*\*32 - 1, found {seed}"):
+        stratified_subset(LABELS, 10, seed)
