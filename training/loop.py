@@ -185,6 +185,7 @@ def perturbation(
     def loss(classifier: nn.Module) -> Tensor:
         with accelerator.autocast():
             value = objective.loss(classifier, examples)
+        # As the update's: the gradients of whole layers would vanish in float16.
         return value if accelerator.scaler is None else accelerator.scaler.scale(value)
 
     mean = partial(accelerator.reduce, reduction="mean")

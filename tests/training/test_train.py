@@ -169,7 +169,7 @@ def test_float16_trains_once_its_scale_has_come_down(few_digits: Path, tmp_path:
         (["--data.validation_fraction", "0"], "data.validation_fraction: expected above 0"),
         (["--optimizer.clip_grad", "-1"], "optimizer.clip_grad: expected above 0, or null"),
         (["--mixed_precision", "fp16"], "mixed_precision: expected no or bf16 on cpu, received"),
-        (["--trackers", "wandb"], "trackers: expected wandb to be installed"),
+        (["--trackers", "dvclive"], "trackers: expected dvclive to be installed"),
         (["--trackers", "tensorbord"], "tensorbord"),
         (["--resume"], "expected a run with a state to resume, found none."),
     ],
