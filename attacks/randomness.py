@@ -66,8 +66,11 @@ class Draws:
         return self._draw(torch.randn, images)
 
     def _draw(self, draw: Callable[..., Tensor], images: Tensor) -> Tensor:
-        if self.per_image:
-            noise = [draw(images.shape[1:], generator=each) for each in self.generators]
-            return torch.stack(noise).to(images) if noise else torch.empty_like(images)
-        (generator,) = self.generators
-        return draw(images.shape, generator=generator, device=generator.device).to(images)
+        if not self.per_image:
+            (generator,) = self.generators
+            return draw(images.shape, generator=generator, device=generator.device).to(images)
+        # From pinned memory a GPU copies without having the CPU wait for what it still computes.
+        noise = torch.empty(images.shape, pin_memory=images.is_cuda)
+        for one, generator in zip(noise, self.generators, strict=True):
+            draw(one.shape, generator=generator, out=one)
+        return noise.to(images, non_blocking=True)

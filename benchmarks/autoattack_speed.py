@@ -5,9 +5,9 @@
 
 The standard AutoAttack on the same images and weights, without GCM, each as one whole command:
 pyautoattack by itself as its authors show it, in one process with a thread a core; evaluate.py with
-a process a core, which runs the same package and adds its controls and its report. Prints both
-robust accuracies, which may differ by what their random draws differ. With `--one_process` also
-evaluate.py on one core: how much the other processes give.
+a process a core, or one on a GPU, which runs the same package and adds its controls and its report.
+Prints both robust accuracies, which may differ by what their random draws differ. With
+`--one_process` also evaluate.py on one core: how much the other processes give.
 """
 
 import json
@@ -27,9 +27,9 @@ from cli.files import atomic_write
 from data.dataset import ImageDataset, collate
 from inference.evaluation_data import DataOptions, open_evaluation_data
 from models.classifier import RobustClassifier, load_checkpoint
-from timing import Usage, print_machine, print_table, python, run_command
+from timing import DEVICE, ON_CPU, Usage, print_machine, print_table, python, run_command
 
-CORES = len(os.sched_getaffinity(0))
+PROCESSES = len(os.sched_getaffinity(0)) if ON_CPU else 1
 
 
 @dataclass(kw_only=True)
@@ -53,8 +53,11 @@ def attack_alone(options: Options, out: Path) -> None:
     from pyautoattack import AutoAttack
 
     model = load_checkpoint(options.checkpoint)
-    images, labels = chosen_images(options, model)
-    attack = AutoAttack(model, norm="Linf", eps=8 / 255, version="standard", seed=0, device="cpu")
+    images, labels = (each.to(DEVICE) for each in chosen_images(options, model))
+    model = model.to(DEVICE)
+    attack = AutoAttack(
+        model, norm="Linf", eps=8 / 255, version="standard", seed=0, device=DEVICE.type
+    )
     with torch.no_grad():
         clean = int((model(images).argmax(1) == labels).sum())
     found, _ = attack.run_standard_evaluation(images, labels, batch_size=250)
@@ -87,7 +90,7 @@ def run_alone(options: Options, checkpoint: Path, folder: Path) -> tuple[Usage, 
     out = folder / "alone.json"
     files = ("--checkpoint", checkpoint, "--images", options.images, "--alone", out)
     words = [sys.executable, Path(__file__), *files, "--limit", str(options.limit)]
-    usage = run_command(words, threads=CORES)
+    usage = run_command(words, threads=torch.get_num_threads())
     return usage, json.loads(out.read_text())
 
 
@@ -100,7 +103,7 @@ def run_ours(
     choices = ("--data.name=folder", "--attacks=autoattack", "--curves=false")
     limit = f"--limit={options.limit}"
     words = python("inference/evaluate.py", *files, *choices, limit, processes=processes)
-    usage = run_command(words, threads=1, cores=processes)
+    usage = run_command(words, threads=1, cores=processes if ON_CPU else None)
     found = json.loads((report / "report.json").read_text())
     (autoattack,) = (
         each
@@ -121,15 +124,15 @@ def compare(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = revealed_copy(options.checkpoint, folder / "checkpoint")
-        ours = run_ours(options, checkpoint, folder, CORES)
+        ours = run_ours(options, checkpoint, folder, PROCESSES)
         alone = run_alone(options, checkpoint, folder)
         one = run_ours(options, checkpoint, folder, 1) if options.one_process else None
     found = {
-        f"evaluate.py, {CORES} processes of 1 thread": ours,
-        f"pyautoattack, 1 process of {CORES} threads": alone,
+        f"evaluate.py, processes of 1 thread: {PROCESSES}": ours,
+        f"pyautoattack, threads of 1 process: {torch.get_num_threads()}": alone,
     }
     if one is not None:
-        found["evaluate.py, 1 process of 1 thread"] = one
+        found["evaluate.py, processes of 1 thread: 1"] = one
     rows = [
         [
             name,

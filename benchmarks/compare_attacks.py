@@ -34,6 +34,7 @@ from cli.provenance import provenance
 from data.sources import open_source
 from models.arrangement import arrange
 from models.classifier import load_checkpoint, undefended
+from timing import DEVICE, ON_CPU, synchronize
 
 Run = Callable[[Tensor, Tensor], Tensor]
 PEERS = ("foolbox", "torchattacks")
@@ -113,7 +114,7 @@ class Tally:
 def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
     """Our attack at that setting, on the model as evaluate.py arranges it."""
     arranged = copy.deepcopy(model)
-    arrange(arranged, channels_last=True, one_size=False)
+    arrange(arranged, channels_last=ON_CPU, one_size=False)
     options: dict[str, Any] = {"steps": setting.steps} if setting.steps > 1 else {}
     if setting.early_stop:
         options["early_stop"] = True
@@ -141,7 +142,7 @@ def foolboxs(setting: Setting, model: nn.Module) -> Run | None:
         return None
     steps = {"abs_stepsize": setting.step_size, "steps": setting.steps}
     attack = kind(**({} if setting.name == "fgsm" else steps))
-    seen = foolbox.models.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    seen = foolbox.models.PyTorchModel(model, bounds=(0, 1), device=DEVICE)
     goal = foolbox.criteria.Misclassification
     return lambda images, labels: attack.run(seen, images, goal(labels), epsilon=setting.epsilon)
 
@@ -186,6 +187,7 @@ def measure(
     """Attack one batch; count, measure and time."""
     started = time.perf_counter()
     found = attack(images, labels).detach()
+    synchronize()
     seconds = time.perf_counter() - started
     with torch.no_grad():
         correct = int((model(found).argmax(1) == labels).sum())
@@ -235,7 +237,8 @@ def work(options: Options) -> None:
         if find_version(peer) is None:
             print(f"{peer} is not installed: its columns stay empty.")
     model = undefended(load_checkpoint(options.checkpoint)) if options.checkpoint else vanilla()
-    images, labels = load_images(options.images, options.limit)
+    model = model.to(DEVICE)
+    images, labels = (each.to(DEVICE) for each in load_images(options.images, options.limit))
     batches = list(
         zip(images.split(options.batch_size), labels.split(options.batch_size), strict=True)
     )

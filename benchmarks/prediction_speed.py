@@ -22,9 +22,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cli.command import run
+from data.loader import micro_batch_size
 from models.classifier import RobustClassifier
 from photographs import make_folder
 from timing import (
+    DEVICE,
     median,
     print_machine,
     print_table,
@@ -52,6 +54,10 @@ class Options:
     """Of the images in the JPEG files, which are squares."""
     more: int = 256
     """Images of the longer prediction beyond the shorter one's 32."""
+    workers: int = 0
+    """Processes that read images in ours; 0 reads in a thread."""
+    peer_workers: int = 2
+    """The same in timm."""
     rounds: int = 3
     """How often each is measured."""
 
@@ -70,11 +76,12 @@ def make_weights(folder: Path) -> None:
 
 
 def predict_timm(options: Options, folder: Path, more: list[str], images: Path) -> None:
-    """timm's command with 32 images at a time, as ours; to timm.csv in `folder`."""
+    """timm's command with as many images at a time as ours; to timm.csv in `folder`."""
     flags = f"""
         --data-dir {images} --model convnext_tiny --num-classes {CLASSES}
         --checkpoint {folder / "timm.safetensors"} --model-kwargs ls_init_value=1.0
-        --device cpu --batch-size 32 --input-size 3 {SIZE} {SIZE} --crop-pct 1.0
+        --device {DEVICE.type} --batch-size {micro_batch_size(SIZE)} --input-size 3 {SIZE} {SIZE}
+        --crop-pct 1.0 --workers {options.peer_workers}
         --results-dir {folder} --results-file timm.csv --fullname --label-type none --include-index
         --no-console-results
     """
@@ -82,10 +89,10 @@ def predict_timm(options: Options, folder: Path, more: list[str], images: Path) 
     run_command([sys.executable, script, *flags.split(), *more], cwd=folder)
 
 
-def predict_ours(folder: Path, images: Path) -> None:
+def predict_ours(options: Options, folder: Path, images: Path) -> None:
     """This project's command, to ours.csv in `folder`."""
     files = ("--checkpoint", folder / "ours", "--images", images, "--out", folder / "ours.csv")
-    run_command(python("inference/predict.py", *files))
+    run_command(python("inference/predict.py", *files, f"--num_workers={options.workers}"))
 
 
 def agreement(folder: Path) -> str:
@@ -106,7 +113,7 @@ def compare(options: Options) -> None:
             for count in (FEW, FEW + options.more)
         )
         contestants: dict[str, Callable[[Path], None]] = {
-            "ours": partial(predict_ours, folder),
+            "ours": partial(predict_ours, options, folder),
             "timm": partial(predict_timm, options, folder, []),
             "timm --channels-last": partial(predict_timm, options, folder, ["--channels-last"]),
         }

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from cli.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+ON_CPU = DEVICE.type == "cpu"
 Seconds = Mapping[str, Sequence[float]]
 # Linux counts the memory of the process that forked as the child's own: this one is small.
 LAUNCHER = """import resource, subprocess, sys
@@ -34,6 +36,12 @@ class Usage:
     """Largest resident memory of one of its processes, in MiB."""
 
 
+def synchronize() -> None:
+    """Wait for the end of what a GPU is doing."""
+    if not ON_CPU:
+        torch.accelerator.synchronize()
+
+
 def take_turns(
     contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
@@ -49,6 +57,7 @@ def take_turns(
         for name, work in contestants.items():
             start = time.perf_counter()
             work()
+            synchronize()
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -158,7 +167,9 @@ def print_machine() -> None:
     hardware, packages = found["hardware"], found["packages"]
     assert isinstance(hardware, dict) and isinstance(packages, dict)
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", "accelerate"))
-    device = hardware["gpu"] or f"{hardware['cpu_cores']} CPU cores, {_processor()}"
+    device = f"{hardware['cpu_cores']} CPU cores, {_processor()}"
+    if hardware["gpu"]:
+        device = f"{hardware['gpu']}; {device}"
     print(f"\n{device}; {torch.get_num_threads()} threads; {versions}.")
 
 

@@ -8,7 +8,8 @@
 Whole commands, so that reading, augmentation and bookkeeping count. Each trains one epoch, of few
 steps and of more; the difference over the steps between is the time of a step, without start-up,
 validation and saving. All take turns. Peers do the same work: model, images, batch, crops and
-flips, AdamW, clipped gradients, float32. The model is not behind GCM, which no peer has.
+flips, AdamW, clipped gradients, float32 on a CPU and bfloat16 (autocast) on a GPU. The model is not
+behind GCM, which no peer has.
 """
 
 import json
@@ -29,6 +30,8 @@ from torch.utils.data import DataLoader
 from cli.command import Names, run
 from photographs import CLASSES, make_folder
 from timing import (
+    DEVICE,
+    ON_CPU,
     ROOT,
     median,
     print_machine,
@@ -130,6 +133,7 @@ def train_ours(setting: Setting, options: Options, batch_size: int, scratch: Pat
         "epochs": 1,
         "batch_size": batch_size,
         "trackers": "",
+        "mixed_precision": "no" if ON_CPU else "bf16",
         "data.name": "folder",
         "data.augmentation": "light" if setting.attacked else "imagenet",
         "data.num_workers": options.workers,
@@ -155,12 +159,12 @@ def train_timm(setting: Setting, options: Options, batch_size: int, scratch: Pat
     """The command of timm's checkout, but for its images."""
     assert options.timm is not None
     flags = f"""
-        --train-split train --val-split val --device cpu --epochs 1 --warmup-epochs 0
+        --train-split train --val-split val --device {DEVICE.type} --epochs 1 --warmup-epochs 0
         --model {setting.backbone} --num-classes {CLASSES} --batch-size {batch_size}
         --input-size 3 {setting.image_size} {setting.image_size} --workers {options.peer_workers}
         --opt adamw --lr {LR} --weight-decay {WEIGHT_DECAY} --clip-grad {CLIP_GRAD}
         --color-jitter 0 --train-interpolation bicubic --smoothing 0 --checkpoint-hist 1
-        --experiment timm --output {scratch}
+        --experiment timm --output {scratch} {"" if ON_CPU else "--amp --amp-dtype bfloat16"}
     """
     model = [f"{name}={value}" for name, value in setting.backbone_args.items()]
     kwargs = ["--model-kwargs", *model] if model else []
@@ -190,14 +194,17 @@ def train_plainly(setting: Setting, options: Options) -> None:
         batch_size=options.small_batch_size,
         shuffle=True,
         num_workers=options.peer_workers,
+        pin_memory=not ON_CPU,
         drop_last=True,
     )
     backbone = timm.create_model(setting.backbone, num_classes=CLASSES, **setting.backbone_args)
-    model = nn.Sequential(transforms.Normalize(MEAN, STD), backbone)
+    model = nn.Sequential(transforms.Normalize(MEAN, STD), backbone).to(DEVICE)
     attack = torchattacks.PGD(model, eps=EPSILON, alpha=STEP_SIZE, steps=ATTACK_STEPS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-    for images, labels in loader:
-        loss = F.cross_entropy(model(attack(images, labels)), labels)
+    for batch in loader:
+        images, labels = (each.to(DEVICE, non_blocking=True) for each in batch)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=not ON_CPU):
+            loss = F.cross_entropy(model(attack(images, labels)), labels)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)

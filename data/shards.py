@@ -77,7 +77,7 @@ def _list_members(path: Path, file: BufferedReader) -> Iterator[_Member]:
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar:
             while member := tar.next():
-                if member.size < 0:  # by which tarfile would go back, for ever
+                if member.size < 0:  # by which an older tarfile would go back, for ever
                     raise tarfile.ReadError("a negative size")
                 if member.isreg():
                     yield _Member(member.name, member.offset_data, member.size)

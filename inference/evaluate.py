@@ -8,8 +8,8 @@ Every attack is run through the model as it is (oblivious) and with its masking 
 and scored on the whole model. The report folder gets report.html, report.json, per_image.csv and
 plots. Interrupted, the same command goes on where it was; a finished report is made anew. Runs
 under python, accelerate launch and torchrun; processes, workers and interruptions change no byte.
-Attacks work on 32 images of 224 pixels at once, on up to 128 smaller ones, and on fewer where
-memory does not hold them.
+Attacks work on 32 images of 224 pixels at once, on up to 128 smaller ones, on a GPU on four times
+as many, and on fewer where memory does not hold them.
 """
 
 import sys
@@ -22,7 +22,7 @@ import torch
 from accelerate import InitProcessGroupKwargs
 
 from cli.command import Names, Ratios, run
-from cli.processes import make_repeatable, start_accelerator
+from cli.processes import start_accelerator
 from cli.provenance import provenance
 from data.dataset import ImageDataset, collate
 from data.loader import micro_batch_size
@@ -154,7 +154,6 @@ def write(findings: Findings, options: Options) -> None:
 
 def evaluate(options: Options) -> None:
     """Attack, judge, report."""
-    make_repeatable()
     # A process waits for another's whole chunk, every attack on it: longer than torch's 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
     accelerator = start_accelerator(mixed_precision="no", kwargs_handlers=[patience])

@@ -178,7 +178,7 @@ class Measure:
             outcome = WorstCase(attacks={"fooled": attack}).run(
                 seen, images, labels, seeds=seeds, judge=judge
             )
-            found, losses = outcome.images, outcome.losses
+            found, losses = outcome.images, outcome.losses.cpu()
             fooled = torch.tensor([name == "fooled" for name in outcome.fooled_by])
         else:
             found, losses = attack(seen, images, labels, seeds=seeds), torch.zeros(len(rows))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cli.command import run
 from cli.files import check_writable
-from cli.processes import make_repeatable, start_accelerator
+from cli.processes import start_accelerator
 from data.gather import gather_by_index, gather_skipped
 from data.loader import EvaluationLoader, ImageDataset, Skipped, evaluation_loader, micro_batches
 from data.sources import Source, open_source
@@ -105,7 +105,6 @@ def classify(
 def predict(options: Options) -> None:
     """Classify each image once and write the prediction file."""
     format = choose_format(check_writable(options.out), options.format)
-    make_repeatable()
     accelerator = start_accelerator()
     source = _open_source(options)
     indices = np.arange(len(source))[: options.limit]

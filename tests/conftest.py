@@ -22,6 +22,9 @@ from torch.distributed import run as torchrun
 from data.sources import open_source
 
 ROOT = Path(__file__).parents[1]
+# The tests are of the CPU, but for those of test_gpu.py. pytest-xdist's workers inherit both.
+GPU = os.environ.setdefault("TESTED_GPU", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 SMALL = ("--model.backbone", "test_convnext", "--data.limit", "320", "--optimizer.lr", "2e-3")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tests.conftest import run_command
+from tests.conftest import ROOT, run_command
 
 GPU = "tests/pretended_gpu.py"
 TRAINING = (
@@ -37,6 +37,18 @@ for refused in (
         refused()
 assert (there[index] * torch.tensor(2.0)).tolist() == [[2.0] * 3]
 print("done")
+"""
+
+SHORT_AUTOATTACK = """
+import runpy
+import sys
+
+from attacks.library import AutoAttack
+
+AutoAttack.STANDARD = ("apgd-ce", "square")
+AutoAttack.__init__.__kwdefaults__["queries"] = 5
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -83,3 +95,12 @@ def test_a_trn_is_trained_and_measured_and_predicts_as_on_the_cpu(small_run: Pat
     done = run_command("inference/predict.py", *arguments, "--out", theirs)
     assert done.returncode == 0, done.stderr
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_an_attack_of_several_parts(small_run: Path, tmp_path: Path):
+    script = tmp_path / "short_autoattack.py"
+    script.write_text(SHORT_AUTOATTACK)
+    done_on_gpu(
+        *(script, ROOT / "inference/evaluate.py", "--checkpoint", small_run, "--limit", "4"),
+        *("--attacks", "autoattack", "--curves", "false", "--out", tmp_path / "report"),
+    )

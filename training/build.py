@@ -145,7 +145,12 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     classifier = build_classifier(recipe, data.class_names)
     optimizer = build_optimizer(recipe, classifier.backbone)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
-    arrange_backbone(recipe.model, classifier.backbone, channels_last=channels_last)
+    arrange_backbone(
+        recipe.model,
+        classifier.backbone,
+        channels_last=channels_last,
+        graphs=takes_graphs(recipe, accelerator),
+    )
     # Before prepare: it patches the classifier's forward, and a copy would call the original's.
     ema = build_average(recipe, classifier)
     attack = validation_attack(recipe.objective)
@@ -168,8 +173,26 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     )
 
 
-def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last: bool) -> None:
+def takes_graphs(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """Whether a compiled backbone may be CUDA graphs, which overwrite what they gave before.
+
+    So they would overwrite gradients that are to be added up. Several processes were not tried.
+    """
+    adds_up = recipe.gradient_accumulation > 1 or recipe.auto_batch_size
+    return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not adds_up
+
+
+def arrange_backbone(
+    config: ModelConfig, backbone: nn.Module, *, channels_last: bool, graphs: bool = False
+) -> None:
     """Set how the backbone computes. The results stay, within rounding, and the names of its state.
+
+    Args:
+        config: Whether to compile, and to keep activations.
+        backbone: Changed in place.
+        channels_last: Lay the weights out channels-last.
+        graphs: Where it is compiled, have a GPU run it as CUDA graphs: small images keep it waiting
+            for the CPU to start each kernel otherwise.
 
     Raises:
         ValueError: gradient checkpointing of a backbone that has none.
@@ -187,7 +210,7 @@ def arrange_backbone(config: ModelConfig, backbone: nn.Module, *, channels_last:
         # Said by DDP of 1x1 kernels, whose strides along sides of 1 it compares too.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:
-        backbone.compile()
+        backbone.compile(mode="reduce-overhead" if graphs else None)
 
 
 def build_perturbation(

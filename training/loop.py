@@ -164,7 +164,8 @@ def backward(
 ) -> Tensor:
     """Add the gradient of a chunk's mean loss; that loss, detached."""
     accelerator, (images, labels, seeds) = training.accelerator, chunk
-    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+    # From the loader's pinned memory: the CPU does not wait for what a GPU still computes.
+    images, labels = (each.to(accelerator.device, non_blocking=True) for each in (images, labels))
     with accelerator.autocast():
         examples = objective.examples(training.classifier, (images, labels, seeds))
     with perturbation(training, objective, examples, update):

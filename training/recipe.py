@@ -66,7 +66,8 @@ class ModelConfig:
     randomize: int | None = None
     """Smallest side of the random resize-and-pad; null for none."""
     compile: bool = False
-    """Compile the backbone (torch.compile) for training; not behind a TRN."""
+    """Compile the backbone (torch.compile) for training, for one GPU as CUDA graphs unless
+    gradients are accumulated; not behind a TRN."""
     channels_last: bool | None = None
     """Keep the backbone's weights in channels-last memory format; null: on a CPU."""
     gradient_checkpointing: bool = False

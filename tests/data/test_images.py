@@ -251,7 +251,8 @@ def test_resizing_scales_the_shorter_side_and_cuts_the_centre() -> None:
     whole = Image.fromarray(image).resize((15, 5), Image.Resampling.BICUBIC)
     resized = resize_image(image, 5)
     assert np.array_equal(resized, np.asarray(whole)[:, 5:10])
-    assert np.array_equal(resize_image(image.transpose(1, 0, 2), 5), resized.transpose(1, 0, 2))
+    turned = resize_image(image.transpose(1, 0, 2), 5).transpose(1, 0, 2)
+    np.testing.assert_allclose(turned, resized.astype(int), atol=1)  # as Pillow's version rounds
 
 
 def test_cutting_alone_keeps_pixels() -> None:

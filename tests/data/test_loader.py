@@ -209,6 +209,11 @@ def test_a_micro_batch_holds_as_many_pixels_within_limits(side: int, images: int
     assert micro_batch_size(side) == images
 
 
+def test_on_a_gpu_it_holds_four_times_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert [micro_batch_size(side) for side in (32, 224)] == [512, 128]
+
+
 @pytest.mark.parametrize(
     ("number", "size", "parts"),
     [(1, 1, 1), (128, 128, 1), (129, 65, 2), (256, 128, 2), (257, 65, 4), (304, 76, 4)],

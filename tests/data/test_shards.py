@@ -289,7 +289,7 @@ def test_damaged_headers_give_a_value_error_and_an_end(tmp_path: Path) -> None:
     backwards[1024 + 148 : 1024 + 156] = b" " * 8
     backwards[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(backwards[1024 : 1024 + 512])
     (tmp_path / "0.tar").write_bytes(backwards)
-    with pytest.raises(ValueError, match=r"0.tar: expected a whole, .* \(a negative size\)"):
+    with pytest.raises(ValueError, match=r"0.tar: expected a whole, .* damaged"):
         open_source("shards", tmp_path)
 
 

@@ -3,10 +3,13 @@
 import copy
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ from torch.nn import functional as F
 
 from attacks.gradient import PGD
 from models.classifier import RobustClassifier, load_checkpoint
-from training.build import arrange_backbone
+from training.build import arrange_backbone, takes_graphs
 from training.objectives import Trades
 from training.recipe import ModelConfig, Recipe
 
@@ -95,3 +98,30 @@ def test_a_backbone_without_checkpointing_is_named():
 def test_a_trn_is_not_compiled(tmp_path: Path):
     with pytest.raises(ValueError, match=r"model\.compile: expected false with a trn"):
         Recipe(model=ModelConfig(compile=True), trn=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "settings", "graphs"),
+    [
+        ("cuda", 1, {}, True),
+        ("cuda", 2, {}, False),
+        ("cuda", 1, {"gradient_accumulation": 2}, False),
+        ("cuda", 1, {"auto_batch_size": True}, False),
+        ("cpu", 1, {}, False),
+    ],
+)
+def test_cuda_graphs_are_of_one_gpu_whose_gradients_are_not_added_up(
+    classifier: RobustClassifier,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    processes: int,
+    settings: dict[str, Any],
+    graphs: bool,
+):
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    assert takes_graphs(Recipe(**settings), cast(Accelerator, accelerator)) == graphs
+    modes = list[str | None]()
+    monkeypatch.setattr(nn.Module, "compile", lambda _, mode: modes.append(mode))
+    config = ModelConfig(compile=True)
+    arrange_backbone(config, classifier.backbone, channels_last=False, graphs=graphs)
+    assert modes == ["reduce-overhead" if graphs else None]

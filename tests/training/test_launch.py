@@ -23,10 +23,7 @@ SLURM = ["bash", str(ROOT / "training/slurm.sh")]
 
 def start(config: str, *arguments: object) -> Started:
     path = ROOT / "training/accelerate" / f"{config}.yaml"
-    without_gpus = {"CUDA_VISIBLE_DEVICES": ""}  # wherever the tests run
-    return start_command(
-        launch.__file__, "--config_file", path, *arguments, cwd=ROOT, environment=without_gpus
-    )
+    return start_command(launch.__file__, "--config_file", path, *arguments, cwd=ROOT)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
