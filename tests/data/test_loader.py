@@ -373,7 +373,7 @@ from data.sources import open_source
 
 dataset = ImageDataset(open_source("digits"), None, 8)
 batches = iter(training_loader(dataset, batch_size=16, num_workers=2, seed=0))
-next(batches)
+next(batches), next(batches)  # one from each worker: both have begun
 workers = [str(worker.pid) for worker in multiprocessing.active_children()]
 subprocess.run(["kill", "-TERM", *workers], check=True)
 print(len(workers), sum(1 for _ in zip(range(9), batches)))
