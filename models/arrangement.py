@@ -52,7 +52,7 @@ def convolve_linear_layers(module: nn.Module, *, one_size: bool = True) -> None:
     """Have every linear layer in `module` compute by a 1x1 convolution on a CPU.
 
     Few pixels (or tokens) and layers of a type derived from nn.Linear are computed as before, and
-    so is all that is compiled, and the gradient of the weights without AVX-512. Weights, their
+    so is all that is compiled, and the gradient of the weights where that is slow. Weights, their
     names and the module's structure stay; results stay within rounding, which may then differ with
     the size of the batch and with whether a gradient is recorded.
 

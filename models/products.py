@@ -16,18 +16,12 @@ from torch.nn import functional as F
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _AVX2_ALONE = torch.backends.cpu.get_cpu_capability() == "AVX2"
-"""Without AVX-512, oneDNN takes three times as long as MKL for the gradient of a product's weights
-(measured on an AMD EPYC of Zen 3), which therefore stays MKL's."""
 _FEWEST_VALUES = 20_480
 """With no more in an image, torch itself leaves oneDNN out (use_mkldnn in its Convolution.cpp)."""
 
 
-def fewest_rows(description: Path = Path("/proc/cpuinfo")) -> int:
-    """How many rows a product needs for oneDNN to be faster than MKL on this processor.
-
-    MKL has vectors of 256 bits on AMD's processors: all of Zen 3 and before, about what Zen 4 can
-    do in a cycle, and half of what Zen 5 (family 26) can. Where it has all, as on Intel's, it only
-    falls behind with many rows.
+def read_processor(description: Path = Path("/proc/cpuinfo")) -> tuple[str, int]:
+    """Vendor and family of this processor; "" and 0 where they are not told.
 
     Args:
         description: Linux's, of which the first core is read. Others have none.
@@ -38,19 +32,33 @@ def fewest_rows(description: Path = Path("/proc/cpuinfo")) -> int:
             for line in itertools.takewhile(str.strip, lines):
                 name, _, value = line.partition(":")
                 found[name.strip()] = value.strip()
-    match found.get("vendor_id"):
+    return found.get("vendor_id", ""), int(found.get("cpu family", 0))
+
+
+def fewest_rows(vendor: str, family: int) -> int:
+    """How many rows a product needs for oneDNN to be faster than MKL on a processor.
+
+    MKL has vectors of 256 bits on AMD's processors: all of Zen 3 and before, about what Zen 4 can
+    do in a cycle, and half of what Zen 5 (family 26) can. Where it has all, as on Intel's, it only
+    falls behind with many rows.
+    """
+    match vendor:
         case "GenuineIntel":
             return 8192
         case "AuthenticAMD" if _AVX2_ALONE:
             return 3072
-        case "AuthenticAMD" if int(found.get("cpu family", 0)) >= 26:
+        case "AuthenticAMD" if family >= 26:
             return 64
         case _:
             return 512
 
 
-FEWEST_ROWS = fewest_rows()
+_VENDOR, _FAMILY = read_processor()
+FEWEST_ROWS = fewest_rows(_VENDOR, _FAMILY)
 """Products of fewer rows are left to MKL."""
+_MKL_LEARNS = _AVX2_ALONE or _VENDOR == "GenuineIntel"
+"""The gradient of a product's weights stays MKL's, whatever the rows: oneDNN takes three times as
+long without AVX-512 (measured on an AMD EPYC of Zen 3), and up to 1.5 times as long on Intel's."""
 
 
 def product(features: Tensor, weight: Tensor, bias: Tensor | None, *, times: int = 1) -> Tensor:
@@ -72,7 +80,7 @@ def product(features: Tensor, weight: Tensor, bias: Tensor | None, *, times: int
     single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if few or not by_onednn or not single or torch.compiler.is_compiling():
         return F.linear(features, weight, bias)
-    if _AVX2_ALONE and gradient_follows(weight):
+    if _MKL_LEARNS and gradient_follows(weight):
         return _Learning.apply(features, weight, bias)
     return _convolved(features, weight, bias)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.depthwise import convolve_depthwise, learns_by_columns
 from models.products import gradient_follows, product
 
 _ONEDNN_BLOCK = 16
@@ -62,6 +63,8 @@ def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
         return product(patches, weight, layer.bias).permute(0, 3, 1, 2)
     if _takes_pairs(layer, images):
         return _sum_of_pairs(layer, images)
+    if _learns_apart(layer) and _keeps_size(layer) and learns_by_columns(images, layer.weight):
+        return convolve_depthwise(images, layer.weight, layer.bias)
     if (part := _part_met(layer, images)) is None:
         return nn.Conv2d.forward(layer, images)
     if layer.groups == 1:
@@ -116,13 +119,24 @@ def _part_met(layer: nn.Conv2d, images: Tensor) -> Tensor | None:
 
 def _takes_pairs(layer: nn.Conv2d, images: Tensor) -> bool:
     """A kernel for each channel that learns and is larger than the image; few pixels and places."""
-    if layer.groups == 1 or layer.stride != (1, 1) or not gradient_follows(layer.weight):
+    if not _learns_apart(layer):
         return False
     axes = list(_axes(layer, images))
     places = [size + 2 * padding - side + 1 for size, side, padding, _ in axes]
     larger = any(side > size for size, side, _, _ in axes)
     pairs = math.prod(places) * math.prod(images.shape[2:])
     return larger and min(places) > 0 and pairs <= _MOST_PAIRS
+
+
+def _learns_apart(layer: nn.Conv2d) -> bool:
+    """A kernel for each channel that learns and moves by a pixel."""
+    return layer.groups > 1 and layer.stride == (1, 1) and gradient_follows(layer.weight)
+
+
+def _keeps_size(layer: nn.Conv2d) -> bool:
+    """As many zeros around an image as keep its size."""
+    sides = zip(layer.padding, layer.kernel_size, strict=True)
+    return all(2 * int(zeros) + 1 == side for zeros, side in sides)
 
 
 def _sum_of_pairs(layer: nn.Conv2d, images: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def test_many_pixels_are_convolved_and_nothing_else(
         return convolve(images, *arguments, **options)
 
     monkeypatch.setattr(F, "conv2d", counted)
-    monkeypatch.setattr(products, "_AVX2_ALONE", False)
+    monkeypatch.setattr(products, "_MKL_LEARNS", False)
     monkeypatch.setattr(products, "FEWEST_ROWS", 2 * 16 * 18 // (1 if one_size else 8))
     model = nn.ModuleList([nn.Linear(40, 4), Doubled(40, 4)])
     convolve_linear_layers(model, one_size=one_size)
@@ -70,7 +70,7 @@ def test_where_onednn_is_slow_to_learn_it_computes_all_but_the_weights_gradient(
     bias: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(products, "FEWEST_ROWS", 2)
-    monkeypatch.setattr(products, "_AVX2_ALONE", True)
+    monkeypatch.setattr(products, "_MKL_LEARNS", True)
     plain = nn.Linear(40, 48, bias=bias)
     layer = copy.deepcopy(plain)
     convolve_linear_layers(layer)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models import products
-from models.products import fewest_rows
+from models.products import fewest_rows, read_processor
 
 PROCESSORS = {
     "zen3": ("AuthenticAMD", 25, True, 3072),
@@ -25,11 +25,11 @@ def test_the_processor_says_when_onednn_is_faster(
     core = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\n"
     path = tmp_path / "cpuinfo"
     path.write_text(f"{core}power management:\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n")
-    assert fewest_rows(path) == expected
+    assert fewest_rows(*read_processor(path)) == expected
 
 
 def test_an_unknown_processor_is_taken_for_an_ordinary_one(tmp_path: Path):
     path = tmp_path / "cpuinfo"
-    assert fewest_rows(path) == 512
+    assert fewest_rows(*read_processor(path)) == 512
     path.write_text("processor\t: 0\nCPU implementer\t: 0x41\nFeatures\t: fp asimd\n")
-    assert fewest_rows(path) == 512
+    assert fewest_rows(*read_processor(path)) == 512

@@ -1,12 +1,14 @@
 """Convolutions computed as products: the same numbers and gradients."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from models import products
+from models import depthwise, products
 from models.arrangement import keep_channels_last
 from models.small_convolutions import multiply_convolutions
 
@@ -127,6 +129,43 @@ def test_small_images_are_summed_where_the_weights_learn(
     convolved.clear()
     layer.requires_grad_(False)(images)
     assert convolved == ([] if side == 1 else [layer])  # around one pixel it has one place
+
+
+@pytest.mark.skipif(not depthwise._ON_X86, reason="measured on x86 alone")
+@pytest.mark.parametrize(("name", "by_columns"), [("depthwise", True), ("depthwise, close", False)])
+def test_wide_kernels_learn_by_columns(
+    name: str, by_columns: bool, convolved: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+):
+    layer = copy.deepcopy(CONVOLUTIONS[name])
+    multiply_convolutions(layer)
+    order = {"memory_format": torch.channels_last}
+    images = torch.rand(2, 6, 7, 9).contiguous(**order)
+    layer(images)
+    assert convolved == ([] if by_columns else [layer])
+    convolved.clear()
+    layer(images.contiguous())
+    layer(images[:, :, :6].contiguous(**order))  # lower than the kernel
+    layer(images[..., :6].contiguous(**order))  # narrower
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(images)
+    layer.requires_grad_(False)(images)
+    assert convolved == 5 * [layer]
+
+
+@pytest.mark.skipif(not depthwise._ON_X86, reason="measured on x86 alone")
+@pytest.mark.parametrize("kernel", [(7, 7), (3, 5), (1, 5), (5, 9), (3, 11)])
+def test_the_gradient_by_columns_is_that_of_torch(kernel: tuple[int, int]):
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float32)
+    images = draw(3, 20, 9, 13).to(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = draw(20, 1, *kernel).requires_grad_(), draw(20).requires_grad_()
+    inputs, around = (images, weight, bias), (kernel[0] // 2, kernel[1] // 2)
+    drawn = draw(3, 20, 9, 13)
+    for gradient in (drawn, drawn.to(memory_format=torch.channels_last)):
+        ours = depthwise.convolve_depthwise(*inputs)
+        theirs = F.conv2d(*inputs, padding=around, groups=20)
+        found, expected = (torch.autograd.grad(each, inputs, gradient) for each in (ours, theirs))
+        torch.testing.assert_close((ours, *found), (theirs, *expected), rtol=1e-4, atol=1e-3)
 
 
 PRODUCTS = {
