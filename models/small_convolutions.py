@@ -34,9 +34,9 @@ def multiply_convolutions(module: nn.Module) -> None:
     has one place, all around the image, every image is: oneDNN takes 50 ms to convolve 128 images
     of one pixel with a 7x7 kernel for each of 768 channels, the product 0.1. Where such kernels,
     one a channel and larger than the image, have few places and learn, sums of products take a
-    tenth of oneDNN's time or less. Other convolutions are computed as before. Weights, their names
-    and the module's structure stay, results within rounding, which may then differ with whether a
-    gradient is recorded.
+    tenth of oneDNN's time or less; where the image is larger, see `models.depthwise`. Other
+    convolutions are computed as before. Weights, their names and the module's structure stay,
+    results within rounding, which may then differ with whether a gradient is recorded.
     """
     for layer in module.modules():
         if type(layer) is nn.Conv2d and _plain(layer):
