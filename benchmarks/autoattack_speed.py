@@ -128,11 +128,11 @@ def compare(options: Options) -> None:
         alone = run_alone(options, checkpoint, folder)
         one = run_ours(options, checkpoint, folder, 1) if options.one_process else None
     found = {
-        f"evaluate.py, processes of 1 thread: {PROCESSES}": ours,
-        f"pyautoattack, threads of 1 process: {torch.get_num_threads()}": alone,
+        f"evaluate.py, {PROCESSES} processes of 1 thread": ours,
+        f"pyautoattack, 1 process of {torch.get_num_threads()} threads": alone,
     }
     if one is not None:
-        found["evaluate.py, processes of 1 thread: 1"] = one
+        found["evaluate.py, 1 process of 1 thread"] = one
     rows = [
         [
             name,

@@ -5,9 +5,9 @@
 The peak is the best of matrix products, by torch.mm and as 1x1 convolutions (on a CPU these are two
 libraries, MKL and oneDNN), in float32 on a CPU and bfloat16 on a GPU. A forward pass's operations
 are counted by torch (a multiply-add is two). Each work runs with timm's network as it comes, as
-predict.py and train.py arrange it (`models.arrangement`), and with `--compile` compiled too; all
-take turns. Bookkeeping and data are left out. `--keep_memory false` shows what it is worth that the
-commands here have glibc keep freed memory.
+predict.py and train.py arrange it (`models.arrangement`), and with `--compile` compiled too, on a
+GPU as CUDA graphs; all take turns. Bookkeeping and data are left out. `--keep_memory false` shows
+what it is worth that the commands here have glibc keep freed memory.
 """
 
 from collections.abc import Callable

@@ -37,8 +37,8 @@ from timing import (
 )
 
 CLASSES = 100
-FEW = 32
 SIZE = 224
+FEW = micro_batch_size(SIZE)
 ARGUMENTS = {"ls_init_value": 1.0}  # else blocks with random weights would do next to nothing
 
 
@@ -53,7 +53,7 @@ class Options:
     side: int = 256
     """Of the images in the JPEG files, which are squares."""
     more: int = 256
-    """Images of the longer prediction beyond the shorter one's 32."""
+    """Images of the longer prediction beyond the shorter one's, one micro-batch."""
     workers: int = 0
     """Processes that read images in ours; 0 reads in a thread."""
     peer_workers: int = 2
@@ -80,7 +80,7 @@ def predict_timm(options: Options, folder: Path, more: list[str], images: Path) 
     flags = f"""
         --data-dir {images} --model convnext_tiny --num-classes {CLASSES}
         --checkpoint {folder / "timm.safetensors"} --model-kwargs ls_init_value=1.0
-        --device {DEVICE.type} --batch-size {micro_batch_size(SIZE)} --input-size 3 {SIZE} {SIZE}
+        --device {DEVICE.type} --batch-size {FEW} --input-size 3 {SIZE} {SIZE}
         --crop-pct 1.0 --workers {options.peer_workers}
         --results-dir {folder} --results-file timm.csv --fullname --label-type none --include-index
         --no-console-results

@@ -50,6 +50,9 @@ def convolve_depthwise(images: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 class _Depthwise(torch.autograd.Function):
+    """As `models.products._Learning`, its backward pass computes the gradient of the weights
+    whatever it is asked for: freeze them where the images' alone is wanted."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(images, weight)
