@@ -25,15 +25,7 @@ from attacks import PGD
 from cli.command import run
 from cli.processes import keep_freed_memory
 from models.arrangement import arrange
-from timing import (
-    DEVICE,
-    ON_CPU,
-    median,
-    print_machine,
-    print_table,
-    take_turns,
-    times_as_fast,
-)
+from timing import DEVICE, ON_CPU, median, print_machine, print_table, take_turns, times_as_fast
 
 CLASSES = 100
 

@@ -166,7 +166,7 @@ class Measure:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adversarial images (B, 3, H, W), whether each fooled, and its cross-entropy.
 
-        The last two, (B,), are told only if it is to be judged, and are zeros else.
+        The last two, (B,), on the CPU, are told only if it is to be judged, and are zeros else.
         """
         seen = self._seen(job.through)
         images, labels = chunk.images[rows], chunk.labels[rows]

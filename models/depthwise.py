@@ -1,8 +1,8 @@
 """Depthwise convolutions that learn: the gradient of their weights, three columns at a time.
 
 oneDNN has a kernel of its own for it on x86, for kernels up to three columns wide. With wider ones
-it multiplies the gradient of each channel by sixteen channels, and takes up to four times as long
-(docs/results/speed.md).
+it multiplies the gradient of each channel by sixteen channels, and takes about three times as long
+as this does (docs/results/speed.md).
 """
 
 from typing import Any
@@ -13,26 +13,24 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from models.products import is_arranged
+
 _COLUMNS = 3
 """oneDNN's kernel takes no more."""
-_ON_X86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in (
-    "AVX2",
-    "AVX512",
-)
+_ON_X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def learns_by_columns(images: Tensor, weight: Tensor) -> bool:
     """Whether `convolve_depthwise` is the faster way to give the same.
 
     Args:
-        images: (B, C, H, W), on a CPU.
+        images: (B, C, H, W).
         weight: (C, 1, rows, columns), both odd, whose gradient is to follow.
     """
     (height, width), (rows, columns) = images.shape[2:], weight.shape[2:]
     within = rows <= height and _COLUMNS < columns <= width
-    single = images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    ours = _ON_X86 and single and not torch.compiler.is_compiling()
-    return ours and within and images.is_contiguous(memory_format=torch.channels_last)
+    in_order = images.is_contiguous(memory_format=torch.channels_last)
+    return _ON_X86 and within and in_order and is_arranged(images)
 
 
 def convolve_depthwise(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

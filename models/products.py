@@ -75,14 +75,21 @@ def product(features: Tensor, weight: Tensor, bias: Tensor | None, *, times: int
     """
     rows = features.shape[:-1].numel()
     few = rows < times * FEWEST_ROWS or features.numel() <= _FEWEST_VALUES
-    by_onednn = features.device.type == "cpu" and _HAS_ONEDNN
-    # In half precision F.linear is oneDNN's, and faster; a compiler would copy what it convolves.
-    single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if few or not by_onednn or not single or torch.compiler.is_compiling():
+    if few or not is_arranged(features):
         return F.linear(features, weight, bias)
     if _MKL_LEARNS and gradient_follows(weight):
         return _Learning.apply(features, weight, bias)
     return _convolved(features, weight, bias)
+
+
+def is_arranged(features: Tensor) -> bool:
+    """Whether how these are computed is chosen here: float32 on a CPU, by oneDNN or MKL.
+
+    In half precision F.linear is oneDNN's, and faster; a compiler would copy what it convolves.
+    """
+    single = features.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    by_onednn = features.device.type == "cpu" and _HAS_ONEDNN
+    return by_onednn and single and not torch.compiler.is_compiling()
 
 
 def _convolved(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -18,8 +18,6 @@ TRAINING = (
     *("--objective.name", "adversarial", "--objective.steps", "2"),
     *("--objective.awp_gamma", "0.005"),
 )
-
-
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": GPU}
 
 
@@ -49,7 +47,7 @@ def test_one_seed_gives_one_model_whatever_the_workers(trained: Path, tmp_path: 
     run_on_gpu(
         "training/train.py", "--output", tmp_path / "run", "--data.num_workers", 2, *TRAINING
     )
-    same_bytes("model.safetensors", trained, tmp_path / "run")
+    assert_same_bytes("model.safetensors", trained, tmp_path / "run")
 
 
 def test_what_goes_on_ends_as_what_never_stopped(trained: Path, tmp_path: Path) -> None:
@@ -59,7 +57,7 @@ def test_what_goes_on_ends_as_what_never_stopped(trained: Path, tmp_path: Path) 
     assert json.loads(printed.splitlines()[-1]) == [128 + signal.SIGTERM]
     run_on_gpu("training/train.py", *arguments, "--resume")
     for name in ("model.safetensors", "metrics.csv"):
-        same_bytes(name, trained, tmp_path / "run")
+        assert_same_bytes(name, trained, tmp_path / "run")
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -72,23 +70,23 @@ def test_compiled_training_follows_its_loss(trained: Path, tmp_path: Path, parts
     assert compiled.tolist() == pytest.approx(eager.tolist(), rel=0.05)
 
 
-def test_predictions_are_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+def test_predictions_are_the_assert_same_bytes(trained: Path, tmp_path: Path) -> None:
     choices = {"one": (), "other": ("--batch_size", 7, "--num_workers", 2)}
     for name, choice in choices.items():
         out = ("--out", tmp_path / name / "sub.csv", "--format", "csv", "--probabilities", "true")
         (tmp_path / name).mkdir()
         run_on_gpu("inference/predict.py", "--checkpoint", trained, *out, *choice)
-    same_bytes("sub.csv", tmp_path / "one", tmp_path / "other")
+    assert_same_bytes("sub.csv", tmp_path / "one", tmp_path / "other")
 
 
-def test_reports_are_the_same_bytes(trained: Path, tmp_path: Path) -> None:
+def test_reports_are_the_assert_same_bytes(trained: Path, tmp_path: Path) -> None:
     options = ("--limit", 24, "--attacks", "pgd,autoattack", "--steps", 3, "--curves", "false")
     for name, choice in {"one": (), "other": ("--batch_size", 7, "--num_workers", 2)}.items():
         out = ("--out", tmp_path / name)
         run_on_gpu("inference/evaluate.py", "--checkpoint", trained, *out, *options, *choice)
     for name in ("report.json", "per_image.csv"):
-        same_bytes(name, tmp_path / "one", tmp_path / "other")
+        assert_same_bytes(name, tmp_path / "one", tmp_path / "other")
 
 
-def same_bytes(name: str, one: Path, other: Path) -> None:
+def assert_same_bytes(name: str, one: Path, other: Path) -> None:
     assert (one / name).read_bytes() == (other / name).read_bytes(), name

@@ -133,9 +133,7 @@ def test_small_images_are_summed_where_the_weights_learn(
 
 @pytest.mark.skipif(not depthwise._ON_X86, reason="measured on x86 alone")
 @pytest.mark.parametrize(("name", "by_columns"), [("depthwise", True), ("depthwise, close", False)])
-def test_wide_kernels_learn_by_columns(
-    name: str, by_columns: bool, convolved: list[nn.Module], monkeypatch: pytest.MonkeyPatch
-):
+def test_wide_kernels_learn_by_columns(name: str, by_columns: bool, convolved: list[nn.Module]):
     layer = copy.deepcopy(CONVOLUTIONS[name])
     multiply_convolutions(layer)
     order = {"memory_format": torch.channels_last}
@@ -155,8 +153,7 @@ def test_wide_kernels_learn_by_columns(
 @pytest.mark.skipif(not depthwise._ON_X86, reason="measured on x86 alone")
 @pytest.mark.parametrize("kernel", [(7, 7), (3, 5), (1, 5), (5, 9), (3, 11)])
 def test_the_gradient_by_columns_is_that_of_torch(kernel: tuple[int, int]):
-    generator = torch.Generator().manual_seed(0)
-    draw = partial(torch.randn, generator=generator, dtype=torch.float32)
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     images = draw(3, 20, 9, 13).to(memory_format=torch.channels_last).requires_grad_()
     weight, bias = draw(20, 1, *kernel).requires_grad_(), draw(20).requires_grad_()
     inputs, around = (images, weight, bias), (kernel[0] // 2, kernel[1] // 2)
