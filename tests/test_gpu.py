@@ -70,7 +70,7 @@ def test_compiled_training_follows_its_loss(trained: Path, tmp_path: Path, parts
     assert compiled.tolist() == pytest.approx(eager.tolist(), rel=0.05)
 
 
-def test_predictions_are_the_assert_same_bytes(trained: Path, tmp_path: Path) -> None:
+def test_predictions_are_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     choices = {"one": (), "other": ("--batch_size", 7, "--num_workers", 2)}
     for name, choice in choices.items():
         out = ("--out", tmp_path / name / "sub.csv", "--format", "csv", "--probabilities", "true")
@@ -79,7 +79,7 @@ def test_predictions_are_the_assert_same_bytes(trained: Path, tmp_path: Path) ->
     assert_same_bytes("sub.csv", tmp_path / "one", tmp_path / "other")
 
 
-def test_reports_are_the_assert_same_bytes(trained: Path, tmp_path: Path) -> None:
+def test_reports_are_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     options = ("--limit", 24, "--attacks", "pgd,autoattack", "--steps", 3, "--curves", "false")
     for name, choice in {"one": (), "other": ("--batch_size", 7, "--num_workers", 2)}.items():
         out = ("--out", tmp_path / name)
