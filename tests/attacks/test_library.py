@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from pyautoattack import fab_base, fab_projections
 from torch import nn
 
-from attacks import NORMS, AutoAttack, CarliniWagner, build_attack, image_seeds
+from attacks import NORMS, AutoAttack, CarliniWagner, build_attack, image_seeds, library
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,31 @@ def test_autoattack_gives_back_an_image_that_it_cannot_fool(digits):
     labels = torch.zeros(3, dtype=torch.long)
     attack = AutoAttack(attacks=("apgd-ce", "fab-t"))
     assert torch.equal(attack(constant, digits.images[:3], labels), digits.images[:3])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fab_finds_what_it_finds_by_sorting(monkeypatch, norm):
+    called = list[int]()
+
+    def counted(points, normals, offsets):
+        called.append(len(points))
+        return nearest(points, normals, offsets)
+
+    nearest = getattr(library, f"nearest_{norm}")
+    sorting = getattr(fab_projections, f"projection_{norm}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(300, 4))
+    images = torch.rand(12, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    attack = AutoAttack(norm=norm, epsilon={"linf": 0.1, "l2": 1.0}[norm], attacks=("fab-t",))
+    monkeypatch.setattr(library, f"nearest_{norm}", counted)
+    found = attack(model, images, labels)
+    assert called
+    monkeypatch.setattr(library, f"nearest_{norm}", sorting)
+    assert not torch.equal(found, images)
+    torch.testing.assert_close(found, attack(model, images, labels), rtol=0, atol=1e-5)
+    assert getattr(fab_base, f"projection_{norm}") is sorting  # given back
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
