@@ -55,8 +55,9 @@ def _multiplied(layer: nn.Conv2d, images: Tensor) -> Tensor:
     if images.ndim != 4 or images.device.type != "cpu":
         return nn.Conv2d.forward(layer, images)
     if _takes_pixels(layer) and images.is_contiguous(memory_format=torch.channels_last):
-        (down, right), weight = layer.stride, layer.weight.flatten(1)
-        pixels = images[:, :, ::down, ::right].permute(0, 2, 3, 1)
+        down, right = layer.stride
+        met = images if down == right == 1 else images[:, :, ::down, ::right]  # a view costs 10 us
+        pixels, weight = met.permute(0, 2, 3, 1), layer.weight.flatten(1)
         return product(pixels, weight, layer.bias).permute(0, 3, 1, 2)
     if _takes_patches(layer, images):
         patches, weight = _patches(images, layer), layer.weight.permute(0, 2, 3, 1).flatten(1)
