@@ -8,8 +8,8 @@ instead (Croce & Hein 2020, FAB, section 2.2).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F
 
 _FLAT = 1e-8
 """What pyautoattack takes for 0 in a normal, in L2."""
@@ -36,6 +36,7 @@ def nearest_l2(points: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _nearest(points: Tensor, normals: Tensor, offsets: Tensor, speeds: Tensor) -> Tensor:
+    """Moves (N, D) at `speeds`, (N, D) or (N, 1), of the least level that reaches the planes."""
     sizes = normals.abs()
     slopes = sizes * speeds
     missing = torch.linalg.vecdot(normals, points) - offsets
