@@ -6,7 +6,7 @@ The libraries call `backward` and seed the global generators; here neither leave
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -84,13 +84,11 @@ def _global_state_kept() -> Iterator[None]:
         sys.settrace(trace)
 
 
-@contextmanager
-def _fast_projections() -> Iterator[None]:
+def _fast_projections() -> AbstractContextManager[object]:
     """Let FAB find the nearest points of hyperplanes without sorting: the same ones, sooner."""
-    from pyautoattack import fab_base
-
-    with patch.multiple(fab_base, projection_linf=nearest_linf, projection_l2=nearest_l2):
-        yield
+    return patch.multiple(
+        "pyautoattack.fab_base", projection_linf=nearest_linf, projection_l2=nearest_l2
+    )
 
 
 def _batch_seed(seed: int, generator: torch.Generator | None, seeds: Tensor | None) -> int:

@@ -5,7 +5,8 @@
 
 The standard AutoAttack on the same images and weights, without GCM, each as one whole command:
 pyautoattack by itself as its authors show it, in one process with a thread a core; evaluate.py with
-a process a core, or one on a GPU, which runs the same package and adds its controls and its report.
+a process a core, or one on a GPU, which runs the same package, finds FAB's nearest points without
+sorting, and adds its controls and its report.
 Prints both robust accuracies, which may differ by what their random draws differ. With
 `--one_process` also evaluate.py on one core: how much the other processes give.
 """
