@@ -142,7 +142,7 @@ def run_command(
         )
         seconds = time.perf_counter() - start
         if done.returncode:
-            end = done.stdout.decode(errors="replace")[-2000:]
+            end = done.stdout.decode(errors="replace")[-8000:]
             raise RuntimeError(f"{' '.join(map(str, words))}: exit {done.returncode}\n{end}")
         return Usage(seconds, int(Path(peak.name).read_text()) / 1024)
 

@@ -276,7 +276,7 @@ def compare(options: Options) -> None:
     if options.timm:
         version = (options.timm / "timm" / "version.py").read_text().split("'")[1]
         print(f"timm's checkout: {version}.")
-    print(f"Ours in {options.processes} processes, with model.compile {options.compile}.")
+    print(f"Ours with --processes {options.processes} --compile {str(options.compile).lower()}.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Starting accelerate the same way in every command."""
 
+import atexit
 import ctypes
+import gc
 import os
 import platform
 from typing import Any
@@ -29,10 +31,20 @@ def start_accelerator(**options: Any) -> Accelerator:
         make_repeatable()
     accelerator = Accelerator(cpu=on_cpu, **options)
     if torch.distributed.is_initialized():
-        # Let go of last by DistributedDataParallel, gloo would join, with Python's lock held, a
-        # thread that may wait for the lock (torch 2.11; github.com/pytorch/pytorch/issues/56297).
         _kept.append(torch.distributed.group.WORLD)
+        atexit.register(_let_go)
     return accelerator
+
+
+def _let_go() -> None:
+    """Be the last to let go of the process group, while Python still runs; gloo's threads then end.
+
+    Were DistributedDataParallel the last, gloo would join, with Python's lock held, a thread that
+    may wait for the lock (torch 2.11; github.com/pytorch/pytorch/issues/56297). After Python's end
+    that thread would find no lock to take and abort the process.
+    """
+    gc.collect()
+    _kept.clear()
 
 
 def make_repeatable() -> None:

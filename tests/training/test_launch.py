@@ -39,20 +39,30 @@ def test_there_is_a_configuration_for_each_kind_of_machine() -> None:
 
 
 @pytest.mark.parametrize(("config", "processes"), [("one_gpu", 1), ("many_gpus", 2)])
-def test_processes_start(tmp_path: Path, config: str, processes: int) -> None:
+def test_processes_start_and_leave_no_thread(tmp_path: Path, config: str, processes: int) -> None:
+    """A thread of gloo's that outlives Python may abort the process, its work done."""
     probe = tmp_path / "probe.py"
     probe.write_text(
+        "import atexit, os\n"
         "from pathlib import Path\n"
         "from cli.processes import start_accelerator\n"
+        "folder = Path(__file__).parent\n"
+        "def threads():\n"
+        "    return len(os.listdir('/proc/self/task'))\n"
+        "def end():\n"
+        "    name = f'{accelerator.process_index} of {accelerator.num_processes}'\n"
+        "    (folder / name).write_text(str(threads() - before))\n"
+        "atexit.register(end)  # the first to be registered is the last to be called\n"
+        "before = threads()\n"
         "accelerator = start_accelerator()\n"
-        "name = f'{accelerator.process_index} of {accelerator.num_processes}'\n"
-        "Path(__file__).with_name(name).touch()\n"
+        "accelerator.wait_for_everyone()\n"
+        "assert accelerator.num_processes == 1 or threads() > before\n"
         "accelerator.end_training()\n"
     )
     done = start(config, "--num_processes", processes, "--main_process_port", 0, probe).wait()
     assert done.returncode == 0, done.stderr
-    started = sorted(path.name for path in tmp_path.iterdir() if path != probe)
-    assert started == [f"{index} of {processes}" for index in range(processes)]
+    left = {path.name: path.read_text() for path in tmp_path.iterdir() if path != probe}
+    assert left == {f"{index} of {processes}": "0" for index in range(processes)}
 
 
 def test_two_machines_train_as_one(small_run: Path, tmp_path: Path) -> None:
