@@ -28,10 +28,7 @@ FROM ${BASE}
 COPY --from=build /venv /venv
 WORKDIR /app
 COPY LICENSE ./
-COPY cli cli
-COPY data data
-COPY models models
-COPY attacks attacks
+COPY robust_submission robust_submission
 COPY training training
 COPY inference inference
 COPY submission submission

@@ -32,7 +32,7 @@ test: .venv/installed
 	touch $@
 
 container-check: .venv/installed
-	$(BIN)/python submission/container_check.py
+	$(BIN)/python tests/container_check.py
 
 # The container's lock files. The second needs the index of torch's CPU wheels within reach.
 TOOLS := ruff|basedpyright|pytest|pytest-xdist|hypothesis|selenium

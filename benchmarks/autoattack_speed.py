@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cli.command import run
-from cli.files import atomic_write
-from data.dataset import ImageDataset, collate
-from inference.evaluation_data import DataOptions, open_evaluation_data
-from models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.cli.command import run
+from robust_submission.cli.files import atomic_write
+from robust_submission.data.dataset import ImageDataset, collate
+from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
+from robust_submission.models.classifier import RobustClassifier, load_checkpoint
 from timing import DEVICE, ON_CPU, Usage, print_machine, print_table, python, run_command
 
 PROCESSES = len(os.sched_getaffinity(0)) if ON_CPU else 1

@@ -13,8 +13,8 @@ import torch
 from pyautoattack.examples.resnet import ResNet18
 from torch import nn
 
-from models.classifier import RobustClassifier
-from models.gcm import GCM
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.gcm import GCM
 
 CLASSES = [
     *("airplane", "automobile", "bird", "cat", "deer"),

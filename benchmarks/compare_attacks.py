@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks import NORMS, build_attack
 from cifar10_resnet18 import vanilla
-from cli.command import run
-from cli.files import atomic_write, check_writable
-from cli.provenance import provenance
-from data.sources import open_source
-from models.arrangement import arrange
-from models.classifier import load_checkpoint, undefended
+from robust_submission.attacks import NORMS, build_attack
+from robust_submission.cli.command import run
+from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.data.sources import open_source
+from robust_submission.models.classifier import load_checkpoint, undefended
+from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.provenance import provenance
 from timing import DEVICE, ON_CPU, synchronize
 
 Run = Callable[[Tensor, Tensor], Tensor]

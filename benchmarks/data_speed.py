@@ -31,12 +31,12 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from cli.command import Names, run
-from data.augmentation import Augmentation
-from data.challenge_operations import challenge_operations
-from data.dataset import ImageDataset, collate
-from data.images import read_image
-from data.transforms import compose
+from robust_submission.cli.command import Names, run
+from robust_submission.data.augment import Augmentation
+from robust_submission.data.challenge_operations import challenge_operations
+from robust_submission.data.dataset import ImageDataset, collate
+from robust_submission.data.images import read_image
+from robust_submission.data.transforms import compose
 from timing import median, print_machine, print_table, take_turns, times_as_fast
 
 SEED = 0

@@ -18,15 +18,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks import Attack, build_attack, image_seeds
-from cli.command import run
-from cli.files import atomic_write
-from data.dataset import ImageDataset
-from data.loader import evaluation_loader, micro_batches
-from inference.evaluation_data import DataOptions, EvaluationData, open_evaluation_data
-from inference.schema import Share, share
-from models.classifier import reveal, undefended
-from models.named_models import load_named
+from robust_submission.attacks import Attack, build_attack, image_seeds
+from robust_submission.cli.command import run
+from robust_submission.cli.files import atomic_write
+from robust_submission.data.dataset import ImageDataset
+from robust_submission.data.loader import evaluation_loader, micro_batches
+from robust_submission.evaluation.evaluation_data import (
+    DataOptions,
+    EvaluationData,
+    open_evaluation_data,
+)
+from robust_submission.evaluation.schema import Share, share
+from robust_submission.models.classifier import reveal, undefended
+from robust_submission.models.named_models import load_named
 
 PAPER_VALUES = 3 * 224**2
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from cli.command import Names, run
-from data.sources import open_source
-from models.classifier import RobustClassifier
+from robust_submission.cli.command import Names, run
+from robust_submission.data.sources import open_source
+from robust_submission.models.classifier import RobustClassifier
 from timing import Usage, print_machine, print_table, python, run_command
 
 COMMANDS = ("predict", "evaluate", "validate")

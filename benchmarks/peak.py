@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from attacks import PGD
-from cli.command import run
-from cli.processes import keep_freed_memory
-from models.arrangement import arrange
+from robust_submission.attacks import PGD
+from robust_submission.cli.command import run
+from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.runtime import keep_freed_memory
 from timing import DEVICE, ON_CPU, median, print_machine, print_table, take_turns, times_as_fast
 
 CLASSES = 100

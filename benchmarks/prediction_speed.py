@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cli.command import run
-from data.loader import micro_batch_size
-from models.classifier import RobustClassifier
 from photographs import make_folder
+from robust_submission.cli.command import run
+from robust_submission.data.loader import micro_batch_size
+from robust_submission.models.classifier import RobustClassifier
 from timing import (
     DEVICE,
     median,

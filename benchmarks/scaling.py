@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from cli.command import Names, run
-from models.classifier import RobustClassifier
 from photographs import make_folder
+from robust_submission.cli.command import Names, run
+from robust_submission.models.classifier import RobustClassifier
 from timing import (
     median,
     print_machine,

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from cli.command import Names, run
 from photographs import CLASSES, make_folder
+from robust_submission.cli.command import Names, run
 from timing import (
     DEVICE,
     ON_CPU,

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks import Attack, build_attack, image_seeds
-from attacks.contract import correct
-from cli.command import Ratio, run
-from cli.files import atomic_write, check_writable
-from data.dataset import ImageDataset
-from data.loader import evaluation_loader, micro_batches
-from inference.evaluation_data import DataOptions, open_evaluation_data
-from inference.schema import share
-from models.classifier import RobustClassifier, reveal, undefended
-from models.named_models import load_restoring
+from robust_submission.attacks import Attack, build_attack, image_seeds
+from robust_submission.attacks.base import correct
+from robust_submission.cli.command import Ratio, run
+from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.data.dataset import ImageDataset
+from robust_submission.data.loader import evaluation_loader, micro_batches
+from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.schema import share
+from robust_submission.models.classifier import RobustClassifier, reveal, undefended
+from robust_submission.models.named_models import load_restoring
 
 ATTACKS = ("fgsm", "ffgsm", "bim", "pgd", "mim")
 _ITERATIVE = ("bim", "pgd", "mim")

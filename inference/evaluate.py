@@ -21,25 +21,35 @@ from typing import Any, Literal
 import torch
 from accelerate import InitProcessGroupKwargs
 
-from cli.command import Names, Ratios, run
-from cli.processes import start_accelerator
-from cli.provenance import provenance
-from data.dataset import ImageDataset, collate
-from data.loader import micro_batch_size
-from inference import wording
-from inference.assemble import build_report, gallery_pictures, per_image_table
-from inference.evaluation_data import DataOptions, EvaluationData, open_evaluation_data
-from inference.findings import Findings
-from inference.jobs import plan_jobs
-from inference.journal import Journal, code_digest, digest, model_digest, source_digest
-from inference.measure import Measure
-from inference.memory import FittingBatches
-from inference.robustness import Evaluation
-from inference.targets import Target, build_target
-from models.named_models import load_named
+import robust_submission
+from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.data.dataset import ImageDataset, collate
+from robust_submission.data.loader import micro_batch_size
+from robust_submission.evaluation import wording
+from robust_submission.evaluation.batch import Measure
+from robust_submission.evaluation.cache import (
+    Journal,
+    code_digest,
+    digest,
+    model_digest,
+    source_digest,
+)
+from robust_submission.evaluation.evaluation_data import (
+    DataOptions,
+    EvaluationData,
+    open_evaluation_data,
+)
+from robust_submission.evaluation.memory import FittingBatches
+from robust_submission.evaluation.plan import plan_jobs
+from robust_submission.evaluation.results import Findings
+from robust_submission.evaluation.runner import Evaluation
+from robust_submission.evaluation.views import Target, build_target
+from robust_submission.models.named_models import load_named
+from robust_submission.provenance import provenance
+from robust_submission.report.build import build_report, gallery_pictures, per_image_table
+from robust_submission.runtime import start_accelerator
 
-ROOT = Path(__file__).parents[1]
-CODE = tuple(ROOT / room for room in ("attacks", "data", "models", "inference"))
+CODE = Path(robust_submission.__file__).parent
 
 
 @dataclass(kw_only=True)
@@ -125,7 +135,7 @@ def journal_settings(options: Options, data: EvaluationData, measure: Measure) -
     of_data = [data.indices.tobytes(), data.labels.tobytes(), "\n".join(data.source.ids).encode()]
     model = options.model or ""  # a function's code, and what it keeps, is no tensor
     return {
-        "version": code_digest(*CODE),
+        "version": code_digest(CODE),
         "packages": provenance()["packages"],
         "model": [model, source_digest(model.partition(":")[0]), model_digest(target.model, some)],
         "twin": model_digest(target.twin, some),
@@ -140,7 +150,7 @@ def journal_settings(options: Options, data: EvaluationData, measure: Measure) -
 
 def write(findings: Findings, options: Options) -> None:
     """Write the report folder and print the table."""
-    from inference.report import print_table, write_report
+    from robust_submission.report.write import print_table, write_report
 
     settings = asdict(options)
     for name in ("out", "batch_size", "num_workers", "data", "seed"):

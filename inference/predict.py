@@ -15,17 +15,23 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from cli.command import run
-from cli.files import check_writable
-from cli.processes import start_accelerator
-from data.gather import gather_by_index, gather_skipped
-from data.loader import EvaluationLoader, ImageDataset, Skipped, evaluation_loader, micro_batches
-from data.sources import Source, open_source
-from inference.formats import Predictions, choose_format, write_predictions
-from inference.layout import plan_layout
-from inference.run_data import open_run_data
-from models.arrangement import arrange
-from models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.cli.command import run
+from robust_submission.cli.files import check_writable
+from robust_submission.data.gather import gather_by_index, gather_skipped
+from robust_submission.data.loader import (
+    EvaluationLoader,
+    ImageDataset,
+    Skipped,
+    evaluation_loader,
+    micro_batches,
+)
+from robust_submission.data.run_data import open_run_data
+from robust_submission.data.sources import Source, open_source
+from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.prediction.formats import Predictions, choose_format, write_predictions
+from robust_submission.prediction.layout import plan_layout
+from robust_submission.runtime import start_accelerator
 
 
 @dataclass(kw_only=True)

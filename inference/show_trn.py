@@ -17,17 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attacks import image_seeds
-from attacks.gradient import PGD
-from cli.command import Ratio, run
-from cli.files import check_writable
-from data.dataset import ImageDataset, collate
-from inference.evaluation_data import DataOptions, open_evaluation_data
-from inference.plots import INK, STYLE, write_png
-from inference.robustness import choose_gallery
-from models.classifier import RobustClassifier, undefended
-from models.named_models import load_restoring
-from models.trn import TRN
+from robust_submission.attacks import image_seeds
+from robust_submission.attacks.pgd import PGD
+from robust_submission.cli.command import Ratio, run
+from robust_submission.cli.files import check_writable
+from robust_submission.data.dataset import ImageDataset, collate
+from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.runner import choose_gallery
+from robust_submission.models.classifier import RobustClassifier, undefended
+from robust_submission.models.named_models import load_restoring
+from robust_submission.models.trn import TRN
+from robust_submission.report.plots import INK, STYLE, write_png
 
 AMPLIFIED = 8
 WRONG = "#b0102a"

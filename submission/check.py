@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.command import Names, run
-from data.images import resize_image
-from data.sources import open_source, stratified_subset
-from submission.examination import Images, Rules, examine
-from submission.isolation import Limits
-from submission.verdicts import Verdict, judge
+from robust_submission.checker.host import Images, Rules, examine
+from robust_submission.checker.sandbox import Limits
+from robust_submission.checker.verdicts import Verdict, judge
+from robust_submission.cli.command import Names, run
+from robust_submission.data.images import resize_image
+from robust_submission.data.sources import open_source, stratified_subset
 
 COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
 

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cli.command import run
-from cli.files import atomic_write, check_writable
-from data.images import resize_image
-from data.sources import open_source
-from inference.run_data import open_run_data
-from models.classifier import RobustClassifier, load_checkpoint
-from submission.examination import Findings, Images, Rules, examine
-from submission.export import WRITERS
-from submission.isolation import Limits
-from submission.verdicts import judge
+from robust_submission.checker.host import Findings, Images, Rules, examine
+from robust_submission.checker.sandbox import Limits
+from robust_submission.checker.verdicts import judge
+from robust_submission.cli.command import run
+from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.data.images import resize_image
+from robust_submission.data.run_data import open_run_data
+from robust_submission.data.sources import open_source
+from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.packaging.export import WRITERS
 
 TOLERANCE = 1e-4
 BATCH = 16

@@ -21,14 +21,14 @@ from huggingface_hub.constants import CONFIG_NAME, REPOCARD_NAME, SAFETENSORS_SI
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from cli.command import run
-from cli.files import whole_folder
-from inference.journal import module_digest
-from inference.report import read_report
-from inference.run_data import read_recipe
-from inference.schema import Report
-from models.classifier import RobustClassifier, load_checkpoint
-from submission.model_card import model_card
+from robust_submission.cli.command import run
+from robust_submission.cli.files import whole_folder
+from robust_submission.data.run_data import read_recipe
+from robust_submission.evaluation.cache import module_digest
+from robust_submission.evaluation.schema import Report
+from robust_submission.hub.model_card import model_card
+from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.report.write import read_report
 
 EXTRAS = ("recipe.yaml", "provenance.json", "report.json")
 

@@ -6,7 +6,7 @@ Each image meets one corruption, one black-box and one white-box attack a draw, 
 where attacks were drawn once: one more submission of the same weights may well fall anywhere in the
 interval. The organisers attack the model as it is; beside it stands the same board with white-box
 attackers who know its defence (GCM passed straight through, random draws averaged). Shares, attacks
-and sizes are in submission/weights.yaml; give another with --config.
+and sizes are in robust_submission/leaderboard/weights.yaml; give another with --config.
 """
 
 import json
@@ -20,18 +20,19 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from attacks import Model
-from cli.command import Names, Ratios, run
-from cli.files import atomic_write, check_writable
-from cli.provenance import provenance
-from data.loader import ImageDataset, evaluation_loader, micro_batches
-from inference.evaluation_data import DataOptions, open_evaluation_data
-from inference.wording import plural
-from models.classifier import load_checkpoint
-from submission.contestant import Origin, load_contestant, unfit
-from submission.scoring import PARTS, Score, Scorer, Setting, interval
+from robust_submission.attacks import Model
+from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
+from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.wording import plural
+from robust_submission.leaderboard import scorer
+from robust_submission.leaderboard.load import Origin, load_contestant, unfit
+from robust_submission.leaderboard.scorer import PARTS, Score, Scorer, Setting, interval
+from robust_submission.models.classifier import load_checkpoint
+from robust_submission.provenance import provenance
 
-WEIGHTS = Path(__file__).parent / "weights.yaml"
+WEIGHTS = Path(scorer.__file__).parent / "weights.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ lines and spaces around a cell are refused: some graders take them for a part of
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.command import Names, run
-from inference.formats import Format, choose_format
-from inference.layout import begins_with_label, plan_layout, read_template
-from inference.rows import Fault, Table
-from submission.faults import Faults
-from submission.prediction_checks import check_ids, check_labels
-from submission.prediction_rows import Expected, Rows, gather_csv, gather_json
+from robust_submission.cli.command import Names, run
+from robust_submission.prediction.faults import Faults
+from robust_submission.prediction.formats import Format, choose_format
+from robust_submission.prediction.layout import begins_with_label, plan_layout, read_template
+from robust_submission.prediction.prediction_checks import check_ids, check_labels
+from robust_submission.prediction.prediction_rows import Expected, Rows, gather_csv, gather_json
+from robust_submission.prediction.rows import Fault, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def read_expected(options: Options) -> Expected:
 
 
 def _image_names(folder: Path) -> list[str]:
-    from data.sources import open_source  # heavy, and only here
+    from robust_submission.data.sources import open_source  # heavy, and only here
 
     return [str(name) for name in open_source("images", folder).ids]
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch.distributed import run as torchrun
 
-from data.sources import open_source
+from robust_submission.data.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 # The tests are of the CPU, but for those of test_gpu.py. pytest-xdist's workers inherit both.

@@ -21,7 +21,7 @@ REFUSED = """
 import pytest
 import torch
 
-from cli.processes import start_accelerator
+from robust_submission.runtime import start_accelerator
 
 here, there = torch.ones(2, 3), torch.ones(2, 3, device=start_accelerator().device)
 index = torch.tensor([0])
@@ -43,7 +43,7 @@ SHORT_AUTOATTACK = """
 import runpy
 import sys
 
-from attacks.library import AutoAttack
+from robust_submission.attacks.external import AutoAttack
 
 AutoAttack.STANDARD = ("apgd-ce", "square")
 AutoAttack.__init__.__kwdefaults__["queries"] = 5

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cli.command import run
-from cli.files import atomic_write, check_writable
-from training.run_folder import best_epoch
+from robust_submission.cli.command import run
+from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.training.run_folder import best_epoch
 
 COLORS = {
     "train_loss": "#5a6172",

@@ -11,15 +11,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cli.command import run
-from models.classifier import load_weights
-from training.build import build_training, start_run
-from training.load_data import TrainingData, load_data
-from training.loop import fit
-from training.parts import Training
-from training.recipe import Recipe
-from training.run_folder import RunFolder, best_epoch
-from training.validation import validate
+from robust_submission.cli.command import run
+from robust_submission.models.classifier import load_weights
+from robust_submission.training.build import build_training, start_run
+from robust_submission.training.data import TrainingData, load_data
+from robust_submission.training.loop import fit
+from robust_submission.training.recipe import Recipe
+from robust_submission.training.run_folder import RunFolder, best_epoch
+from robust_submission.training.state import Training
+from robust_submission.training.validation import validate
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 

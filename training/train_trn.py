@@ -19,24 +19,29 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 
-from attacks.gradient import PGD
-from cli.command import run
-from models.arrangement import arrange
-from models.classifier import RobustClassifier, load_weights
-from models.named_models import load_named
-from models.trn import TRN
-from training.build import build_average, build_optimizer, build_scheduler, start_run
-from training.load_data import TrainingData, load_data
-from training.loop import fit
-from training.parts import Training
-from training.restoration import (
+from robust_submission.attacks.pgd import PGD
+from robust_submission.cli.command import run
+from robust_submission.models.classifier import RobustClassifier, load_weights
+from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.named_models import load_named
+from robust_submission.models.trn import TRN
+from robust_submission.training.build import (
+    build_average,
+    build_optimizer,
+    build_scheduler,
+    start_run,
+)
+from robust_submission.training.data import TrainingData, load_data
+from robust_submission.training.loop import fit
+from robust_submission.training.sharding import require_whole_weights
+from robust_submission.training.state import Training
+from robust_submission.training.trn_objective import (
     RestorationLoss,
     RestorationObjective,
     attack_unaware,
     build_mixture,
 )
-from training.sharding import require_whole_weights
-from training.trn_recipe import TRNRecipe
+from robust_submission.training.trn_recipe import TRNRecipe
 
 DIGITS = Path(__file__).parent / "recipes" / "digits_trn.yaml"
 

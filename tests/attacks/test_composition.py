@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import EOT, FGSM, PGD, AutoAttack, UniformNoise, WorstCase, image_seeds
+from robust_submission.attacks import (
+    EOT,
+    FGSM,
+    PGD,
+    AutoAttack,
+    UniformNoise,
+    WorstCase,
+    image_seeds,
+)
 
 
 class Shaken(nn.Module):

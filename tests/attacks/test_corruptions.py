@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from attacks import image_seeds
-from attacks.corruptions import CORRUPTIONS, FAMILIES, Corruption
+from robust_submission.attacks import image_seeds
+from robust_submission.attacks.corruptions import CORRUPTIONS, FAMILIES, Corruption
 
 
 @pytest.fixture(scope="module")

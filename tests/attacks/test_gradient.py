@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from attacks import ATTACKS, NORMS, PGD, build_attack, image_seeds
-from attacks.gradient import BIM, FFGSM, FGSM, MIM, UniformNoise, input_gradient
-from attacks.losses import LOSSES
+from robust_submission.attacks import ATTACKS, NORMS, PGD, build_attack, image_seeds
+from robust_submission.attacks.losses import LOSSES
+from robust_submission.attacks.pgd import BIM, FFGSM, FGSM, MIM, UniformNoise, input_gradient
 
 BUDGETS = {"linf": 0.15, "l2": 0.8, "l1": 8.0, "l1-dense": 8.0}
 GRADIENT = ["fgsm", "ffgsm", "bim", "mim", "pgd"]

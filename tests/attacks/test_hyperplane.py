@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pyautoattack.fab_projections import projection_l2, projection_linf
 from torch import Tensor
 
-from attacks.hyperplane import nearest_l2, nearest_linf
+from robust_submission.attacks.hyperplane import nearest_l2, nearest_linf
 
 NEAREST = {"linf": nearest_linf, "l2": nearest_l2}
 BY_SORTING = {"linf": projection_linf, "l2": projection_l2}

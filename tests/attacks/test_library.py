@@ -8,7 +8,8 @@ import torch
 from pyautoattack import fab_base, fab_projections
 from torch import nn
 
-from attacks import NORMS, AutoAttack, CarliniWagner, build_attack, image_seeds, library
+from robust_submission.attacks import NORMS, AutoAttack, CarliniWagner, build_attack, image_seeds
+from robust_submission.attacks import external as library
 
 
 @pytest.mark.parametrize(

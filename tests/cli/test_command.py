@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.command import Names, Ratio, Ratios, UsageError, parse, run
+from robust_submission.cli.command import Names, Ratio, Ratios, UsageError, parse, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.command import run
+from robust_submission.cli.command import run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.files import (
+from robust_submission.cli.files import (
     atomic_write,
     check_writable,
     clear_folder,

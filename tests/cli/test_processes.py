@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from cli import processes
+from robust_submission import runtime as processes
 
 FREED = """
 import sys, torch
-from cli.processes import keep_freed_memory, release_freed_memory
+from robust_submission.runtime import keep_freed_memory, release_freed_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 if sys.argv[1] != "leave":

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from data.augmentation import AUGMENTATIONS, Augmentation, apply_transform
-from data.transforms import A, AugMix
+from robust_submission.data.augment import AUGMENTATIONS, Augmentation, apply_transform
+from robust_submission.data.transforms import A, AugMix
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 WIDE = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)

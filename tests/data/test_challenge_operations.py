@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from data.augmentation import Augmentation, apply_transform
-from data.challenge_operations import block_shuffle, challenge_operations, extend, random_padding
-from data.images import resize_image
-from data.transforms import A, compose
+from robust_submission.data.augment import Augmentation, apply_transform
+from robust_submission.data.challenge_operations import (
+    block_shuffle,
+    challenge_operations,
+    extend,
+    random_padding,
+)
+from robust_submission.data.images import resize_image
+from robust_submission.data.transforms import A, compose
 
 NAMES = (
     *("pepper_salt_noise", "color_point_noise", "gaussian_noise", "shot_noise", "impulse_noise"),

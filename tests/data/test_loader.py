@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.arrays import ArraySource
-from data.augmentation import Augmentation
-from data.loader import (
+from robust_submission.data.augment import Augmentation
+from robust_submission.data.loader import (
     Batch,
     EvaluationLoader,
     ImageDataset,
@@ -28,7 +27,8 @@ from data.loader import (
     micro_batches,
     training_loader,
 )
-from data.sources import Source, open_source
+from robust_submission.data.sources import Source, open_source
+from robust_submission.data.sources.arrays import ArraySource
 from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
@@ -329,7 +329,7 @@ def test_an_error_of_ours_in_a_worker_is_not_taken_for_a_bad_image(source: Sourc
 
 
 def test_a_dataset_of_many_files_is_small_to_hand_to_a_worker() -> None:
-    from data.folders import FileSource
+    from robust_submission.data.sources.folders import FileSource
 
     ids = np.array([f"{index}.png" for index in range(100_000)])
     dataset = ImageDataset(FileSource(Path("images"), ids), None, 32)
@@ -368,8 +368,8 @@ def test_what_reading_raises_comes_at_its_place_and_a_stop_ends_the_thread() -> 
 
 LEAVING = """
 import multiprocessing, subprocess
-from data.loader import ImageDataset, training_loader
-from data.sources import open_source
+from robust_submission.data.loader import ImageDataset, training_loader
+from robust_submission.data.sources import open_source
 
 dataset = ImageDataset(open_source("digits"), None, 8)
 batches = iter(training_loader(dataset, batch_size=16, num_workers=2, seed=0))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.loader import Batch, ImageDataset, evaluation_loader, training_loader
-from data.sources import Source, available_splits, open_source
+from data.make_shards import DataOptions, Options, make_shards
+from robust_submission.data.loader import Batch, ImageDataset, evaluation_loader, training_loader
+from robust_submission.data.sources import Source, available_splits, open_source
 from tests.conftest import ROOT, run_command
-from training.make_shards import DataOptions, Options, make_shards
 
 RNG = np.random.default_rng(0)
 CIFAR10 = ROOT.parent / "shared/data/cifar10-jpeg.tar.gz"
@@ -328,7 +328,7 @@ def test_shards_appear_whole_or_not_at_all(
             raise OSError("full")
         return ".jpg", b""
 
-    monkeypatch.setattr("training.make_shards._image_file", full_disk)
+    monkeypatch.setattr("data.make_shards._image_file", full_disk)
     with pytest.raises(ValueError, match="not written: full"):
         make_shards(Options(data=DataOptions(name="folder", root=folder), out=out))
     assert not any(seen) and not list(tmp_path.iterdir())
@@ -336,7 +336,7 @@ def test_shards_appear_whole_or_not_at_all(
 
 def test_images_without_files_are_made_png(tmp_path: Path) -> None:
     arguments = ("--data.name", "digits", "--split", "test", "--out", tmp_path / "digits")
-    done = run_command("training/make_shards.py", *arguments, "--images_per_shard", 200)
+    done = run_command("data/make_shards.py", *arguments, "--images_per_shard", 200)
     assert done.returncode == 0, done.stderr
     made = open_source("shards", tmp_path / "digits", "test")
     assert made.ids[[0, -1]].tolist() == ["00000000.png", "00000359.png"]

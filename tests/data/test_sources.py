@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from data.sources import available_splits, open_source
+from robust_submission.data.sources import available_splits, open_source
 
 
 def make(root: Path, *names: str) -> Path:

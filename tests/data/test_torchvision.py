@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 from torchvision.datasets import CIFAR10, SVHN, FashionMNIST
 
-from data.sources import available_splits, open_source
+from robust_submission.data.sources import available_splits, open_source
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)

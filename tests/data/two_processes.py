@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from data.gather import Values, gather_by_index, gather_skipped
-from data.loader import ImageDataset, Skipped, evaluation_loader, micro_batches
-from data.sources import open_source
+from robust_submission.data.gather import Values, gather_by_index, gather_skipped
+from robust_submission.data.loader import ImageDataset, Skipped, evaluation_loader, micro_batches
+from robust_submission.data.sources import open_source
 
 
 def predict(accelerator: Accelerator, folder: Path) -> dict[str, np.ndarray]:

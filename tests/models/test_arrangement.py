@@ -10,9 +10,13 @@ from timm.layers.activations import GELU
 from torch import nn
 from torch.nn import functional as F
 
-from models import products
-from models.arrangement import activate_channels_last, arrange, convolve_linear_layers
-from models.small_convolutions import multiply_convolutions
+from robust_submission.models.cpu import products
+from robust_submission.models.cpu.arrangement import (
+    activate_channels_last,
+    arrange,
+    convolve_linear_layers,
+)
+from robust_submission.models.cpu.small_convolutions import multiply_convolutions
 
 FEATURES = torch.randn(2, 16, 18, 40, generator=torch.Generator().manual_seed(0))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.classifier import (
+from robust_submission.models.classifier import (
     RobustClassifier,
     load_checkpoint,
     random_stages,
@@ -14,8 +14,8 @@ from models.classifier import (
     set_draw,
     undefended,
 )
-from models.gcm import GCM
-from models.straight_through import StraightThrough
+from robust_submission.models.gcm import GCM
+from robust_submission.models.straight_through import StraightThrough
 
 NAMES = ["cat", "dog", "frog"]
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

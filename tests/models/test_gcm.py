@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.gcm import GCM
-from models.straight_through import StraightThrough
+from robust_submission.models.gcm import GCM
+from robust_submission.models.straight_through import StraightThrough
 
 LEVELS = torch.arange(256, dtype=torch.float32) / 255
 

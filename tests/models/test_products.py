@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from models import products
-from models.products import fewest_rows, read_processor
+from robust_submission.models.cpu import products
+from robust_submission.models.cpu.products import fewest_rows, read_processor
 
 PROCESSORS = {
     "zen3": ("AuthenticAMD", 25, True, 3072),

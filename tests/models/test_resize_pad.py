@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.resize_pad import RandomResizePad, image_keys
+from robust_submission.models.resize_pad import RandomResizePad, image_keys
 
 IMAGES = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

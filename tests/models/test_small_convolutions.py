@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import depthwise, products
-from models.arrangement import keep_channels_last
-from models.small_convolutions import multiply_convolutions
+from robust_submission.models.cpu import depthwise, products
+from robust_submission.models.cpu.arrangement import keep_channels_last
+from robust_submission.models.cpu.small_convolutions import multiply_convolutions
 
 CONVOLUTIONS = {
     "1x1": nn.Conv2d(6, 4, 1),

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.classifier import (
+from robust_submission.models.classifier import (
     RobustClassifier,
     load_checkpoint,
     load_trn,
     reveal,
     undefended,
 )
-from models.straight_through import StraightThrough
-from models.trn import TRN, DifferentiableTRN
+from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.trn import TRN, DifferentiableTRN
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SMALL = {"width": 8, "depth": 2}

@@ -19,17 +19,17 @@ from accelerate import DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
-import training.loop
-from cli.command import run
-from training.objectives import CrossEntropy, MixedCrossEntropy
-from training.parts import Examples
-from training.recipe import Recipe
-from training.run_folder import RunFolder
+from robust_submission.cli.command import run
+from robust_submission.training import loop
+from robust_submission.training.objectives import CrossEntropy, MixedCrossEntropy
+from robust_submission.training.recipe import Recipe
+from robust_submission.training.run_folder import RunFolder
+from robust_submission.training.state import Examples
 from training.train import QUICKSTART, train
 
 TARGETS = {
-    "step": (training.loop, "train_step"),
-    "validation": (training.loop, "validate"),
+    "step": (loop, "train_step"),
+    "validation": (loop, "validate"),
     "save": (RunFolder, "_complete"),
     "best": (RunFolder, "write_best"),
 }

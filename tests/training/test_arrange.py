@@ -15,11 +15,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.gradient import PGD
-from models.classifier import RobustClassifier, load_checkpoint
-from training.build import arrange_backbone, takes_graphs
-from training.objectives import Trades
-from training.recipe import ModelConfig, Recipe
+from robust_submission.attacks.pgd import PGD
+from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.training.build import arrange_backbone, takes_graphs
+from robust_submission.training.objectives import Trades
+from robust_submission.training.recipe import ModelConfig, Recipe
 
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 3

@@ -6,18 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from cli.command import parse
-from models.trn import TRN
-from training.build import (
+from robust_submission.cli.command import parse
+from robust_submission.models.trn import TRN
+from robust_submission.training.build import (
     build_average,
     build_classifier,
     build_optimizer,
     build_scheduler,
 )
-from training.mixing import Mixing
-from training.objectives import CrossEntropy, MixedCrossEntropy, build_objective
-from training.recipe import MixupConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, Recipe
-from training.trn_recipe import AttackConfig, RestorationConfig, TRNRecipe
+from robust_submission.training.mixing import Mixing
+from robust_submission.training.objectives import CrossEntropy, MixedCrossEntropy, build_objective
+from robust_submission.training.recipe import (
+    MixupConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Recipe,
+)
+from robust_submission.training.trn_recipe import AttackConfig, RestorationConfig, TRNRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 SMALL = ModelConfig(backbone="test_convnext", randomize=26)

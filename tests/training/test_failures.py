@@ -7,11 +7,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from robust_submission.training.epoch_losses import CHECK_STEPS, EpochLosses
+from robust_submission.training.recipe import RunRecipe
+from robust_submission.training.run_folder import RunFolder
 from tests.conftest import SMALL
 from tests.training.test_resume import RANDOM, assert_same_run, described, run_all, states
-from training.epoch_losses import CHECK_STEPS, EpochLosses
-from training.recipe import RunRecipe
-from training.run_folder import RunFolder
 
 
 def test_a_nan_stops_the_run_and_leaves_the_last_state(tmp_path: Path):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training import muon
-from training.build import build_optimizer
-from training.recipe import OptimizerConfig, Recipe
+from robust_submission.training import muon
+from robust_submission.training.build import build_optimizer
+from robust_submission.training.recipe import OptimizerConfig, Recipe
 
 QUINTIC = [
     (4.0848, -6.8946, 2.9270),

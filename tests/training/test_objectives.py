@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.gradient import PGD, UniformNoise
-from models.classifier import Normalize, RobustClassifier
-from training.mixing import Mixing
-from training.objectives import (
+from robust_submission.attacks.pgd import PGD, UniformNoise
+from robust_submission.models.classifier import Normalize, RobustClassifier
+from robust_submission.training.mixing import Mixing
+from robust_submission.training.objectives import (
     Challenge,
     CrossEntropy,
     MixedCrossEntropy,
@@ -18,7 +18,7 @@ from training.objectives import (
     build_objective,
     validation_attack,
 )
-from training.recipe import ObjectiveConfig, Ratio
+from robust_submission.training.recipe import ObjectiveConfig, Ratio
 
 SEEDS = torch.arange(16)
 

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from training.loop import objective_after
-from training.overfitting import collapse_warning, collapsed_epoch
+from robust_submission.training.loop import objective_after
+from robust_submission.training.overfitting import collapse_warning, collapsed_epoch
 
 
 def rows(*accuracies: float) -> list[dict[str, float]]:

@@ -3,12 +3,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.gradient import FGSM, PGD
-from models.classifier import RobustClassifier, reveal, undefended
-from models.gradient_map import gradient_map
-from models.trn import TRN
-from training.restoration import AttackMixture, RestorationLoss, attack_unaware, build_mixture
-from training.trn_recipe import AttackConfig, RestorationConfig
+from robust_submission.attacks.pgd import FGSM, PGD
+from robust_submission.models.classifier import RobustClassifier, reveal, undefended
+from robust_submission.models.gradient_map import gradient_map
+from robust_submission.models.trn import TRN
+from robust_submission.training.trn_objective import (
+    AttackMixture,
+    RestorationLoss,
+    attack_unaware,
+    build_mixture,
+)
+from robust_submission.training.trn_recipe import AttackConfig, RestorationConfig
 
 IMAGES = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SEEDS = torch.arange(64) * 7919

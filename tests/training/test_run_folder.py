@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from cli.command import parse
-from models.trn import TRN
-from training.recipe import DataConfig, ModelConfig, ObjectiveConfig, Recipe, RunRecipe, as_plain
-from training.run_folder import MAY_CHANGE, RunFolder, changed_key
+from robust_submission.cli.command import parse
+from robust_submission.models.trn import TRN
+from robust_submission.training.recipe import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    Recipe,
+    RunRecipe,
+    as_plain,
+)
+from robust_submission.training.run_folder import MAY_CHANGE, RunFolder, changed_key
+from robust_submission.training.trn_recipe import TRNConfig, TRNRecipe
 from training.train import QUICKSTART, train
-from training.trn_recipe import TRNConfig, TRNRecipe
 
 
 @pytest.fixture

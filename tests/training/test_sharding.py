@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from accelerate.commands import launch
 
-from cli.command import parse
-from models.classifier import load_checkpoint
+from robust_submission.cli.command import parse
+from robust_submission.models.classifier import load_checkpoint
+from robust_submission.training.build import build_training
+from robust_submission.training.recipe import Recipe
 from tests.conftest import ROOT, run_command
-from training.build import build_training
-from training.recipe import Recipe
 
 OPTIONS = (
     *("--model.backbone", "test_convnext", "--data.name", "folder", "--optimizer.lr", "2e-3"),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.loop import perturbation
-from training.weight_perturbation import WeightPerturbation
+from robust_submission.training.loop import perturbation
+from robust_submission.training.weight_perturbation import WeightPerturbation
 
 IMAGES = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 4

@@ -1,0 +1,1 @@
+"""Robust classifiers behind GCM and TRN: trained, evaluated honestly, and submitted."""

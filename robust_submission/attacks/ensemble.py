@@ -1,0 +1,108 @@
+"""Several attacks in turn, each only on the images that withstood the ones before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robust_submission.attacks.base import (
+    Attack,
+    Model,
+    check_batch,
+    correct,
+    differentiable,
+    ordinary,
+)
+from robust_submission.attacks.losses import cross_entropy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the worst case did to each image."""
+
+    images: Tensor
+    """(B, 3, H, W): the example that fooled, else the tried one of the largest cross-entropy."""
+
+    fooled_by: list[str]
+    """The attack that fooled, "clean" where the image was wrong from the start, "" where none."""
+
+    losses: Tensor
+    """(B,): the cross-entropies of `images`."""
+
+    @property
+    def robust(self) -> Tensor:
+        """(B,) bool: which images withstood everything."""
+        return torch.tensor([not name for name in self.fooled_by], dtype=torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstCase:
+    """The worst of several untargeted attacks, image by image; itself an attack.
+
+    An image that the model gets wrong is left as it is. Attacks see fewer and fewer images: give
+    seeds, so that the draws for an image do not depend on which others are left.
+    """
+
+    attacks: Mapping[str, Attack]
+    """Names and attacks, the cheap ones best first."""
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise ValueError("Expected at least one attack. Received: none.")
+        if any(getattr(attack, "targeted", False) for attack in self.attacks.values()):
+            raise ValueError("Expected untargeted attacks only. Received: a targeted one.")
+
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Attack a batch: see `Attack`."""
+        return self.run(model, images, labels, generator, seeds=seeds).images
+
+    def run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        seeds: Tensor | None = None,
+        judge: Model | None = None,
+    ) -> Outcome:
+        """Attack a batch and say what fooled which image.
+
+        `judge` is the model to be fooled, where it is another than the attacks see, as in an
+        adaptive or a transfer attack: it decides who survives. The rest is as in `Attack`.
+        """
+        check_batch(images, labels)
+        judge = judge or model
+        with differentiable(), torch.no_grad():
+            images, labels = ordinary(images), ordinary(labels)
+            worst = images.clone()
+            worst_loss, right = _judged(judge, images, labels)
+            fooled_by = ["" if survives else "clean" for survives in right.tolist()]
+            for name, attack in self.attacks.items():
+                rows = right.nonzero().squeeze(1)
+                if len(rows) == 0:
+                    break
+                some = None if seeds is None else seeds[rows.to(seeds.device)]
+                tried = attack(model, images[rows], labels[rows], generator, seeds=some)
+                loss, survives = _judged(judge, tried, labels[rows])
+                worse = ~survives | (loss > worst_loss[rows])
+                worst[rows[worse]], worst_loss[rows[worse]] = tried[worse], loss[worse]
+                right[rows] = survives
+                for row in rows[~survives].tolist():
+                    fooled_by[row] = name
+        return Outcome(worst, fooled_by, worst_loss)
+
+
+def _judged(judge: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies (B,), and whether the label won (B,)."""
+    logits = judge(images).float()
+    return cross_entropy(logits, labels), correct(logits, labels)

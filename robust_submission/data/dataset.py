@@ -1,0 +1,159 @@
+"""A source's images, made ready for a model, and their batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from robust_submission.data.augment import Augmentation
+from robust_submission.data.images import resize_image
+from robust_submission.data.sources import Source
+
+NO_LABEL = -1
+READ_TOGETHER = 16
+"""Images that are read, and held, before the first of them is augmented: the processor's caches
+hold the code of one step, not of all; small images then take three quarters of the time."""
+
+_Key = int | tuple[int, int]
+_Result = TypeVar("_Result")
+
+
+class Item(TypedDict):
+    """One image: uint8 (H, W, 3) RGB, its label (-1 without one) and its index in the source."""
+
+    image: np.ndarray
+    label: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An unreadable image: its index, a message for the user, its place among those asked for."""
+
+    index: int
+    message: str
+    place: int
+
+
+class Batch(TypedDict):
+    """Images with what is known of them; the unreadable ones stand apart."""
+
+    images: Tensor
+    """float32 (B, 3, H, W), RGB, 0 to 1."""
+    labels: Tensor
+    """int64 (B,); -1 where there is no label."""
+    indices: Tensor
+    """int64 (B,): each image's index in the source."""
+    skipped: list[Skipped]
+    """Images that could not be read, none of them among the above."""
+
+
+class ImageDataset(Dataset[Item]):
+    """Images of a source, augmented by a function of (seed, epoch, index) and of nothing else.
+
+    A key is a position in `indices`, or a pair (epoch, position): the sampler passes the epoch,
+    which therefore reaches workers that live on from epoch to epoch.
+
+    Args:
+        source: Where the images come from.
+        indices: Which of them, and in which order; None takes all.
+        image_size: Side of the images in pixels.
+        augmentation: None only resizes, the same in every epoch.
+        seed: Of the augmentation.
+        skip_bad: Loaders set unreadable images apart instead of raising their ValueError.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray | None,
+        image_size: int,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
+        if augmentation is not None and augmentation.image_size != image_size:
+            raise ValueError(
+                f"expected an augmentation to {image_size} pixels, "
+                f"found one to {augmentation.image_size}."
+            )
+        self.source = source
+        self.indices = np.arange(len(source)) if indices is None else np.asarray(indices)
+        self.image_size = image_size
+        self.augmentation = augmentation
+        self.seed = seed
+        self.skip_bad = skip_bad
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: _Key) -> Item:
+        """Read and augment one image; ValueError when it cannot be read."""
+        return self._item(key, self._read(key))
+
+    def __getitems__(self, keys: Sequence[_Key]) -> list[Item | Skipped]:
+        """Several images at once, as loaders ask for them; nothing is raised for a bad file.
+
+        torch would wrap an exception of a worker in its traceback; the loader raises the message
+        in the main process instead.
+        """
+        items = list[Item | Skipped]()
+        for start in range(0, len(keys), READ_TOGETHER):
+            group = list(enumerate(keys[start : start + READ_TOGETHER], start))
+            images = [self._or_message(self._read, place, key) for place, key in group]
+            for image, (place, key) in zip(images, group, strict=True):
+                if not isinstance(image, Skipped):
+                    image = self._or_message(self._item, place, key, image)
+                items.append(image)
+        return items
+
+    def _read(self, key: _Key) -> np.ndarray:
+        _, index = self._epoch_and_index(key)
+        return self.source.image(index)
+
+    def _item(self, key: _Key, image: np.ndarray) -> Item:
+        epoch, index = self._epoch_and_index(key)
+        if self.augmentation is None:
+            image = resize_image(image, self.image_size)
+        else:
+            image = self.augmentation(image, np.random.default_rng([self.seed, epoch, index]))
+        labels = self.source.labels
+        return Item(
+            image=image, label=NO_LABEL if labels is None else int(labels[index]), index=index
+        )
+
+    def _or_message(
+        self,
+        work: Callable[..., _Result],
+        place: int,
+        key: _Key,
+        *more: np.ndarray,
+    ) -> _Result | Skipped:
+        try:
+            return work(key, *more)
+        except ValueError as error:
+            return Skipped(self._epoch_and_index(key)[1], str(error), place)
+
+    def _epoch_and_index(self, key: _Key) -> tuple[int, int]:
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        return epoch, int(self.indices[position])
+
+
+def collate(items: Sequence[Item | Skipped], image_size: int) -> Batch:
+    """Make a batch of what `ImageDataset.__getitems__` gave, in its order."""
+    read = [item for item in items if not isinstance(item, Skipped)]
+    images = np.empty((len(read), 3, image_size, image_size), dtype=np.uint8)
+    for place, item in enumerate(read):
+        images[place] = item["image"].transpose(2, 0, 1)
+    # By numpy, in one thread: torch's threads belong to the model, and a second team slows both.
+    pixels = np.divide(images, np.float32(255), dtype=np.float32)
+    return Batch(
+        images=torch.from_numpy(pixels),
+        labels=torch.tensor([item["label"] for item in read], dtype=torch.int64),
+        indices=torch.tensor([item["index"] for item in read], dtype=torch.int64),
+        skipped=[item for item in items if isinstance(item, Skipped)],
+    )

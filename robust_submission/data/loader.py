@@ -1,0 +1,306 @@
+"""Loaders whose batches depend on the seed and the epoch, never on workers or processes.
+
+training = training_loader(dataset, batch_size=128, num_workers=4, seed=0)
+training.set_epoch(3)
+for batch in training: ...
+for batch in micro_batches(evaluation_loader(dataset, batch_size=64, num_workers=4)): ...
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from threading import Thread
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from robust_submission.data.dataset import NO_LABEL, Batch, ImageDataset, Item, Skipped, collate
+
+__all__ = [
+    "Batch",
+    "EvaluationLoader",
+    "ImageDataset",
+    "Item",
+    "MicroBatch",
+    "Skipped",
+    "TrainingLoader",
+    "evaluation_loader",
+    "even_size",
+    "micro_batch_size",
+    "micro_batches",
+    "training_loader",
+]
+
+_Keys = list[tuple[int, int]]  # (epoch, position in the dataset's indices)
+_T = TypeVar("_T")
+
+
+def micro_batch_size(image_size: int) -> int:
+    """How many images a model sees at once wherever it is measured: a constant for each side.
+
+    32 at 224 pixels and above; of smaller images so many that they hold as many pixels, at most
+    128: a network that sees few small ones at a time is mostly waiting. On a GPU, which waits with
+    more, four times as many.
+    """
+    times = 4 if torch.accelerator.is_available() else 1
+    return times * min(max(32, 32 * 224**2 // image_size**2), 128)
+
+
+def even_size(number: int, largest: int) -> int:
+    """How many images each of a power of two of equal parts holds, at most `largest`.
+
+    Two, four or eight processes then get as many parts.
+    """
+    parts = 1 << (-(-number // largest) - 1).bit_length()
+    return -(-number // parts)
+
+
+class MicroBatch(Batch):
+    """A batch of a set number of places; padding from `count` on: zeros, label and index -1."""
+
+    count: int
+
+
+def _prepare_worker(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process, which ends its workers, by SIGTERM at its exit.
+
+    Where one cannot ask who sent a signal (macOS), torch's workers stay as they are.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_parent, name="signals", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _torch_loader(
+    dataset: ImageDataset, batches: Sampler[_Keys], num_workers: int
+) -> DataLoader[Batch]:
+    return DataLoader[Any](
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=partial(collate, image_size=dataset.image_size),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_prepare_worker,
+        generator=torch.Generator(),  # else each pass would draw from torch's global one
+    )
+
+
+def _read_ahead(batches: Iterator[_T]) -> Iterator[_T]:
+    """The same batches; a thread reads the next one while this one is used."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)
+            yield batch
+
+
+def _checked(loader: DataLoader[Batch], skip_bad: bool) -> Iterator[Batch]:
+    batches = iter(loader)
+    for batch in batches if loader.num_workers else _read_ahead(batches):
+        if batch["skipped"] and not skip_bad:
+            raise ValueError(batch["skipped"][0].message)
+        yield batch
+
+
+class _TrainingBatches(Sampler[_Keys]):
+    """This process's part of each global batch of a permutation drawn from (seed, epoch)."""
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, process_index: int, num_processes: int
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.share = batch_size // num_processes
+        self.first = process_index * self.share
+        self.epoch = self.start_step = 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[_Keys]:
+        epoch, start_step = self.epoch, self.start_step
+        # The epoch as spawn_key, which never coincides with an image's [seed, epoch, index].
+        draw = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
+        order = np.random.default_rng(draw).permutation(self.size)
+        for step in range(start_step, len(self)):
+            start = step * self.batch_size + self.first
+            yield [(epoch, int(position)) for position in order[start : start + self.share]]
+
+
+class TrainingLoader:
+    """Batches of one epoch after the other; see `training_loader`."""
+
+    def __init__(self, dataset: ImageDataset, batches: _TrainingBatches, num_workers: int) -> None:
+        self.dataset = dataset
+        self._batches = batches
+        self._loader = _torch_loader(dataset, batches, num_workers)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """What the next pass gives: epoch `epoch` from its step `start_step` on."""
+        if not 0 <= start_step <= len(self):
+            raise ValueError(f"expected a start_step from 0 to {len(self)}, found {start_step}.")
+        self._batches.epoch, self._batches.start_step = epoch, start_step
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _checked(self._loader, skip_bad=False)
+
+
+def training_loader(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> TrainingLoader:
+    """Shuffled, augmented batches; the order is a function of (seed, epoch).
+
+    Each global batch is cut in `num_processes` contiguous equal parts, one a process. The images
+    that don't fill the last global batch of an epoch are left out of it, others each time.
+
+    Args:
+        dataset: The images.
+        batch_size: Images a step over all processes together.
+        num_workers: Processes that read images; 0 reads in this one.
+        seed: Of the order.
+        process_index: Which of the processes this is.
+        num_processes: How many train together.
+
+    Raises:
+        ValueError: a batch size that the processes cannot share evenly, or that exceeds the
+            number of images. Iterating raises it for an unreadable image, also with `skip_bad`.
+    """
+    if batch_size < 1 or batch_size % num_processes:
+        raise ValueError(
+            f"expected a batch_size that {num_processes} processes share evenly, "
+            f"found {batch_size}."
+        )
+    if len(dataset) < batch_size:
+        raise ValueError(
+            f"expected at least {batch_size} training images (one batch), found {len(dataset)}."
+        )
+    batches = _TrainingBatches(len(dataset), batch_size, seed, process_index, num_processes)
+    return TrainingLoader(dataset, batches, num_workers)
+
+
+class _EvaluationBatches(Sampler[_Keys]):
+    """The positions of this process's micro-batches, `batch_size` at a time."""
+
+    def __init__(self, positions: np.ndarray, batch_size: int) -> None:
+        self.positions = positions
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def __iter__(self) -> Iterator[_Keys]:
+        for start in range(0, len(self.positions), self.batch_size):
+            chosen = self.positions[start : start + self.batch_size]
+            yield [(0, int(position)) for position in chosen]
+
+
+class EvaluationLoader:
+    """Every image once, in order; see `evaluation_loader`."""
+
+    def __init__(
+        self, dataset: ImageDataset, batches: _EvaluationBatches, num_workers: int, size: int
+    ) -> None:
+        self.dataset = dataset
+        self.num_images = len(batches.positions)
+        self.micro_batch_size = size
+        self.num_micro_batches = -(-self.num_images // self.micro_batch_size)
+        self._loader = _torch_loader(dataset, batches, num_workers)
+
+    def __len__(self) -> int:
+        """Batches in this process."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _checked(self._loader, self.dataset.skip_bad)
+
+
+def evaluation_loader(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    size: int | None = None,
+) -> EvaluationLoader:
+    """Every image once, in order; micro-batch k (see `micro_batches`) goes to process k % P.
+
+    Args:
+        dataset: The images; with `skip_bad`, unreadable ones are in a batch's `skipped`.
+        batch_size: Images that are read at once in this process.
+        num_workers: Processes that read images; 0 reads in this one.
+        process_index: Which of the processes this is.
+        num_processes: How many evaluate together.
+        size: Images of a micro-batch; None for `micro_batch_size`.
+
+    Raises:
+        ValueError: a batch size below 1. Iterating raises it for an unreadable image, unless the
+            dataset has `skip_bad`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"expected a batch_size of at least 1, found {batch_size}.")
+    positions = np.arange(len(dataset))
+    size = size or micro_batch_size(dataset.image_size)
+    micro_batch = positions // size
+    mine = positions[micro_batch % num_processes == process_index]
+    return EvaluationLoader(dataset, _EvaluationBatches(mine, batch_size), num_workers, size)
+
+
+_Image = tuple[Tensor, Tensor, Tensor]  # (3, H, W), (), ()
+
+
+def _one_by_one(loader: EvaluationLoader) -> Iterator[_Image | Skipped]:
+    """Images and skipped ones, in the order in which the loader was to read them."""
+    for batch in loader:
+        skipped = {unreadable.place: unreadable for unreadable in batch["skipped"]}
+        read = zip(batch["images"], batch["labels"], batch["indices"], strict=True)
+        for place in range(len(batch["indices"]) + len(skipped)):
+            yield skipped[place] if place in skipped else next(read)
+
+
+def micro_batches(loader: EvaluationLoader) -> Iterator[MicroBatch]:
+    """Regroup what the loader gives into batches of the one shape (size, 3, H, W).
+
+    Micro-batch k holds the dataset's positions from k * size on, the readable ones
+    first and zeros behind them: an image stands at the same place of the same micro-batch whatever
+    the batch size, the workers and the processes. `count` is 0 where none was readable.
+    """
+    images = _one_by_one(loader)
+    size, side = loader.micro_batch_size, loader.dataset.image_size
+    while group := list(islice(images, size)):
+        read = [image for image in group if not isinstance(image, Skipped)]
+        batch = MicroBatch(
+            images=torch.zeros(size, 3, side, side),
+            labels=torch.full((size,), NO_LABEL),
+            indices=torch.full((size,), -1),
+            skipped=[image for image in group if isinstance(image, Skipped)],
+            count=len(read),
+        )
+        for place, (pixels, label, index) in enumerate(read):
+            batch["images"][place] = pixels
+            batch["labels"][place] = label
+            batch["indices"][place] = index
+        yield batch

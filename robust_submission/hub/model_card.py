@@ -1,0 +1,136 @@
+"""The model card: what a classifier is, and how robust it is, in the numbers of its report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from robust_submission.evaluation import wording
+from robust_submission.evaluation.schema import Report, Share
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.gcm import GCM
+from robust_submission.models.resize_pad import RandomResizePad
+from robust_submission.models.trn import TRN
+from robust_submission.report.page import measurement_groups
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TRAINING = (
+    *("data.name", "data.augmentation", "epochs", "batch_size", "optimizer.name", "optimizer.lr"),
+    *("objective.name", "objective.epsilon", "objective.steps", "seed"),
+)
+"""The keys of a recipe that tell a reader most."""
+
+
+def model_card(
+    model: RobustClassifier,
+    name: str,
+    *,
+    report: Report | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """The card of a classifier; without a report it says that robustness has not been measured.
+
+    Args:
+        model: What the card is of.
+        name: Where it is loaded from: a hub id or a folder.
+        report: What evaluate.py found of this very model.
+        recipe: The run's recipe.yaml.
+        provenance: The run's provenance.json.
+        license: One of the hub's names for it, such as "mit".
+    """
+    data: Any = model.generate_model_card().data
+    data.license = license
+    if report is not None:
+        data.model_name, data.eval_results = name, eval_results(report)
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        wording=wording,
+        facts=facts(model),
+        model=model,
+        report=report,
+        rows=measurement_groups(report) if report else [],
+        views=views(report) if report else [],
+        training=training(recipe or {}),
+        provenance=provenance,
+    )
+
+
+def facts(model: RobustClassifier) -> dict[str, str]:
+    """What it is, line by line."""
+    backbone: Any = model.backbone
+    size, names = model.image_size, model.class_names
+    weights = sum(each.numel() for each in model.parameters())
+    found = {
+        "Backbone": f"{backbone.pretrained_cfg['architecture']} of timm; with all stages "
+        f"{weights / 1e6:.2f} M parameters",
+        "Input": f"RGB images (B, 3, {size}, {size}), 0 to 1; normalisation is inside",
+        "Classes": f"{len(names)}: {', '.join(names[:20])}{', …' * (len(names) > 20)}",
+        "GCM": "none",
+        "TRN": "none",
+    }
+    if isinstance(model.conceal, GCM):
+        found["GCM"] = "in front; it hides gradients and gives no robustness of its own"
+    if isinstance(model.restore, TRN):
+        found["TRN"] = model.restore.summary()
+    if isinstance(model.randomize, RandomResizePad):
+        found["Randomness"] = str(model.randomize)
+    return found
+
+
+def training(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What trained it, key by key, as far as the recipe says; no radius where nothing attacked."""
+    found = dict[str, str]()
+    for key in TRAINING:
+        group, _, name = key.rpartition(".")
+        values = recipe.get(group, {}) if group else recipe
+        attacks = values.get("name") != "standard" or name == "name"
+        if name in values and (group != "objective" or attacks):
+            norm = "linf" if name == "epsilon" else ""
+            found[wording.title(key)] = wording.words(values[name], norm)
+    return found
+
+
+def views(report: Report) -> list[str]:
+    """What attackers differentiated, in order: the table's last columns."""
+    used = {"model", "revealed", *(one.through for one in report.measurements)}
+    return [through for through in wording.THROUGH if through in used]
+
+
+def eval_results(report: Report) -> list[EvalResult]:
+    """The model-index: clean, both worst cases and every attack, as shares from 0 to 1."""
+    first = report.measurements[0]
+    ball = {"norm": first.norm, "epsilon": first.epsilon}
+    worst = f"worst case of {first.norm} {wording.radius(first.epsilon, first.norm)}"
+    found = [
+        _result(report, "clean", report.clean),
+        _result(report, f"{worst} oblivious", report.oblivious, through="model", **ball),
+        _result(report, f"{worst} adaptive", report.adaptive, through="revealed", **ball),
+    ]
+    for one in report.measurements:
+        arguments = {"norm": one.norm, "epsilon": one.epsilon, "through": one.through}
+        found.append(_result(report, one.name, one.robust_accuracy, attack=one.attack, **arguments))
+    return found
+
+
+def _result(report: Report, name: str, share: Share, **arguments: Any) -> EvalResult:
+    masked = report.verdict == "masked" and arguments.get("through") == "model"
+    source = str(report.data.get("source"))
+    return EvalResult(
+        task_type="image-classification",
+        dataset_type=source.partition(" in ")[0],  # "folder in photos": the hub wants no path
+        dataset_name=source,
+        metric_type="accuracy",
+        metric_name=f"accuracy, {name}, {share.total} images{' (masked)' * masked}",
+        metric_value=share.value,
+        metric_args={
+            **arguments,
+            "images": share.total,
+            "seed": report.seed,
+            "interval_95": [share.low, share.high],
+        },
+    )

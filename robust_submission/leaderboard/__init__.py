@@ -1,0 +1,1 @@
+"""A local leaderboard of model packages."""

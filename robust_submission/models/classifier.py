@@ -1,0 +1,340 @@
+"""RobustClassifier: a timm backbone behind its defences, and `reveal`, which takes their masks off.
+
+model = RobustClassifier(class_names=["cat", "dog"], image_size=32)
+model.save_pretrained("runs/pets")
+model = load_checkpoint("runs/pets")
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robust_submission.models.gcm import GCM
+from robust_submission.models.modes import evaluating, frozen
+from robust_submission.models.replace import replaced
+from robust_submission.models.resize_pad import RandomResizePad
+from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.trn import TRN, DifferentiableTRN
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+Loaded = TypeVar("Loaded", "RobustClassifier", TRN)
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+An image classifier of robust-submission. Its robustness is not known from this page:
+`submission/push_to_hub.py --report` uploads a model with what an evaluation found.
+"""
+
+
+class Normalize(nn.Module):
+    """Per-channel `(images - mean) / std`, inside the model so that attacks live in pixel space."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+class RobustClassifier(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="robust-submission",
+    pipeline_tag="image-classification",
+    tags=["image-classification", "adversarial-robustness"],
+    model_card_template=MODEL_CARD,
+):
+    """Images to logits through named stages: restore, conceal, randomize, normalize, backbone.
+
+    A stage that is not used is an identity.
+
+    Args:
+        class_names: Names in label order; their number is the number of logits.
+        backbone: Any timm model name; or a network of your own, from normalised images to logits,
+            which can be trained and evaluated but not saved.
+        backbone_args: Further arguments of the timm model, such as `patch_size`.
+        image_size: Side of the square input in pixels.
+        mean: Per-channel mean (RGB, 0 to 1) that `normalize` subtracts.
+        std: Per-channel standard deviation that `normalize` divides by.
+        conceal: Put GCM (arXiv 2205.10617) before everything that computes.
+        randomize: Arguments of `RandomResizePad` (`min_size`, `seed`), or None.
+        restore: Arguments of `TRN`, or None; see also `attach_trn`.
+
+    Raises:
+        ValueError: no class, an unknown backbone, or a backbone that refuses its arguments.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: list[str],
+        backbone: str | nn.Module = "convnext_tiny",
+        backbone_args: dict[str, Any] | None = None,
+        image_size: int = 224,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        conceal: bool = True,
+        randomize: dict[str, int] | None = None,
+        restore: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not class_names:
+            raise ValueError("class_names: expected at least one class, received none.")
+        self.class_names = list(class_names)
+        self.image_size = image_size
+        self.restore = TRN(**restore) if restore else nn.Identity()
+        self.conceal = GCM() if conceal else nn.Identity()
+        self.randomize = RandomResizePad(image_size, **randomize) if randomize else nn.Identity()
+        self.normalize = Normalize(mean, std)
+        self.rebuildable = isinstance(backbone, str)
+        if isinstance(backbone, str):
+            backbone = _create_backbone(backbone, len(class_names), backbone_args or {})
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of RGB images (B, 3, H, W), floating point, 0 to 1."""
+        images = self.restored(images)
+        images = self.conceal(images)
+        images = self.randomize(images)
+        return self.classify(images)
+
+    def extra_repr(self) -> str:
+        return f"image_size={self.image_size}"
+
+    def restored(self, images: Tensor) -> Tensor:
+        """What TRN makes of the images; without it the images themselves."""
+        if isinstance(self.restore, nn.Identity):
+            return images
+        # A gradient map is a property of the image alone, and no gradient of a weight is in it.
+        with evaluating(self.backbone), frozen(self.backbone):
+            return self.restore(images, self.classify)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits without restoring, concealing or randomizing: the source of gradient maps."""
+        return self.backbone(self.normalize(images))
+
+    def attach_trn(self, trn: TRN) -> None:
+        """Put a trained TRN in front, to be saved with the model.
+
+        Raises:
+            ValueError: its surrogate has another number of classes.
+        """
+        surrogate = trn.surrogate
+        if surrogate and surrogate.head.out_features != len(self.class_names):
+            raise ValueError(
+                f"TRN: expected a surrogate of {len(self.class_names)} classes, "
+                f"found {surrogate.head.out_features}."
+            )
+        self.restore = trn
+        config: Any = self._hub_mixin_config  # what PyTorchModelHubMixin saves
+        config["restore"] = trn._hub_mixin_config
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if not self.rebuildable:
+            raise ValueError(
+                "expected a backbone of timm, given by its name, to save: "
+                f"found a {type(self.backbone).__name__}."
+            )
+        super()._save_pretrained(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,
+    ) -> "RobustClassifier":
+        """Build the model from its config and load its tensors: safetensors only, strictly."""
+        if Path(model_id).is_dir():
+            weights = Path(model_id) / SAFETENSORS_SINGLE_FILE
+        else:
+            download = hf_hub_download(
+                model_id,
+                SAFETENSORS_SINGLE_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            weights = Path(download)
+        model = cls(**model_kwargs)
+        load_weights(model, weights)
+        return model.eval()
+
+
+def _create_backbone(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        nearest = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; nearest known: {nearest[0]}" if nearest else ""
+        raise ValueError(f"backbone: expected a timm model, received {name!r}{hint}.")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
+    except TypeError as error:
+        raise ValueError(f"backbone_args of {name}: {error}.") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load every tensor of a safetensors file into `model`, strictly.
+
+    Raises:
+        ValueError: the file is missing or not safetensors, or its tensors are not those of the
+            model (the first difference is named).
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a safetensors file, found none.")
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: expected a safetensors file, found other bytes: {error}."
+        ) from error
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in found:
+            raise ValueError(f"{path}: expected the tensor {name}, found none of that name.")
+        if found[name].shape != tensor.shape:
+            raise ValueError(
+                f"{path}: expected {name} of shape {tuple(tensor.shape)}, "
+                f"found {tuple(found[name].shape)}."
+            )
+    if foreign := sorted(found.keys() - expected.keys()):
+        raise ValueError(
+            f"{path}: expected the model's tensors alone, found {len(foreign)} more: {foreign[0]}."
+        )
+    model.load_state_dict(found, strict=True)
+
+
+def load_checkpoint(path: str | Path, trn: str | Path | None = None) -> RobustClassifier:
+    """The classifier of a run folder, in eval mode on the CPU.
+
+    Args:
+        path: A folder with config.json and model.safetensors.
+        trn: Such a folder of a TRN to put in front.
+
+    Raises:
+        ValueError: a file is missing, damaged, or they do not belong together.
+    """
+    model = _load(RobustClassifier, path, required="class_names")
+    if trn is not None:
+        model.attach_trn(load_trn(trn))
+    return model
+
+
+def load_trn(path: str | Path) -> TRN:
+    """The TRN of a run folder, in eval mode on the CPU.
+
+    Raises:
+        ValueError: a file is missing, damaged, or they do not belong together.
+    """
+    return _load(TRN, path, required="estimator")
+
+
+def _load(kind: type[Loaded], path: str | Path, required: str) -> Loaded:
+    """Rebuild a model from a folder's config.json and load its tensors strictly."""
+    config = Path(path) / CONFIG_NAME
+    if not Path(path).is_dir():
+        raise ValueError(f"{path}: expected the folder of a checkpoint, found none.")
+    if not config.is_file():
+        raise ValueError(f"{path}: expected a checkpoint with {CONFIG_NAME}, found none in it.")
+    try:
+        arguments = json.loads(config.read_text())
+    except ValueError as error:
+        raise ValueError(f"{config}: expected a JSON object, found {error}.") from error
+    known = inspect.signature(kind).parameters
+    if not isinstance(arguments, dict) or required not in arguments:
+        found = ", ".join(arguments) if isinstance(arguments, dict) else type(arguments).__name__
+        raise ValueError(
+            f"{config}: expected the arguments of a {kind.__name__}, among them {required}, "
+            f"found {found or 'none'}."
+        )
+    if unknown := sorted(arguments.keys() - known.keys()):
+        raise ValueError(
+            f"{config}: expected arguments of {kind.__name__} ({', '.join(known)}), "
+            f"found {unknown[0]}."
+        )
+    try:
+        model = kind(**arguments)
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{config}: expected arguments that make a {kind.__name__}, found {error}"
+        ) from error
+    load_weights(model, Path(path) / SAFETENSORS_SINGLE_FILE)
+    return model.eval()
+
+
+def reveal(model: nn.Module, *, bypass: bool = False) -> nn.Module:
+    """The same weights and logits with honest gradients: what an attacker who knows all uses.
+
+    Every GCM, at any depth of any model, passes the gradient straight through (BPDA). A TRN is
+    differentiated as it is, through its gradient map too (second order), or with `bypass` passes
+    the gradient straight through as well. Randomness stays, seeded: average over `set_draw` for its
+    expectation. Parameters and mode are shared with `model`, which is left as it is. A model that
+    hides nothing that we know of is returned itself.
+    """
+    return _exchanged(model, partial(_reveal_stage, bypass=bypass))
+
+
+def undefended(model: nn.Module) -> nn.Module:
+    """The same weights without GCM, random stages and restoration: the twin to transfer from.
+
+    A model without any of them is returned itself.
+    """
+    return _exchanged(model, _drop_stage)
+
+
+def _reveal_stage(stage: nn.Module, bypass: bool) -> nn.Module | None:
+    if isinstance(stage, (StraightThrough, DifferentiableTRN)):
+        return stage
+    if isinstance(stage, TRN) and not bypass:
+        return DifferentiableTRN(stage)
+    return StraightThrough(stage) if isinstance(stage, (GCM, TRN)) else None
+
+
+def _drop_stage(stage: nn.Module) -> nn.Module | None:
+    return nn.Identity() if isinstance(stage, (GCM, RandomResizePad, TRN)) else None
+
+
+def _exchanged(model: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    changed = replaced(model, substitute)
+    if changed is not model and isinstance(model, RobustClassifier):
+        changed.__dict__.pop("forward", None)  # a wrapper (autocast) would call the original
+    return changed
+
+
+def random_stages(model: nn.Module) -> list[RandomResizePad]:
+    """The stages of `model` whose output depends on a draw; empty for a deterministic model."""
+    return [stage for stage in model.modules() if isinstance(stage, RandomResizePad)]
+
+
+def set_draw(model: nn.Module, draw: int) -> None:
+    """Put the `draw`-th independent draw in force in every random stage of `model`."""
+    for stage in random_stages(model):
+        stage.draw = draw

@@ -1,0 +1,1 @@
+"""The CPU's own ways to compute a network."""

@@ -1,0 +1,1 @@
+"""A checkpoint as a model package that needs torch and numpy alone."""

@@ -1,0 +1,1 @@
+"""The prediction file: written, read and validated."""

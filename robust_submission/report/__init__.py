@@ -1,0 +1,1 @@
+"""The robustness report: one HTML page, JSON, CSV and plots."""

@@ -1,0 +1,121 @@
+"""The images of a run: from a recipe's data to the loaders of one process."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from robust_submission.data.augment import Augmentation
+from robust_submission.data.loader import (
+    EvaluationLoader,
+    ImageDataset,
+    TrainingLoader,
+    evaluation_loader,
+    micro_batch_size,
+    training_loader,
+)
+from robust_submission.data.sources import (
+    Source,
+    available_splits,
+    open_source,
+    split_train_validation,
+    stratified_subset,
+)
+from robust_submission.training.recipe import DataConfig, RunRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The loaders of one process; `test` is None where the source has no test images."""
+
+    class_names: list[str]
+    train: TrainingLoader
+    validation: EvaluationLoader
+    test: EvaluationLoader | None
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must find again: the classes and the number of training images."""
+        names = {str(label): name for label, name in enumerate(self.class_names)}
+        return {"training_images": len(self.train.dataset), "class_names": names}
+
+
+def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> TrainingData:
+    """Training, validation and test images of this process.
+
+    Validation images are the source's own val split, else a stratified share of the training
+    images; the test images are never used to choose anything.
+
+    Raises:
+        ValueError: no such data, no labels, nothing to validate on, or a batch that the processes
+            cannot share evenly.
+    """
+    config, parts = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
+    if recipe.batch_size % parts:
+        raise ValueError(
+            f"batch_size: expected a multiple of processes x gradient_accumulation = {parts}, "
+            f"received {recipe.batch_size}."
+        )
+    with accelerator.main_process_first():  # one process downloads
+        source = _open(config, "train")
+    if source.labels is None or source.class_names is None:
+        raise ValueError(f"data.name: expected a source with labels, received {config.name}.")
+    splits = available_splits(config.name, config.root)
+    chosen = stratified_subset(source.labels, config.limit, recipe.seed)
+    fraction = 0 if "val" in splits else config.validation_fraction
+    if "val" not in splits and fraction == 0:
+        raise ValueError(
+            "data.validation_fraction: expected above 0 for data without a split val, received 0."
+        )
+    kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
+    held_out = chosen[held_out]
+    validation = source
+    if "val" in splits:
+        validation = _open(config, "val")
+        held_out = np.arange(len(validation))
+    assert validation.labels is not None
+    some = stratified_subset(validation.labels[held_out], config.validation_limit, recipe.seed)
+    evaluation = partial(_evaluation_loader, recipe, image_size, accelerator)
+    return TrainingData(
+        class_names=source.class_names,
+        train=_training_loader(recipe, image_size, accelerator, source, chosen[kept]),
+        validation=evaluation(validation, held_out[some]),
+        test=evaluation(_open(config, "test"), None) if "test" in splits else None,
+    )
+
+
+def _open(config: DataConfig, split: str) -> Source:
+    return open_source(config.name, config.root, split, download=config.download)
+
+
+def _training_loader(
+    recipe: RunRecipe, size: int, accelerator: Accelerator, source: Source, indices: np.ndarray
+) -> TrainingLoader:
+    augmentation = Augmentation(
+        name=recipe.data.augmentation, image_size=size, flip=recipe.data.flip
+    )
+    return training_loader(
+        ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.data.num_workers,
+        seed=recipe.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def _evaluation_loader(
+    recipe: RunRecipe,
+    size: int,
+    accelerator: Accelerator,
+    source: Source,
+    indices: np.ndarray | None,
+) -> EvaluationLoader:
+    return evaluation_loader(
+        ImageDataset(source, indices, size),
+        batch_size=micro_batch_size(size),
+        num_workers=recipe.data.num_workers,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )

@@ -1,0 +1,273 @@
+"""A recipe: everything that decides a training run, as keyword-only dataclasses.
+
+A YAML file in training/recipes/ sets a few keys; every key can be set on the command line
+(`--optimizer.lr 1e-3`); the fully resolved recipe is written to the run folder.
+"""
+
+from dataclasses import asdict, dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic_core import to_jsonable_python
+
+from robust_submission.cli.command import Names, Ratio
+
+
+def _require(holds: bool, name: str, expected: str, received: object) -> None:
+    """Refuse what the type of a key lets pass; NaN holds no comparison."""
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, received {received}.")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """What is trained on."""
+
+    name: str = "digits"
+    """digits, cifar10, svhn, fashion_mnist, folder, challenge, csv or shards."""
+    root: Path | None = None
+    """Folder (or manifest) of the data; not needed for digits."""
+    download: bool = False
+    """Let torchvision download the data set if it is not in root."""
+    limit: int | None = None
+    """Use this many of the training images, drawn with the seed and stratified by class, those held
+    out for validation among them; null for all."""
+    validation_fraction: float = 0.1
+    """Share of the training images, above 0, held out to choose the best epoch, where root has no
+    val."""
+    validation_limit: int | None = None
+    """Validate on at most this many of them, stratified by class; null for all."""
+    augmentation: str = "light"
+    """none, light (shifted crops), augmix, imagenet (random resized crops) or challenge."""
+    flip: bool = True
+    """Mirror half of the training images (5 % with challenge, nothing with none); off where
+    left and right matter (digits)."""
+    num_workers: int = 0
+    """Processes that read and augment images; changes no result."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The classifier."""
+
+    backbone: str = "convnext_tiny"
+    """Any timm model."""
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the timm model, such as {patch_size: 2}."""
+    image_size: int = 32
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each channel (RGB, 0 to 1)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel."""
+    conceal: bool = True
+    """Put GCM in front."""
+    randomize: int | None = None
+    """Smallest side of the random resize-and-pad; null for none."""
+    compile: bool = False
+    """Compile the backbone (torch.compile) for training, for one GPU as CUDA graphs unless
+    gradients are accumulated; not behind a TRN."""
+    channels_last: bool | None = None
+    """Keep the backbone's weights in channels-last memory format; null: on a CPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 1, "model.image_size", "at least 1", self.image_size)
+        _require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What is minimised."""
+
+    name: Literal["standard", "adversarial", "trades", "challenge"] = "standard"
+    """standard: cross-entropy; adversarial: cross-entropy on PGD examples (Madry et al. 2018);
+    trades: both kinds of images (Zhang et al. 2019); challenge: clean, MixUp, CutMix and FGSM
+    images of random radius, as the challenge's 2nd place."""
+    epsilon: Ratio = Ratio("8/255")
+    """Radius of the attack in L-infinity, in pixel values from 0 to 1."""
+    step_size: Ratio = Ratio("2/255")
+    """Step of the attack; with one step, 1.25 epsilon is usual (Wong et al. 2020)."""
+    steps: int = 10
+    """Steps of the attack, from a random start."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+    beta: float = 6.0
+    """Weight of the divergence in trades."""
+    fall_back: bool = True
+    """Let training with one step go on with four from the epoch after val_robust_accuracy has
+    fallen below half of its best (catastrophic overfitting); with more steps it only warns."""
+    awp_gamma: float = 0.0
+    """Size of the adversarial weight perturbation (Wu et al. 2020; theirs is 0.005 to 0.01) of
+    adversarial and trades, relative to the weights; 0 for none."""
+    awp_warmup: int = 0
+    """Epochs before the weights are perturbed."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not (0 <= self.epsilon < inf and 0 < self.step_size < inf):
+            raise ValueError(
+                "objective: expected steps >= 1, epsilon >= 0, step_size > 0, "
+                f"received {self.steps}, {self.epsilon}, {self.step_size}."
+            )
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
+        if not all(0 <= each < inf for each in (self.beta, self.awp_gamma, self.awp_warmup)):
+            raise ValueError(
+                "objective: expected beta, awp_gamma, awp_warmup >= 0, "
+                f"received {self.beta}, {self.awp_gamma}, {self.awp_warmup}."
+            )
+        if self.awp_gamma and not self.attacks:
+            raise ValueError(
+                f"objective.awp_gamma: expected adversarial or trades, received {self.name}."
+            )
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it trains against an attacker of the given radius and steps."""
+        return self.name in ("adversarial", "trades")
+
+
+@dataclass(kw_only=True)
+class MixupConfig:
+    """MixUp and CutMix of the objective standard; off while both alphas are 0."""
+
+    mixup_alpha: float = 0.0
+    """Beta(alpha, alpha) of MixUp (Zhang et al. 2018)."""
+    cutmix_alpha: float = 0.0
+    """Beta(alpha, alpha) of CutMix (Yun et al. 2019)."""
+    prob: float = 1.0
+    """Share of images that are mixed, by one or the other."""
+
+    def __post_init__(self) -> None:
+        alphas = (self.mixup_alpha, self.cutmix_alpha)
+        if not all(0 <= each < inf for each in alphas) or not 0 <= self.prob <= 1:
+            raise ValueError(
+                "mixup: expected alphas >= 0 and prob from 0 to 1, "
+                f"received {alphas[0]}, {alphas[1]}, {self.prob}."
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether one of the two is on."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """timm's optimiser and schedule."""
+
+    name: str = "adamw"
+    """Any timm optimiser."""
+    lr: float = 5e-4
+    """Peak learning rate at the recipe's batch_size."""
+    weight_decay: float = 0.05
+    """As the optimiser has it: decoupled in adamw, lion or muon, a part of the gradient in adam,
+    adamax or sgd; biases and norms are left out."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer to the one before it; null for none."""
+    clip_grad: float | None = 1.0
+    """Largest norm of the gradient; null for no limit."""
+    schedule: str = "cosine"
+    """Any timm schedule but plateau."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up."""
+    min_lr: float = 1e-6
+    """Learning rate at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "warmup_epochs", "min_lr"):
+            value = getattr(self, name)
+            _require(0 <= value < inf, f"optimizer.{name}", "a number from 0 on", value)
+        decay, clip = self.layer_decay, self.clip_grad
+        holds = decay is None or 0 < decay <= 1
+        _require(holds, "optimizer.layer_decay", "above 0 and up to 1", decay)
+        _require(clip is None or clip > 0, "optimizer.clip_grad", "above 0, or null", clip)
+
+
+@dataclass(kw_only=True)
+class RunRecipe:
+    """What every training run has, whatever it trains."""
+
+    output: Path = Path("runs/quickstart")
+    """The run folder."""
+    overwrite: bool = False
+    """Replace a run that stands in the run folder, once the new one can begin."""
+    resume: bool = False
+    """Go on from the last state in the run folder."""
+    seed: int = 0
+    """Seed of every random draw: split, order, augmentation, weights, attacks."""
+    epochs: int = 5
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images per step over all processes together, however many there are."""
+    gradient_accumulation: int = 1
+    """Parts that a process cuts its share of a step into, to fit in memory."""
+    auto_batch_size: bool = False
+    """Where memory runs out, double gradient_accumulation and go on; one process only."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast of accelerate, fp16 on a GPU alone; GCM and gradient maps stay in float32."""
+    ema_decay: float | None = None
+    """Average the weights with this decay and keep the average as the best; null for none."""
+    save_steps: int | None = None
+    """Also save the state every this many steps, and before the validation of each epoch."""
+    trackers: Names = Names("tensorboard")
+    """Trackers of accelerate that get the metrics: tensorboard, wandb, mlflow, …"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is trained on."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser and schedule."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        seed, steps, decay = self.seed, self.save_steps, self.ema_decay
+        _require(0 <= seed < 2**32, "seed", "from 0 to 2**32 - 1", seed)
+        _require(steps is None or steps >= 1, "save_steps", "at least 1", steps)
+        _require(decay is None or 0 < decay < 1, "ema_decay", "between 0 and 1", decay)
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        """The files and folders that the run reads."""
+        return [self.data.root]
+
+
+@dataclass(kw_only=True)
+class Recipe(RunRecipe):
+    """A training run of a classifier."""
+
+    checkpoint: Path | None = None
+    """Start from the weights of this run, whose model has the same shapes; null for fresh ones."""
+    trn: Path | None = None
+    """Train behind the TRN of this run, which stays as it is; null for none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The classifier."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimised."""
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+    """MixUp and CutMix."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixup.mixes and self.objective.name != "standard":
+            raise ValueError(
+                f"mixup: expected both alphas 0 with the objective {self.objective.name}."
+            )
+        if self.model.compile and self.trn is not None:
+            # A TRN's gradient map is differentiated again, which compiled code cannot be.
+            raise ValueError("model.compile: expected false with a trn, received true.")
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        return [*super().inputs, self.checkpoint, self.trn]
+
+
+def as_plain(recipe: RunRecipe) -> dict[str, Any]:
+    """The recipe as YAML knows it: paths as text, tuples as lists, ratios as numbers.
+
+    Without `overwrite` and `resume`, so that the file repeats the run when given to --config.
+    """
+    plain = to_jsonable_python(asdict(recipe))
+    del plain["overwrite"], plain["resume"]
+    return plain

@@ -1,0 +1,272 @@
+"""A run's folder: the best checkpoint, the state to resume from, metrics, and what repeats it.
+
+    config.json, model.safetensors   the best epoch (the average where one is kept)
+    recipe.yaml, provenance.json     the resolved recipe; versions, revision, hardware
+    data.json                        the classes and the number of training images
+    metrics.csv, summary.json        one row an epoch; the final figures
+    state/epoch-0003/                everything that --resume needs, after three whole epochs
+    state/epoch-0003-step-000120/    the same, 120 steps later; only the last state is kept
+    .lock                            held by the run while it works
+
+Each file is replaced whole and a state appears under its name only when complete, so that a crash
+or a full disk at any moment leaves the last good one.
+"""
+
+import csv
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.trn import TRN
+from robust_submission.provenance import provenance
+from robust_submission.training.recipe import RunRecipe, as_plain
+
+PARTS = {"gradient_accumulation", "auto_batch_size"}
+"""Keys of a recipe that cut a step into parts, each of which perturbs the weights for itself."""
+
+MAY_CHANGE = {"output", "trackers", "root", "download", "num_workers", "save_steps"} | PARTS
+"""Keys of a recipe that decide no weight, or where things are: a resumed run may set them anew."""
+
+DAMAGED = (
+    *(OSError, RuntimeError, ValueError, LookupError),
+    *(SafetensorError, EOFError, pickle.UnpicklingError),
+)
+"""What reading a damaged state raises: torch, pickle, safetensors and json each their own."""
+
+CHOOSES_BEST = ("val_robust_accuracy", "val_restored_accuracy", "val_accuracy")
+"""The figures that choose the best epoch, the first of those that are measured."""
+
+
+def changed_key(
+    former: dict[str, Any], recipe: dict[str, Any], may_change: set[str], prefix: str = ""
+) -> str | None:
+    """The first difference in a key that decides the weights, in words; None where all agree."""
+    for key in [each for each in recipe | former if each not in may_change]:
+        name, old, new = f"{prefix}{key}", former.get(key), recipe.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if inner := changed_key(old, new, may_change, f"{name}."):
+                return inner
+        elif old != new:
+            return f"{name} = {old} as before, found {new}"
+    return None
+
+
+def best_epoch(rows: Sequence[Mapping[str, float]]) -> int:
+    """The epoch (from 1) of the highest validation accuracy, attacked where it is measured."""
+    metric = next(name for name in CHOOSES_BEST if name in rows[0])
+    return 1 + max(range(len(rows)), key=lambda place: rows[place][metric])
+
+
+def _position(state: Path) -> list[int]:
+    """The epoch and the step in the name of a state; they have more digits in long runs."""
+    return [int(number) for number in re.findall(r"\d+", state.name)]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which path could not be written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path}: not written: {error}") from error
+
+
+class RunFolder:
+    """Reads and writes the files of one run; only the main process writes.
+
+    Args:
+        recipe: Names the folder, and whether to overwrite or resume what stands there.
+        is_main: Whether this process is the one that writes.
+
+    Attributes:
+        rows: The metrics of each whole epoch.
+        losses: This process's loss in each step of the next epoch that the loaded state is past.
+
+    Raises:
+        ValueError: a run stands there and the recipe neither overwrites nor resumes it; there is
+            no state to resume, or one of another recipe; the folder holds what the run reads, or
+            cannot be made or written to; another run works in it.
+    """
+
+    def __init__(self, recipe: RunRecipe, *, is_main: bool) -> None:
+        self.path = recipe.output
+        self.recipe = recipe
+        self.rows = list[dict[str, float]]()
+        self.losses = torch.empty(0)
+        for read in filter(None, recipe.inputs):
+            if read.resolve().is_relative_to(self.path.resolve()):
+                raise ValueError(f"{self.path}: expected nothing that the run reads, found {read}.")
+        if recipe.resume and self.last_state() is None:
+            raise ValueError(f"{self.path}: expected a run with a state to resume, found none.")
+        if recipe.resume:
+            plain = as_plain(recipe)
+            perturbs = plain.get("objective", {}).get("awp_gamma")
+            self._check("recipe.yaml", plain, MAY_CHANGE - PARTS if perturbs else MAY_CHANGE)
+        elif (self.path / "recipe.yaml").exists() and not recipe.overwrite:
+            raise ValueError(
+                f"{self.path}: expected no run there, found one; "
+                "go on with --resume, replace it with --overwrite."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path}: expected a folder that can be made: {error}."
+            ) from error
+        if not os.access(self.path, os.W_OK):
+            raise ValueError(f"{self.path}: expected a writable folder, found it read-only.")
+        self._lock = lock_folder(self.path) if is_main else None
+
+    def _check(self, name: str, now: dict[str, Any], may_change: set[str]) -> None:
+        """What a file, YAML or JSON, says of the run to resume still holds."""
+        path = self.path / name
+        try:
+            text = path.read_text()
+            former = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError):
+            former = None
+        if not isinstance(former, dict):
+            raise ValueError(f"{path}: expected that of a run to resume, found none or damage.")
+        if difference := changed_key(former, now, may_change):
+            raise ValueError(f"{path}: expected {difference}; resume what was begun.")
+
+    def begin(self, accelerator: Accelerator, ema: ModelEmaV3 | None, data: dict[str, Any]) -> None:
+        """Go on from the last state, or remove the run to overwrite; begin the trackers.
+
+        All processes, once everything that could fail is built.
+
+        Args:
+            accelerator: Holds the model and the optimizer.
+            ema: The average of the weights.
+            data: What tells the training images from others.
+
+        Raises:
+            ValueError: the state is damaged or one of other data.
+        """
+        if self.recipe.resume:
+            self._check("data.json", data, set())
+            self._load_state(accelerator, ema)
+        if accelerator.is_main_process:
+            overwrite = self.recipe.overwrite and not self.recipe.resume
+            if overwrite and (self.path / "recipe.yaml").exists():
+                clear_folder(self.path)
+            for left in self.path.glob(".best-*"):  # by a crash
+                shutil.rmtree(left)
+            self.write_yaml("recipe.yaml", as_plain(self.recipe))
+            self.write_json("provenance.json", provenance())
+            self.write_json("data.json", data)
+        accelerator.init_trackers("logs")
+
+    def add_row(self, row: dict[str, float]) -> None:
+        """Close an epoch with its metrics."""
+        self.rows.append(row)
+        self.losses = torch.empty(0)
+
+    def write_json(self, name: str, value: object) -> None:
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+    def write_yaml(self, name: str, value: object) -> None:
+        with atomic_write(self.path / name) as temporary:
+            temporary.write_text(yaml.safe_dump(value, sort_keys=False))
+
+    def write_metrics(self) -> None:
+        with atomic_write(self.path / "metrics.csv") as temporary, temporary.open("w") as file:
+            table = csv.DictWriter(file, self.rows[0], lineterminator="\n")
+            table.writeheader()
+            table.writerows(self.rows)
+
+    def write_best(self, model: RobustClassifier | TRN) -> None:
+        """Replace the checkpoint by `model`, file by file, each whole; ValueError if it cannot."""
+        temporary = tempfile.TemporaryDirectory
+        with _writing(self.path), temporary(dir=self.path, prefix=".best-") as folder:
+            model.save_pretrained(folder)
+            for name in ("config.json", "model.safetensors"):
+                (Path(folder) / name).chmod(0o644)  # safetensors keeps its files to their owner
+                (Path(folder) / name).replace(self.path / name)
+
+    def last_state(self) -> Path | None:
+        """The newest complete state."""
+        states = (self.path / "state").glob("epoch-*")
+        return max(states, key=_position, default=None)
+
+    def save_state(
+        self, accelerator: Accelerator, ema: ModelEmaV3 | None, losses: Tensor | None = None
+    ) -> None:
+        """Save everything that resuming needs, under its name only when complete. All processes.
+
+        Args:
+            accelerator: Holds the model and the optimizer.
+            ema: The average of the weights.
+            losses: (steps,), this process's, within an epoch; None after a whole one.
+
+        Raises:
+            ValueError: it cannot be written; the last state is as it was.
+        """
+        partial = self.path / "state" / "partial"
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        every_loss = None if losses is None else accelerator.gather(losses[None])
+        with _writing(partial):
+            accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            with _writing(partial):
+                if ema:
+                    average = ema.module.state_dict()
+                    flat = {name: tensor.contiguous() for name, tensor in average.items()}
+                    save_file(flat, partial / "ema.safetensors")
+                if isinstance(every_loss, Tensor):  # (processes, steps)
+                    save_file({"losses": every_loss}, partial / "losses.safetensors")
+                (partial / "metrics.json").write_text(json.dumps(self.rows))
+                self._complete(partial, steps=0 if losses is None else len(losses))
+        accelerator.wait_for_everyone()
+
+    def _complete(self, partial: Path, steps: int) -> None:
+        """Give a state its name and remove all others."""
+        for path in filter(Path.is_file, partial.rglob("*")):
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        name = f"epoch-{len(self.rows):04d}" + (f"-step-{steps:06d}" if steps else "")
+        complete = partial.rename(partial.with_name(name))
+        for former in set(complete.parent.glob("epoch-*")) - {complete}:
+            shutil.rmtree(former)
+
+    def _load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> None:
+        """Load the newest state, its `rows` and `losses`."""
+        state = self.last_state()
+        assert state is not None
+        losses = None
+        try:
+            accelerator.load_state(str(state))
+            if ema:
+                ema.module.load_state_dict(load_file(state / "ema.safetensors"))
+            self.rows = json.loads((state / "metrics.json").read_text())
+            if (path := state / "losses.safetensors").exists():
+                losses = load_file(path)["losses"]
+        except DAMAGED as error:
+            found = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{state}: expected a whole state, found it damaged: {found}"
+            ) from error
+        if losses is not None:
+            same = len(losses) == accelerator.num_processes
+            self.losses = losses[accelerator.process_index] if same else losses.mean(0)

@@ -1,0 +1,301 @@
+"""evaluate.py from end to end, on a tiny classifier of digits."""
+
+import json
+import multiprocessing
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from inference.evaluate import Options, evaluate
+from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.evaluation.evaluation_data import DataOptions
+from tests.conftest import run_command
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["inference.evaluate", "robust_submission.report.write"])
+FILES = ("report.json", "per_image.csv", "report.html")
+Run = Callable[..., dict[str, Any]]
+
+
+def options(checkpoint: Path, out: Path, **changes: Any) -> Options:
+    small = Options(checkpoint=checkpoint, out=out, attacks=Names("fgsm,pgd"), steps=3, limit=140)
+    return replace(small, **changes)
+
+
+def start(chosen: Options) -> ForkServerProcess:
+    """evaluate() in a process of its own, which takes no second to start."""
+    process = FORKSERVER.Process(target=evaluate, args=(chosen,))
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The forkserver inherits it: equal threads, equal bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def report_of(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Evaluate a checkpoint, its config changed, and read the report."""
+
+    def run_it(checkpoint: Path, config: dict[str, Any] | None = None, **changes: Any) -> Any:
+        folder = tmp_path_factory.mktemp("evaluated")
+        shutil.copytree(checkpoint, folder / "run", ignore=shutil.ignore_patterns("state", "logs"))
+        settings = json.loads((folder / "run" / "config.json").read_text()) | (config or {})
+        (folder / "run" / "config.json").write_text(json.dumps(settings))
+        process = start(options(folder / "run", folder / "report", **changes))
+        process.join()
+        assert process.exitcode == 0
+        return json.loads((folder / "report" / "report.json").read_text())
+
+    return run_it
+
+
+@pytest.fixture(scope="module")
+def finished(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("finished") / "deep" / "report"
+    process = start(options(small_run, out))
+    process.join()
+    assert process.exitcode == 0
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files' bytes, the state of the source tree apart."""
+    git = re.compile(rb"(unknown|[0-9a-f]{40})(\+changes)?")
+    return {name: git.sub(b"", (folder / name).read_bytes()) for name in FILES}
+
+
+def check(report: dict[str, Any], name: str) -> str:
+    (found,) = [each["outcome"] for each in report["checks"] if each["name"] == name]
+    return found
+
+
+def value(report: dict[str, Any], name: str) -> float:
+    (found,) = [each for each in report["measurements"] if each["name"] == name]
+    return found["robust_accuracy"]["value"]
+
+
+def test_behind_gcm_the_two_numbers_part_and_the_verdict_is_masked(finished: Path):
+    report = json.loads((finished / "report.json").read_text())
+    assert report["verdict"] == "masked"
+    assert report["clean"]["value"] == report["twin_clean"]["value"] > 0.6
+    assert report["oblivious"]["value"] > report["adaptive"]["value"] + 0.15
+    assert report["oblivious"]["low"] > report["adaptive"]["high"]
+    assert check(report, "oblivious and adaptive agree") == "masking"
+    assert check(report, "size of gradients") == "masking"
+    assert check(report, "epsilon 0") == check(report, "inside the ball") == "ok"
+    assert check(report, "large epsilon, adaptive") == "ok"
+    assert value(report, "pgd-3 linf 8/255 transfer") < value(report, "pgd-3 linf 8/255 oblivious")
+
+
+def test_the_parts_of_the_report_fit_together(finished: Path):
+    report = json.loads((finished / "report.json").read_text())
+    table = pd.read_csv(finished / "per_image.csv")
+    assert len(table) == report["clean"]["total"] == 140 and table["id"].is_unique
+    right = table["clean prediction"] == table["label"]
+    assert right.sum() == report["clean"]["count"]
+    robust = [column for column in table if column.endswith(" robust") and "worst" not in column]
+    assert len(robust) == len(report["measurements"]) == 6
+    for measured in report["measurements"]:
+        column, after = table[f"{measured['name']} robust"], table[f"{measured['name']} prediction"]
+        assert (column == (right & (after == table["label"]))).all()
+        assert column.sum() == measured["robust_accuracy"]["count"]
+        assert measured["attack_robustness"]["value"] == pytest.approx(column.sum() / right.sum())
+    assert table["worst case adaptive robust"].tolist() == table[robust].min(axis=1).tolist()
+    assert table["worst case adaptive robust"].sum() == report["adaptive"]["count"]
+    curve = next(each for each in report["curves"] if each["through"] == "revealed")
+    counts = [point["count"] for point in curve["accuracy"]]
+    assert counts == sorted(counts, reverse=True) and counts[-1] <= 3
+    assert len(report["gallery"]) == 8
+    assert len({picture["label"] for picture in report["gallery"]}) == 8
+    assert not (finished / ".journal").exists()
+
+
+def test_without_gcm_there_is_no_sign_of_masking(small_run: Path, finished: Path, report_of: Run):
+    report = report_of(small_run, {"conceal": False})
+    masked = json.loads((finished / "report.json").read_text())
+    assert report["verdict"] == "no sign of masking", report["checks"]
+    assert report["oblivious"] == report["adaptive"]
+    assert report["twin_clean"] is None and not report["model"]["stages"]
+    assert report["adaptive"]["value"] == masked["adaptive"]["value"]
+
+
+def test_without_a_gradient_attack_nothing_is_said_of_a_gap(small_run: Path, report_of: Run):
+    report = report_of(small_run, attacks=Names("noise"), curves=False, limit=20)
+    assert "oblivious and adaptive agree" not in {each["name"] for each in report["checks"]}
+
+
+BLIND = """
+import torch
+from pathlib import Path
+from robust_submission.models.classifier import load_checkpoint, undefended
+
+def model():
+    network = undefended(load_checkpoint(Path({checkpoint!r}))).eval()
+    return torch.no_grad()(lambda images: network(images))
+"""
+
+
+def test_gradients_that_nobody_could_take_are_no_sign_of_masking(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "blind.py").write_text(BLIND.format(checkpoint=str(small_run)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = {"model": "blind:model", "image_size": 32, "data": DataOptions(name="digits")}
+    changes |= {"checkpoint": None, "twin": small_run, "attacks": Names("square"), "limit": 12}
+    changes["epsilon"] = Ratios("64/255")  # few queries fool it then
+    process = start(replace(options(small_run, tmp_path / "report"), **changes))
+    process.join()
+    assert process.exitcode == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    names = ("finite gradients", "gradients there", "size of gradients", "gradients point uphill")
+    assert [check(report, name) for name in names] == ["not run"] * 4
+    assert check(report, "differentiable") == "warning"
+    assert report["verdict"] == "no sign of masking"
+
+
+def test_a_random_model_is_judged_on_several_draws(small_run: Path, report_of: Run):
+    randomize = {"min_size": 24, "seed": 0}
+    changes = {"limit": 40, "draws": 3, "eot": 2, "curves": False}
+    report = report_of(small_run, {"conceal": False, "randomize": randomize}, **changes)
+    clean, adaptive = report["clean"], report["adaptive"]
+    assert len(clean["by_draw"]) == len(adaptive["by_draw"]) == 3
+    assert len(set(clean["by_draw"])) > 1
+    assert clean["value"] == pytest.approx(sum(clean["by_draw"]) / 3)
+    assert adaptive["low"] <= min(adaptive["by_draw"]) <= max(adaptive["by_draw"])
+    assert max(adaptive["by_draw"]) <= adaptive["high"]
+    assert report["model"]["random"] and check(report, "deterministic") == "warning"
+    pgd = report["measurements"][3]
+    assert pgd["name"] == "pgd-3 linf 8/255 adaptive"
+    assert pgd["settings"]["draws_averaged"] == 2 and not pgd["settings"]["early_stop"]
+    assert adaptive["value"] < report["oblivious"]["value"] <= clean["value"]
+
+
+def test_autoattack_says_which_part_fooled(small_run: Path, report_of: Run):
+    changes = {"limit": 12, "attacks": Names("autoattack"), "curves": False}
+    changes["epsilon"] = Ratios("16/255")
+    report = report_of(small_run, {"conceal": False}, **changes)
+    measured = report["measurements"][0]
+    parts = measured["settings"]["fooled_first_by"]
+    assert list(parts) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert sum(parts.values()) == report["clean"]["count"] - measured["robust_accuracy"]["count"]
+    assert parts["apgd-ce"] > 0
+    assert check(report, "white box beats square (AutoAttack)") == "ok"
+
+
+def test_killed_ten_times_the_report_is_the_same(small_run: Path, finished: Path, tmp_path: Path):
+    """SIGKILL after a random number of new results and a random moment more.
+
+    The first of the ten evaluations had fewer attacks: PGD for the curves alone.
+    """
+    chosen, draw = options(small_run, tmp_path / "report"), random.Random(0)
+    for kill in range(10):
+        before = written(chosen.out)
+        process = start(chosen if kill else replace(chosen, attacks=Names("fgsm")))
+        wanted = before + draw.randint(0, 2) if kill else 11
+        while process.is_alive() and written(chosen.out) < wanted:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "it was to be killed before it was done"
+        assert not (chosen.out / "report.json").exists()
+    process = start(chosen)
+    process.join()
+    assert process.exitcode == 0
+    assert contents(chosen.out) == contents(finished)
+
+
+def written(out: Path) -> int:
+    return sum(1 for _ in (out / ".journal").glob("*/*.npz"))
+
+
+def test_two_processes_give_the_same_report(small_run: Path, finished: Path, tmp_path: Path):
+    arguments = ["--checkpoint", small_run, "--out", tmp_path / "report", "--attacks", "fgsm,pgd"]
+    arguments += ["--steps", 3, "--limit", 140, "--batch_size", 7, "--num_workers", 1]
+    done = run_command("inference/evaluate.py", *arguments, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "report") == contents(finished)
+    assert done.stdout.count("Verdict: masked") == 1
+
+
+def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
+    small_run: Path, finished: Path, report_of: Run
+):
+    report = json.loads((finished / "report.json").read_text())
+    other = report_of(small_run, seed=1, curves=False)
+    assert other["seed"] == 1 and not other["curves"]
+    assert other["data"]["chosen"] == "a stratified draw with seed 1"
+    assert other["clean"] != report["clean"] or other["adaptive"] != report["adaptive"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--attacks", "pgd,autoatack"], 1, "'autoatack' (nearest: autoattack)"),
+        (["--epsilon", "8"], 1, "for linf at most 1, as pixels are 0 to 1 (8/255), found 8."),
+        (["--epsilon", "eight"], 2, "8/255"),
+        (["--epsilon", "0.12345671,0.12345672"], 1, "--epsilon: expected radii that differ in"),
+        (["--limit", "0"], 1, "--limit: expected at least 1, found 0."),
+        (["--seed", "-1"], 1, "--seed: expected at least 0, found -1."),
+        (["--image_size", "16"], 1, "--image_size: expected 32, as "),
+        (["--out", "an.png"], 1, "--out: expected a folder, found the file an.png."),
+        (["--norm", "l3"], 2, "l3"),
+        (["--data.name", "folder", "--data.root", "nowhere"], 1, "nowhere"),
+        (["--data.name", "images", "--data.root", "."], 1, "expected images with labels"),
+        (["--data.root", "."], 1, "expected --data.name with --data.root"),
+        (["--atacks", "pgd"], 2, "unknown option --atacks; nearest known: attacks."),
+    ],
+)
+def test_a_mistake_is_told_in_a_few_lines(
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    message: str,
+):
+    (tmp_path / "an.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate.py", "--checkpoint", str(small_run), "--out", "report", *arguments]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        run(evaluate, Options)
+    error = capsys.readouterr().err
+    assert ended.value.code == status
+    assert message in error and "Traceback" not in error and len(error.splitlines()) <= 4
+
+
+def test_a_run_without_a_recipe_needs_the_data_named(small_run: Path, tmp_path: Path):
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    with pytest.raises(ValueError, match=r"recipe\.yaml: expected .* or --data\.name"):
+        evaluate(options(tmp_path / "run", tmp_path / "report"))
+    with pytest.raises(ValueError, match="expected one logit for each of the data's 2 classes"):
+        two_classes(tmp_path / "data")
+        data = DataOptions(name="folder", root=tmp_path / "data")
+        evaluate(options(tmp_path / "run", tmp_path / "report", data=data))
+
+
+def two_classes(folder: Path) -> None:
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (folder / "test" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8)).save(folder / "test" / name / f"{number}.png")

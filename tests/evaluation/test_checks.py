@@ -1,0 +1,172 @@
+"""Every check both ways: what an honest model of 100 images shows, and what a masked one does."""
+
+import numpy as np
+import pytest
+
+from robust_submission.evaluation import checks
+from robust_submission.evaluation.schema import share
+
+NAN, INFINITE = np.nan, np.inf
+
+
+def survival(survivors: int, total: int = 100) -> np.ndarray:
+    """The first `survivors` of `total` images survive."""
+    return (np.arange(total) < survivors).astype(float)
+
+
+def apart(only_first: int, only_second: int) -> tuple[np.ndarray, np.ndarray]:
+    """Survival under two attacks, of which each fools so many images that the other does not."""
+    first, second = np.ones(100), np.ones(100)
+    first[:only_first] = 0
+    second[only_first : only_first + only_second] = 0
+    return first, second
+
+
+def test_sign_test_against_the_binomial_by_hand():
+    assert checks.only_fooled_by(*apart(3, 0)) == (3, 0, pytest.approx(1 / 8))
+    assert checks.only_fooled_by(*apart(3, 1)) == (3, 1, pytest.approx(5 / 16))
+    assert checks.only_fooled_by(*apart(0, 0)) == (0, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "outcome"),
+    [([1, 2, 3], "ok"), ([1, NAN, 3], "masking"), ([0, 0, 0], "ok"), ([], "not run")],
+)
+def test_finite(gradient: list[float], outcome: str):
+    assert checks.check_finite(np.array(gradient, dtype=float)).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("zero", "total", "outcome"),
+    [(0, 100, "ok"), (1, 100, "ok"), (1, 5, "ok"), (30, 100, "masking"), (0, 0, "not run")],
+)
+def test_zero(zero: int, total: int, outcome: str):
+    gradient = np.where(np.arange(total) < zero, 0.0, 1.0)
+    assert checks.check_zero(gradient).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("gradient", "margin", "outcome"),
+    [
+        (2000, -10, "ok"),  # a natural model, fooled at 1/200
+        (5, -2, "ok"),  # a robust one, fooled at 0.4
+        (1e13, -10, "masking"),  # GCM
+        (1e-9, -10, "masking"),  # saturated
+        (NAN, -10, "not run"),
+    ],
+)
+def test_size(gradient: float, margin: float, outcome: str):
+    found = checks.check_size(np.full(9, gradient), np.full(9, float(margin)))
+    assert found.outcome == outcome
+
+
+def test_size_takes_the_median():
+    gradient = np.array([100.0] * 6 + [1e13] * 5)
+    assert checks.check_size(gradient, np.full(11, -1.0)).outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("share_up", "total", "random", "outcome"),
+    [
+        (0.98, 100, False, "ok"),
+        (0.70, 20, False, "ok"),  # too few to tell
+        (0.52, 100, False, "masking"),
+        (0.52, 100, True, "warning"),
+        (0, 0, False, "not run"),
+    ],
+)
+def test_uphill(share_up: float, total: int, random: bool, outcome: str):
+    rises = np.arange(total) < share_up * total
+    assert checks.check_uphill(rises, random).outcome == outcome
+
+
+def test_outputs_without_logits_gradients_or_repetition_are_warnings():
+    assert checks.check_outputs(False).outcome == checks.check_random(False, 1, 1).outcome == "ok"
+    assert checks.check_outputs(True).outcome == "warning"
+    assert checks.check_differentiable(True).outcome == "ok"
+    assert checks.check_differentiable(False).outcome == "warning"
+    random = checks.check_random(True, 5, 10)
+    assert random.outcome == "warning" and "5 other draws" in random.found
+
+
+@pytest.mark.parametrize(
+    ("only_one", "only_many", "outcome"),
+    [(0, 40, "ok"), (1, 0, "ok"), (3, 1, "ok"), (12, 2, "masking"), (7, 0, "masking")],
+)
+def test_one_step(only_one: int, only_many: int, outcome: str):
+    assert checks.check_one_step(*apart(only_one, only_many), "adaptive").outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("only_black", "only_white", "outcome"),
+    [(0, 30, "ok"), (2, 50, "ok"), (3, 0, "ok"), (12, 0, "masking"), (12, 60, "masking")],
+)
+def test_black_box(only_black: int, only_white: int, outcome: str):
+    assert checks.check_black_box(*apart(only_black, only_white), "square").outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("oblivious", "adaptive", "outcome"),
+    [
+        (95, 2, "masking"),
+        (50, 50, "ok"),
+        (50, 47, "ok"),  # three images of 100 are chance
+        (10, 0, "masking"),
+        (47, 50, "ok"),
+    ],
+)
+def test_gap(oblivious: int, adaptive: int, outcome: str):
+    assert checks.check_gap(survival(oblivious), survival(adaptive)).outcome == outcome
+
+
+def test_gap_of_a_random_model_within_its_noise():
+    noise = np.random.default_rng(0).choice([-0.2, 0, 0.2], 100)
+    assert checks.check_gap(0.5 + noise, np.full(100, 0.5)).outcome == "ok"
+    assert checks.check_gap(0.7 + noise, np.full(100, 0.5)).outcome == "masking"
+
+
+def test_a_significant_gap_below_a_point_is_no_masking():
+    assert checks.check_gap(survival(5030, 10_000), survival(5000, 10_000)).outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "classes", "outcome"),
+    [
+        (0, 32, 10, "ok"),
+        (3, 32, 10, "ok"),
+        (12, 32, 10, "masking"),
+        (15, 32, 2, "ok"),
+        (0, 0, 10, "not run"),
+    ],
+)
+def test_large_epsilon(count: int, total: int, classes: int, outcome: str):
+    found = checks.check_large_epsilon(share(count, total), 0.5, classes, "oblivious")
+    assert found.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("once", "twice", "outcome"), [(50, 50, "ok"), (50, 48, "ok"), (50, 30, "warning")]
+)
+def test_converged(once: int, twice: int, outcome: str):
+    assert checks.check_converged(survival(once), survival(twice), 20).outcome == outcome
+
+
+def test_epsilon_zero_has_no_tolerance():
+    clean = np.arange(12).reshape(6, 2)
+    other = clean.copy()
+    other[3, 1] = 0
+    assert checks.check_epsilon_zero(clean, clean.copy()).outcome == "ok"
+    assert checks.check_epsilon_zero(clean, other).outcome == "warning"
+
+
+def test_ball_forgives_rounding_only():
+    epsilons = np.array([8 / 255, 1600.0])
+    inside = epsilons * (1 + 1e-5)
+    assert checks.check_ball(inside, epsilons).outcome == "ok"
+    assert checks.check_ball(np.array([9 / 255, 1600]), epsilons).outcome == "warning"
+
+
+def test_clean_accuracy_at_chance():
+    assert checks.check_clean(share(80, 100), 10).outcome == "ok"
+    chance = checks.check_clean(share(11, 100), 10)
+    assert chance.outcome == "warning" and "normalisation" in chance.found

@@ -1,0 +1,114 @@
+"""What the journal gives back, and what it refuses."""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robust_submission.evaluation.cache import Journal, code_digest, model_digest, source_digest
+
+SETTINGS = {"seed": 0, "model": "abc"}
+IMAGES = torch.zeros(2, 3, 4, 4)
+
+
+def written(folder: Path) -> Journal:
+    journal = Journal(folder, SETTINGS)
+    assert journal.prepare() == ""
+    journal.save("pgd", 3, "pixels", {"found": np.arange(4)})
+    return journal
+
+
+def test_gives_back_what_it_got(tmp_path: Path):
+    written(tmp_path / "j")
+    again = Journal(tmp_path / "j", SETTINGS)
+    assert "going on with the 1 parts" in again.prepare()
+    found = again.load("pgd", 3, "pixels")
+    assert found is not None and list(found) == ["found"]
+    assert np.array_equal(found["found"], np.arange(4))
+
+
+def test_two_evaluations_in_one_folder(tmp_path: Path):
+    journal, pid = written(tmp_path / "j"), os.fork()
+    if pid == 0:
+        try:
+            Journal(tmp_path / "j", SETTINGS | {"seed": 1}).prepare()
+        except ValueError as error:
+            os._exit(3 if "expected no other process at work there" in str(error) else 4)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert journal.load("pgd", 3, "pixels") is not None
+
+
+def test_refuses_other_pixels_and_what_is_missing(tmp_path: Path):
+    journal = written(tmp_path / "j")
+    assert journal.load("pgd", 3, "other pixels") is None
+    assert journal.load("pgd", 4, "pixels") is None
+    assert journal.load("fgsm", 3, "pixels") is None
+
+
+def test_other_settings_start_over_and_are_named(tmp_path: Path):
+    written(tmp_path / "j")
+    other = Journal(tmp_path / "j", SETTINGS | {"seed": 1})
+    assert other.prepare() == f"starting over: {tmp_path / 'j'} is of another seed"
+    assert other.load("pgd", 3, "pixels") is None
+
+
+def test_a_journal_without_its_settings_starts_over(tmp_path: Path):
+    journal = written(tmp_path / "j")
+    (tmp_path / "j" / "settings.json").write_text("{")
+    assert "starting over" in Journal(tmp_path / "j", SETTINGS).prepare()
+    assert journal.load("pgd", 3, "pixels") is None
+
+
+def test_what_is_damaged_is_made_anew(tmp_path: Path):
+    journal = written(tmp_path / "j")
+    (part,) = (tmp_path / "j").glob("*/*.npz")
+    part.write_bytes(part.read_bytes()[:20])
+    assert journal.load("pgd", 3, "pixels") is None
+    (tmp_path / "j" / "settings.json").write_text("[3]")
+    assert "starting over" in journal.prepare()
+
+
+def test_is_removed_whole(tmp_path: Path):
+    written(tmp_path / "j").remove()
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_model_is_known_by_its_weights_and_structure():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    before = model_digest(model, IMAGES)
+    assert before == model_digest(model.eval(), IMAGES)
+    assert before != model_digest(nn.Sequential(nn.Flatten(), nn.ReLU(), model[1]), IMAGES)
+    with torch.no_grad():
+        model[1].bias[2] += 1e-3  # type: ignore[index]
+    assert before != model_digest(model, IMAGES)
+
+
+def test_a_plain_function_is_known_by_its_outputs():
+    one = model_digest(lambda images: images.flatten(1)[:, :3], IMAGES)
+    assert one == model_digest(lambda images: images.flatten(1)[:, 3:6], IMAGES)
+    assert one != model_digest(lambda images: images.flatten(1)[:, :3] + 1, IMAGES)
+
+
+def test_a_module_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = ModuleType("someones")
+    module.__file__ = str(tmp_path / "someones.py")
+    monkeypatch.setitem(sys.modules, "someones", module)
+    digests = set[str]()
+    for code in ("1", "2", "2"):
+        (tmp_path / "someones.py").write_text(code)
+        digests.add(source_digest("someones"))
+    assert len(digests) == 2 and source_digest("") == source_digest("hf-hub") == ""
+
+
+def test_code_is_known_by_its_bytes(tmp_path: Path):
+    (tmp_path / "a.py").write_text("1")
+    before = code_digest(tmp_path)
+    (tmp_path / "a.py").write_text("2")
+    assert code_digest(tmp_path) != before

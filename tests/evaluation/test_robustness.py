@@ -1,0 +1,146 @@
+"""The parts of a job: who is attacked with which, in what chunks, and what is kept of it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robust_submission.data.sources.arrays import ArraySource
+from robust_submission.evaluation.batch import Chunk
+from robust_submission.evaluation.cache import Arrays, Journal
+from robust_submission.evaluation.plan import Job
+from robust_submission.evaluation.runner import Evaluation
+
+NUMBER, LIMIT = 300, 20  # images; of the curves
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 4, NUMBER)
+INDICES = np.sort(RNG.permutation(2 * NUMBER)[:NUMBER])
+RIGHT = INDICES % 7 != 0
+FOOLED_BY = np.where(RIGHT & (INDICES % 5 < 4), INDICES % 5, -1)
+LOSS = (0.0, 1.0, 3.0, 2.0)  # that each part reaches, whether it fools or not
+AUTOATTACK = Job(attack="autoattack", through="model", norm="linf", epsilon=0.1)
+PGD = Job(attack="pgd", through="model", norm="linf", epsilon=0.1, steps=2)
+
+
+class Attacked:
+    """In place of a Measure: part k fools the images whose index leaves k when divided by 5."""
+
+    target = SimpleNamespace(image_size=8)
+
+    def __init__(self) -> None:
+        self.calls = list[tuple[Job, int, Chunk]]()
+
+    def clean(self, chunk: Chunk) -> Arrays:
+        labels = chunk.labels[: chunk.count].numpy()
+        return {"predictions": np.where(chunk.indices % 7 == 0, 9, labels)[:, None]}
+
+    def attacked(
+        self, job: Job, chunk: Chunk, right: np.ndarray, shown: np.ndarray, part: int
+    ) -> Arrays:
+        self.calls.append((job, part, chunk))
+        rows = slice(len(right))
+        indices, labels = chunk.indices[rows], chunk.labels[rows].numpy()
+        fooled = right & (indices % 5 == part)
+        return {
+            "predictions": np.where(fooled, 8, np.where(right, labels, 9))[:, None],
+            "distance": np.full(len(right), float(part)),
+            "fooled": fooled,
+            "loss": np.full(len(right), LOSS[part]),
+            "pictures": np.full((len(shown), 8, 8, 3), part, dtype=np.uint8),
+        }
+
+
+@pytest.fixture
+def evaluation(tmp_path: Any) -> Evaluation:
+    pixels = RNG.integers(0, 256, (2 * NUMBER, 8, 8, 3), dtype=np.uint8)
+    labels = np.zeros(2 * NUMBER, dtype=np.int64)
+    labels[INDICES] = LABELS
+    ids = np.array([str(index) for index in range(2 * NUMBER)])
+    data: Any = SimpleNamespace(
+        source=ArraySource(pixels, labels, list("abcd"), ids),
+        indices=INDICES,
+        labels=labels,
+        curve_images=LIMIT,
+    )
+    accelerator: Any = SimpleNamespace(
+        num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu")
+    )
+    measure: Any = Attacked()
+    journal = Journal(tmp_path / "journal", {})
+    journal.prepare()
+    return Evaluation(
+        accelerator=accelerator,
+        measure=measure,
+        data=data,
+        jobs={AUTOATTACK: True, PGD: False},
+        journal=journal,
+        batch_size=50,
+        num_workers=0,
+    )
+
+
+def calls_of(evaluation: Evaluation) -> list[tuple[Job, int, Chunk]]:
+    return evaluation.measure.calls  # type: ignore[attr-defined]
+
+
+def test_each_part_sees_those_that_withstood_the_ones_before(evaluation: Evaluation):
+    evaluation.run()
+    seen = [np.zeros(0, dtype=int) for _ in LOSS]
+    for job, part, chunk in calls_of(evaluation):
+        assert (chunk.indices == INDICES[chunk.rows]).all()
+        if job == AUTOATTACK:
+            seen[part] = np.concatenate([seen[part], chunk.rows])
+    assert seen[0].tolist() == list(range(NUMBER))
+    for part in (1, 2, 3):
+        withstood = RIGHT & ((FOOLED_BY < 0) | (part <= FOOLED_BY))
+        assert seen[part].tolist() == np.flatnonzero(withstood).tolist()
+
+
+def test_later_parts_run_in_even_chunks_of_a_power_of_two(evaluation: Evaluation):
+    evaluation.run()
+    sizes = {part: list[tuple[int, int]]() for part in range(4)}
+    for job, part, chunk in calls_of(evaluation):
+        if job == AUTOATTACK:
+            sizes[part].append((chunk.count, len(chunk.images)))
+    assert [size for _, size in sizes[0]] == [128, 128, 128]
+    for part in (1, 2, 3):
+        number, places = sum(count for count, _ in sizes[part]), {size for _, size in sizes[part]}
+        assert places == {-(-number // len(sizes[part]))}
+        assert len(sizes[part]) == (2 if number > 128 else 1)
+
+
+def test_what_fooled_is_kept_else_what_came_nearest(evaluation: Evaluation):
+    results = evaluation.run()
+    found = results.jobs[AUTOATTACK]
+    assert found["fooled_by"].tolist() == FOOLED_BY.tolist()
+    assert (found["predictions"][FOOLED_BY >= 0] == 8).all()
+    survivors = RIGHT & (FOOLED_BY < 0)
+    assert (found["predictions"][survivors, 0] == LABELS[survivors]).all()
+    assert (found["predictions"][~RIGHT] == 9).all()
+    kept = np.where(survivors, np.argmax(LOSS), np.maximum(FOOLED_BY, 0))
+    assert found["distance"].tolist() == kept.tolist()
+    assert len(results.gallery) == 8
+    assert results.pictures[AUTOATTACK][:, 0, 0, 0].tolist() == kept[results.gallery].tolist()
+    assert list(results.pictures) == [AUTOATTACK]
+
+
+def test_a_curve_is_of_the_first_images(evaluation: Evaluation):
+    found = evaluation.run().jobs[PGD]
+    assert len(found["predictions"]) == LIMIT
+    assert found["fooled"].tolist() == (FOOLED_BY[:LIMIT] == 0).tolist()
+
+
+def test_done_parts_are_taken_from_the_journal(evaluation: Evaluation):
+    first = evaluation.run()
+    calls_of(evaluation).clear()
+    parts = sorted(evaluation.journal.folder.glob(f"{AUTOATTACK.key}-*/*.npz"))
+    assert {part.parent.name.removeprefix(f"{AUTOATTACK.key}-") for part in parts} == {
+        *("apgd-t", "fab-t", "square")
+    }
+    parts[0].unlink()
+    again = evaluation.run()
+    assert [(job, part) for job, part, _ in calls_of(evaluation)] == [(AUTOATTACK, 1)]
+    for name, values in first.jobs[AUTOATTACK].items():
+        assert np.array_equal(values, again.jobs[AUTOATTACK][name])

@@ -1,0 +1,208 @@
+"""The evaluated model: found by name, tried out, seen as it is, revealed, and without defences."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_submission.evaluation.cache import module_digest
+from robust_submission.evaluation.views import LogProbabilities, Target, build_target
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.gcm import GCM
+from robust_submission.models.named_models import Named, load_named
+from robust_submission.models.resize_pad import RandomResizePad
+from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.trn import TRN
+
+IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+NAMES = ["a", "b", "c"]
+MODULE = """
+from torch import nn
+NUMBER = 3
+def good():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    model.image_size = 8
+    return model
+def sizeless():
+    return lambda images: images
+def number():
+    return 3
+def needy(size):
+    return good()
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "someones_models.py").write_text(MODULE)
+    (tmp_path / "broken_models.py").write_text("def model(:")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "someones_models", raising=False)
+
+
+def linear(*before: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*before, nn.Flatten(), nn.Linear(192, 3))
+
+
+def build(model: object, class_names: list[str] | None = None, twin: object = None) -> Target:
+    named = Named(name="it", model=model, image_size=8)  # type: ignore[arg-type]
+    cpu = torch.device("cpu")
+    return build_target(named, twin, IMAGES, class_names or NAMES, cpu)  # type: ignore[arg-type]
+
+
+def test_a_function_is_called_for_its_model():
+    named = load_named(None, "someones_models:good", None)
+    assert named.image_size == 8 and isinstance(named.model, nn.Sequential)
+    assert load_named(None, "someones_models:sizeless", 16).image_size == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("someones_models:sizeless", "expected --image_size"),
+        ("someones_models:god", "expected a function 'god' .* nearest: good"),
+        ("someones_models:NUMBER", "expected a function 'NUMBER' .* found int"),
+        ("someones_models:number", "expected a callable from images to logits, found int"),
+        ("someones_models:needy", "found TypeError: needy.. missing 1 required"),
+        ("someone_elses:model", "No module named 'someone_elses'"),
+        ("broken_models:model", "found SyntaxError"),
+        ("..broken_models:model", "found TypeError"),
+        ("resnet19", "nearest timm model: resnet1"),
+    ],
+)
+def test_a_name_that_leads_nowhere(name: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_named(None, name, None)
+
+
+def test_checkpoint_or_model():
+    with pytest.raises(ValueError, match="either --checkpoint or --model"):
+        load_named(None, None, None)
+    with pytest.raises(ValueError, match="either --checkpoint or --model"):
+        load_named(Path("runs"), "resnet18", None)
+    with pytest.raises(ValueError, match="expected the folder of a checkpoint"):
+        load_named(Path("runs"), None, None)
+
+
+def test_a_plain_model_hides_nothing_and_has_no_twin():
+    target = build(linear())
+    assert not target.hides and target.twin is None and target.revealed is target.model
+    assert not (target.random or target.softmax) and target.differentiable
+
+
+def test_gcm_is_revealed_and_taken_away_for_the_twin():
+    target = build(linear(GCM()))
+    assert target.hides and not target.random
+    assert isinstance(target.revealed[0], StraightThrough)  # type: ignore[index]
+    assert target.twin is not None
+    torch.testing.assert_close(target.twin(IMAGES), linear()(IMAGES))
+    assert target.describe()["stages"] == ["GCM(omega=1e+20, epsilon=1e-08)"]
+    assert target.describe()["digest"] == module_digest(target.model)
+
+
+def test_a_trn_is_revealed_bypassed_and_taken_away_for_the_twin():
+    torch.manual_seed(0)
+    classifier = RobustClassifier(class_names=NAMES, image_size=8, backbone=linear(), conceal=False)
+    alone = build(classifier)
+    assert alone.bypassed is None and not alone.hides
+    classifier.attach_trn(TRN(width=4, depth=1))
+    for weight in classifier.restore.parameters():
+        nn.init.normal_(weight, std=0.1)
+    target = build(classifier)
+    assert target.hides and target.bypassed is not None and target.twin is not None
+    expected = classifier(IMAGES)
+    torch.testing.assert_close(target.revealed(IMAGES), expected)
+    torch.testing.assert_close(target.bypassed(IMAGES), expected)
+    assert not torch.equal(target.twin(IMAGES), expected)
+    (stage,) = target.describe()["stages"]
+    assert stage == (
+        "TRN(streams: image and gradient; gradient map: predicted, from the classifier)"
+    )
+
+
+def test_another_twin_is_taken_where_one_is_named():
+    twin = linear(nn.AvgPool2d(1))
+    assert build(linear(GCM()), twin=twin).twin is twin
+    concealed = build(linear(), twin=linear(GCM())).twin
+    assert isinstance(concealed, nn.Sequential) and isinstance(concealed[0], nn.Identity)
+    with pytest.raises(ValueError, match=r"--twin: expected one logit .* 2 classes, found 3"):
+        build(lambda images: images.flatten(1)[:, :2], NAMES[:2], twin)
+
+
+def test_resize_and_pad_makes_a_model_random_and_its_draws_are_set():
+    target = build(linear(GCM(), RandomResizePad(8, 4)))
+    assert target.random and target.hides and len(target.describe()["stages"]) == 2
+    target.set_draw(3)
+    third = target.model(IMAGES)
+    target.set_draw(4)
+    assert not torch.equal(target.model(IMAGES), third)
+    target.set_draw(3)
+    assert torch.equal(target.revealed(IMAGES), third)
+
+
+def test_noise_that_is_not_ours_is_noticed():
+    model = linear()
+    target = build(lambda images: model(images + 0.1 * torch.rand_like(images)))
+    assert target.random and target.describe()["digest"] is None
+    masked = torch.tensor([0, 0, -torch.inf])
+    assert build(lambda images: model(images + 0.1 * torch.rand_like(images)) + masked).random
+
+
+def test_probabilities_are_noticed_and_revealed_as_their_logarithms():
+    target = build(linear(), None)
+    soft = build(nn.Sequential(linear(), nn.Softmax(dim=1)))
+    assert soft.softmax and soft.hides and isinstance(soft.revealed, LogProbabilities)
+    expected = target.model(IMAGES).log_softmax(dim=1)
+    torch.testing.assert_close(soft.revealed(IMAGES), expected)
+    assert LogProbabilities(lambda images: torch.zeros(1, 2))(IMAGES).isfinite().all()
+
+
+def test_a_model_without_gradients_is_noticed():
+    assert not build(lambda images: linear()(images.detach()).detach()).differentiable
+    assert not build(lambda images: linear()(images.detach())).differentiable
+
+
+def test_what_is_no_module_has_no_known_parameters():
+    described = build(lambda images: linear()(images)).describe()
+    assert described["parameters"] is None and described["digest"] is None
+    assert build(linear()).describe()["parameters"] == 193 * 3
+
+
+def test_evaluation_freezes_the_model():
+    model = linear().train()
+    build(model)
+    assert not model.training and not any(each.requires_grad for each in model.parameters())
+
+
+def two(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images, images
+
+
+@pytest.mark.parametrize(
+    ("model", "class_names", "message"),
+    [
+        (linear(), ["a", "b"], "it: expected one logit for each of the data's 2 classes, found 3"),
+        (nn.Flatten(), NAMES, "classes, found 192"),
+        (nn.Linear(5, 3), NAMES, r"it: expected logits of images \(4, 3, 8, 8\), found: .*shapes"),
+        (nn.Identity(), NAMES, r"found \(4, 3, 8, 8\)"),
+        (two, NAMES, "found tuple"),
+        (lambda: None, NAMES, "found: .*positional argument"),
+        (lambda images: images.flatten(1)[:, :1], ["a"], r"two classes at least, found \['a'\]"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data(model: object, class_names: list[str], message: str):
+    with pytest.raises(ValueError, match=message) as raised:
+        build(model, class_names)
+    assert str(raised.value).count("\n") < 3
+
+
+def test_classes_in_another_order_are_refused():
+    named = Named(name="it", model=linear(), image_size=8, class_names=["0", "1", "10"])
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"label 1 is '1'\), found '10'"):
+        build_target(named, None, IMAGES, ["0", "10", "1"], cpu)
+    build_target(named, None, IMAGES, ["zero", "one", "ten"], cpu)

@@ -1,0 +1,110 @@
+"""A robustness report as evaluate.py would make it, for the tests of its files and its page."""
+
+import numpy as np
+import pytest
+
+from robust_submission.evaluation.schema import Check, Curve, Measurement, Picture, Report, share
+from robust_submission.report.gallery import gallery_rows
+from robust_submission.report.page import render_page
+
+
+def make_measurement(attack="pgd", through="model", count=940, **changes) -> Measurement:
+    values = {
+        "name": f"{attack} {through}",
+        "attack": attack,
+        "through": through,
+        "norm": "linf",
+        "epsilon": 8 / 255,
+        "settings": {"steps": 20, "step_size": 2 / 255},
+        "robust_accuracy": share(count, 1000),
+        "attack_robustness": share(count, 950),
+        "largest_perturbation": 8 / 255,
+    }
+    return Measurement(**{**values, **changes})
+
+
+def curve(name, through, norm, x, counts) -> Curve:
+    points = tuple(share(count, 1000) for count in counts)
+    return Curve(name=name, through=through, norm=norm, x=tuple(x), accuracy=points)
+
+
+def make_report(**changes) -> Report:
+    epsilons = [0.0, 1 / 255, 8 / 255, 32 / 255]
+    values = {
+        "model": {"name": "resnet18-gcm", "num_classes": 10, "random": False},
+        "data": {"source": "cifar10", "images": 1000},
+        "threat_model": "The attacker knows everything.\n\nHe may change every pixel.",
+        "seed": 7,
+        "clean": share(950, 1000),
+        "twin_clean": share(954, 1000),
+        "oblivious": share(940, 1000),
+        "adaptive": share(3, 1000),
+        "oblivious_robustness": share(940, 950),
+        "adaptive_robustness": share(3, 950),
+        "measurements": (
+            make_measurement("fgsm", "revealed", 148),
+            make_measurement("pgd", "revealed", 4),
+            make_measurement("fgsm", "model", 946),
+            make_measurement("pgd", "twin", 106),
+            make_measurement("pgd", "model", 944),
+        ),
+        "curves": (
+            curve("epsilon", "model", "linf", epsilons, [950, 948, 944, 860]),
+            curve("epsilon", "revealed", "linf", epsilons, [950, 530, 4, 0]),
+            curve("epsilon", "revealed", "l2", [0.0, 0.5], [950, 34]),
+            curve("steps", "revealed", "linf", [1, 10, 20, 80], [148, 6, 4, 4]),
+        ),
+        "checks": (
+            Check(name="one-step", question="Does one step beat many?", outcome="ok",
+                  expected="no", found="94.6 % against 94.4 %"),
+            Check(name="black-box", question="Does a black box beat the white box?",
+                  outcome="masking", expected="no", found="10.6 % against 94.4 %"),
+            Check(name="draws", question="Do draws agree?", outcome="not run",
+                  expected="yes", found="the model is not random"),
+        ),
+        "verdict": "masked",
+        "gallery": (
+            Picture(id="a.png", label="cat", clean_prediction="cat",
+                    oblivious_prediction="cat", adaptive_prediction="dog"),
+            Picture(id="b.png", label="ship", clean_prediction="frog",
+                    oblivious_prediction="ship", adaptive_prediction="truck"),
+        ),
+        "provenance": {"python": "3.11", "packages": {"torch": "2.15.0"}},
+    }  # fmt: skip
+    return Report(**{**values, **changes})
+
+
+def make_pictures(count=2, size=8) -> dict[str, list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    clean = [rng.integers(8, 248, (size, size, 3), dtype=np.uint8) for _ in range(count)]
+    noise = [rng.integers(-8, 9, (size, size, 3)) for _ in range(count)]
+    attacked = [(a + b).astype(np.uint8) for a, b in zip(clean, noise, strict=True)]
+    return {"clean": clean, "oblivious": attacked, "adaptive": attacked[::-1]}
+
+
+@pytest.fixture(scope="session")
+def measured():
+    """Makes a measurement; arguments replace its fields."""
+    return make_measurement
+
+
+@pytest.fixture(scope="session")
+def example():
+    """Makes a report; arguments replace its fields."""
+    return make_report
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Makes the pictures of a gallery of so many images."""
+    return make_pictures
+
+
+@pytest.fixture(scope="session")
+def rendered():
+    """Makes the page of a report."""
+
+    def render(report: Report) -> str:
+        return render_page(report, *gallery_rows(report, make_pictures(len(report.gallery))))
+
+    return render

@@ -1,0 +1,210 @@
+"""The page: the numbers, accessible, self-contained, with any name and any part missing."""
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+from rich.console import Console
+
+from robust_submission.evaluation import wording
+from robust_submission.evaluation.schema import share
+from robust_submission.report.page import exceeds, measurement_groups
+from robust_submission.report.plots import curve_svgs
+from robust_submission.report.write import print_table
+
+NASTY = "<script>alert('1')</script> & \"corgi\" [bold]$x_1$" + "long" * 30
+
+
+class Page(HTMLParser):
+    """A page's elements, text and unclosed tags."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def by_id(self, name):
+        (found,) = [each for _, each in self.elements if each.get("id") == name]
+        return found
+
+
+def test_the_two_numbers_and_the_verdict_are_on_the_page(example, rendered):
+    page = Page(rendered(example()))
+    assert page.by_id("oblivious")["data-value"] == "0.94"
+    assert page.by_id("adaptive")["data-value"] == "0.003"
+    assert page.by_id("clean")["data-value"] == "0.95"
+    assert page.by_id("verdict")["data-value"] == "masked"
+    text = page.text.replace(wording.SPACE, " ")
+    for words in (
+        "What the leaderboard sees",
+        "94.0 %",
+        "940 of 1,000 images",
+        "What is true",
+        "0.3 %",
+        "0.1 to 0.9 %",
+        "1 of 2 checks shows it.",
+        "93.7 points",
+        "He may change every pixel.",
+        "8/255",
+        "steps 20, step size 2/255",
+        "torch 2.15.0",
+        "Undefended twin 95.4 %",
+    ):
+        assert words in text, words
+
+
+def test_the_page_is_self_contained_and_accessible(example, rendered):
+    page = Page(rendered(example()))
+    assert page.open == []
+    assert not page.all("script")
+    links = [each[key] for _, each in page.elements for key in ("src", "href") if key in each]
+    assert all((link or "").startswith(("data:", "#")) for link in links), links
+    assert "url(http" not in page.text
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(header.get("scope") for header in page.all("th"))
+    ids = [each["id"] for _, each in page.elements if "id" in each]
+    assert len(ids) == len(set(ids))
+    assert len(page.all("h1")) == 1
+    assert page.all("html")[0]["lang"] == "en"
+
+
+def test_curves_take_colours_and_font_from_the_page(example):
+    (epsilon, l2), (steps,) = (
+        curve_svgs(example(), name).values() for name in ("epsilon", "steps")
+    )
+    for drawing in (epsilon, l2, steps):
+        assert "var(--adaptive)" in drawing
+        assert "font-family: var(--sans)" in drawing
+        assert not re.search(r"#[0-9a-f]{6}|DejaVu", drawing)
+    assert "var(--oblivious)" in epsilon
+    assert "var(--oblivious)" not in l2
+    assert "L∞ epsilon, in 1/255" in epsilon
+    assert "steps of the attack (L∞)" in steps
+
+
+def test_names_are_text_never_markup(tmp_path, example, measured, rendered):
+    picture = replace(example().gallery[0], label=NASTY, id=NASTY, adaptive_prediction=NASTY)
+    check = replace(example().checks[0], question=NASTY, found=NASTY)
+    nasty = example(
+        model={"name": NASTY, "num_classes": 1000, NASTY: [NASTY]},
+        threat_model=NASTY,
+        measurements=(measured(NASTY, settings={NASTY: NASTY}),),
+        checks=(check,),
+        gallery=(picture,),
+        provenance={NASTY: {NASTY: NASTY}},
+    )
+    text = rendered(nasty)
+    assert "<script" not in text
+    assert "[bold]$x_1$" in Page(text).text
+    console = Console(record=True, width=400, file=(tmp_path / "terminal").open("w"))
+    print_table(nasty, console)
+    assert NASTY in console.export_text()
+
+
+def test_absent_parts_leave_no_trace(tmp_path, example, rendered):
+    bare = example(
+        measurements=(), curves=(), checks=(), gallery=(), twin_clean=None, model={}, data={},
+        provenance={}, verdict="no sign of masking", adaptive=share(931, 1000),
+    )  # fmt: skip
+    text = rendered(bare)
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings == ["Threat model", "To repeat it"]
+    page = Page(text)
+    assert "No sign of masking." in page.text
+    assert "The two numbers lie 0.9 points apart, within their intervals." in page.text
+    assert "twin" not in page.text
+    assert "chance" not in page.text
+    print_table(bare, Console(file=(tmp_path / "terminal").open("w")))
+
+
+def test_no_images_and_unknown_values_are_said_not_shown_as_zero(example, measured, rendered):
+    unknown = replace(share(1, 2), value=math.nan, low=math.nan, high=math.nan)
+    broken = example().curves[0]
+    nothing = example(
+        adaptive_robustness=share(0, 0),
+        clean=unknown,
+        curves=(replace(broken, accuracy=(unknown, *broken.accuracy[1:])),),
+        measurements=(measured(robust_accuracy=unknown, largest_perturbation=math.nan),),
+    )
+    page = Page(rendered(nothing))
+    assert page.by_id("clean")["data-value"] == ""
+    assert "AR not known: none was right when clean" in page.text
+    assert "not known" in page.text
+    assert "nan" not in page.text.lower()
+
+
+def test_a_random_model_shows_its_draws(example, rendered):
+    by_draw = (0.52, 0.54, 0.5)
+    report = example(oblivious=share(520, 1000, by_draw), adaptive=share(500.5, 1000, (0.5, 0.501)))
+    text = Page(rendered(report)).text.replace(wording.SPACE, " ")
+    assert "3 draws: 52.0, 54.0, 50.0 %" in text
+    assert "500.5 of 1,000 images" in text
+
+
+def test_oblivious_and_adaptive_of_one_attack_stand_together(example, measured):
+    stronger = measured("pgd", "model", 900, epsilon=16 / 255)
+    groups = measurement_groups(example(measurements=(*example().measurements, stronger)))
+    assert [[one.name for one in group] for group in groups] == [
+        ["fgsm model", "fgsm revealed"],
+        ["pgd model", "pgd revealed", "pgd twin"],
+        ["pgd model"],
+    ]
+
+
+def test_a_perturbation_above_epsilon_is_marked(example, measured, rendered):
+    assert not any(exceeds(one) for one in example().measurements)
+    beyond = measured(largest_perturbation=8.1 / 255)
+    assert exceeds(beyond)
+    assert "above epsilon" in Page(rendered(example(measurements=(beyond,), curves=()))).text
+
+
+def _luminance(color: str) -> float:
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_every_text_colour_has_enough_contrast(example, rendered):
+    style = rendered(example(curves=())).split("</style>")[0]
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in style.split("@media")[:2]]
+    assert [scheme["paper"] for scheme in schemes] == ["#fdfdfc", "#12151a"]
+    for scheme in schemes:
+        for name in ("ink", "muted", "oblivious", "adaptive", "transfer", "alarm"):
+            dark, light = sorted((_luminance(scheme[name]), _luminance(scheme["paper"])))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, name
+
+
+def test_a_seed_is_no_quantity_and_what_is_not_there_is_said_in_words(example, rendered):
+    odd = example(
+        seed=12345,
+        model={"name": "it", "num_classes": 21841, "parameters": None},
+        data={"images": 1},
+    )
+    text = Page(rendered(odd)).text.replace(wording.SPACE, " ")
+    assert "seed12345" in text and "parametersnot known" in text
+    assert "the images, 1 image\n" in text and "chance 0.00458 %" in text
+    assert "AR 98.9 % of those right when clean" in text
