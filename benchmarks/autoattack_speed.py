@@ -27,7 +27,8 @@ from robust_submission.cli.command import run
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.dataset import ImageDataset, collate
 from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import load_checkpoint
 from timing import DEVICE, ON_CPU, Usage, print_machine, print_table, python, run_command
 
 PROCESSES = len(os.sched_getaffinity(0)) if ON_CPU else 1

@@ -31,9 +31,10 @@ from robust_submission.attacks import NORMS, build_attack
 from robust_submission.cli.command import run
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.sources import open_source
-from robust_submission.models.classifier import load_checkpoint, undefended
+from robust_submission.models.classifier import undefended
 from robust_submission.models.cpu.arrangement import arrange
-from robust_submission.provenance import provenance
+from robust_submission.models.load import load_checkpoint
+from robust_submission.runtime import provenance
 from timing import DEVICE, ON_CPU, synchronize
 
 Run = Callable[[Tensor, Tensor], Tensor]

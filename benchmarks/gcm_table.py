@@ -30,7 +30,7 @@ from robust_submission.evaluation.evaluation_data import (
 )
 from robust_submission.evaluation.schema import Share, share
 from robust_submission.models.classifier import reveal, undefended
-from robust_submission.models.named_models import load_named
+from robust_submission.models.load import load_named
 
 PAPER_VALUES = 3 * 224**2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from robust_submission.provenance import provenance
+from robust_submission.runtime import provenance
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -29,7 +29,7 @@ from robust_submission.data.loader import evaluation_loader, micro_batches
 from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
 from robust_submission.evaluation.schema import share
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
-from robust_submission.models.named_models import load_restoring
+from robust_submission.models.load import load_restoring
 
 ATTACKS = ("fgsm", "ffgsm", "bim", "pgd", "mim")
 _ITERATIVE = ("bim", "pgd", "mim")

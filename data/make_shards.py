@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from robust_submission.cli.command import run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, whole_folder
 from robust_submission.data.sources import Source, available_splits, open_source
 from robust_submission.data.sources.folders import FileSource
@@ -48,7 +49,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.images_per_shard < 1:
-            raise ValueError(
+            raise UserError(
                 f"images_per_shard: expected at least 1, found {self.images_per_shard}."
             )
 
@@ -65,7 +66,7 @@ def _image_file(source: Source, index: int) -> tuple[str, bytes]:
 
 def _write_split(source: Source, folder: Path, images_per_shard: int) -> None:
     if source.labels is None or source.class_names is None:
-        raise ValueError("data.name: expected a source with labels, found one without.")
+        raise UserError("data.name: expected a source with labels, found one without.")
     folder.mkdir(exist_ok=True)
     cuts = range(0, len(source), images_per_shard)
     for shard, first in enumerate(tqdm(cuts, desc="shards")):
@@ -82,7 +83,7 @@ def make_shards(options: Options) -> None:
     """Write the shards of each split, and the class names.
 
     Raises:
-        ValueError: no such data, no labels, or something in the folder's place already.
+        UserError: no such data, no labels, or something in the folder's place already.
     """
     data = options.data
     splits = available_splits(data.name, data.root)

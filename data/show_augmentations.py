@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_sample_image
 
 from robust_submission.cli.command import run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.augment import apply_transform
 from robust_submission.data.images import read_image, resize_image
@@ -41,7 +42,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, least in (("image_size", 8), ("seed", 0), ("draws", 1)):
             if getattr(self, name) < least:
-                raise ValueError(
+                raise UserError(
                     f"--{name}: expected at least {least}, received {getattr(self, name)}."
                 )
 

@@ -23,6 +23,7 @@ from accelerate import InitProcessGroupKwargs
 
 import robust_submission
 from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.cli.errors import UserError
 from robust_submission.data.dataset import ImageDataset, collate
 from robust_submission.data.loader import micro_batch_size
 from robust_submission.evaluation import wording
@@ -44,10 +45,9 @@ from robust_submission.evaluation.plan import plan_jobs
 from robust_submission.evaluation.results import Findings
 from robust_submission.evaluation.runner import Evaluation
 from robust_submission.evaluation.views import Target, build_target
-from robust_submission.models.named_models import load_named
-from robust_submission.provenance import provenance
+from robust_submission.models.load import load_named
 from robust_submission.report.build import build_report, gallery_pictures, per_image_table
-from robust_submission.runtime import start_accelerator
+from robust_submission.runtime import provenance, start_accelerator
 
 CODE = Path(robust_submission.__file__).parent
 
@@ -102,19 +102,19 @@ class Options:
         for name in (*counts, "num_workers", "seed"):
             least = 1 if name in counts else 0
             if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"--{name}: expected at least {least}, found {value}.")
+                raise UserError(f"--{name}: expected at least {least}, found {value}.")
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"--out: expected a folder, found the file {self.out}.")
+            raise UserError(f"--out: expected a folder, found the file {self.out}.")
         if not self.attacks or not self.epsilon:
-            raise ValueError("expected at least one of --attacks and of --epsilon, found none.")
+            raise UserError("expected at least one of --attacks and of --epsilon, found none.")
         if min(self.epsilon) <= 0 or (self.norm == "linf" and max(self.epsilon) > 1):
-            raise ValueError(
+            raise UserError(
                 "--epsilon: expected radii above 0, for linf at most 1, as pixels are 0 to 1 "
                 f"(8/255), found {', '.join(f'{each:g}' for each in self.epsilon)}."
             )
         names = [wording.radius(each, self.norm) for each in set(self.epsilon)]
         if len(set(names)) < len(names):
-            raise ValueError(
+            raise UserError(
                 "--epsilon: expected radii that differ in the digits that name them "
                 f"({max(names, key=names.count)}), found {', '.join(map(str, self.epsilon))}."
             )

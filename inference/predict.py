@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from robust_submission.cli.command import run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import check_writable
 from robust_submission.data.gather import gather_by_index, gather_skipped
 from robust_submission.data.loader import (
@@ -27,8 +28,9 @@ from robust_submission.data.loader import (
 )
 from robust_submission.data.run_data import open_run_data
 from robust_submission.data.sources import Source, open_source
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.load import load_checkpoint
 from robust_submission.prediction.formats import Predictions, choose_format, write_predictions
 from robust_submission.prediction.layout import plan_layout
 from robust_submission.runtime import start_accelerator
@@ -63,7 +65,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit: expected at least 1, found {self.limit}.")
+            raise UserError(f"--limit: expected at least 1, found {self.limit}.")
 
 
 def classify(
@@ -80,7 +82,7 @@ def classify(
         the images that could not be read.
 
     Raises:
-        ValueError: a logit is NaN or infinite; it names the checkpoint and the image.
+        UserError: a logit is NaN or infinite; it names the checkpoint and the image.
     """
     columns: dict[str, list[torch.Tensor]] = {"index": [], "label": []}
     if probabilities:
@@ -96,7 +98,7 @@ def classify(
             indices = batch["indices"][:count]
             if len(wrong := indices[~logits.isfinite().all(1)]):
                 name = loader.dataset.source.ids[int(wrong[0])]
-                raise ValueError(
+                raise UserError(
                     f"{checkpoint}: expected finite logits, found NaN or infinity for {name}."
                 )
             columns["index"].append(indices)
@@ -135,7 +137,7 @@ def predict(options: Options) -> None:
     for message in skipped.values() if accelerator.is_main_process else ():
         print(f"skipped: {message}")
     if not len(kept):
-        raise ValueError(
+        raise UserError(
             f"{options.images or options.checkpoint}: expected a readable image, found none."
         )
     if accelerator.is_main_process:

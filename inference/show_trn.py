@@ -20,12 +20,13 @@ from torch import Tensor
 from robust_submission.attacks import image_seeds
 from robust_submission.attacks.pgd import PGD
 from robust_submission.cli.command import Ratio, run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import check_writable
 from robust_submission.data.dataset import ImageDataset, collate
 from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
 from robust_submission.evaluation.runner import choose_gallery
 from robust_submission.models.classifier import RobustClassifier, undefended
-from robust_submission.models.named_models import load_restoring
+from robust_submission.models.load import load_restoring
 from robust_submission.models.trn import TRN
 from robust_submission.report.plots import INK, STYLE, write_png
 
@@ -56,7 +57,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.limit < 1 or not 0 < self.epsilon <= 1:
-            raise ValueError(
+            raise UserError(
                 "expected --limit of at least 1 and --epsilon above 0, at most 1; "
                 f"found {self.limit} and {self.epsilon:g}."
             )
@@ -114,7 +115,7 @@ def show(options: Options) -> None:
         predictions = undefended(model)(batch["images"]).argmax(1)
     kept = choose_gallery(predictions.numpy(), batch["labels"].numpy(), options.limit)
     if not kept:
-        raise ValueError(f"{name}: expected an image that it gets right, found none.")
+        raise UserError(f"{name}: expected an image that it gets right, found none.")
     images, labels, indices = (batch[key][kept] for key in ("images", "labels", "indices"))
     attack = PGD(epsilon=options.epsilon, steps=10)
     shown = columns(model, images, labels, attack, image_seeds(options.seed, indices))

@@ -19,6 +19,7 @@ from robust_submission.checker.host import Images, Rules, examine
 from robust_submission.checker.sandbox import Limits
 from robust_submission.checker.verdicts import Verdict, judge
 from robust_submission.cli.command import Names, run
+from robust_submission.cli.errors import UserError
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source, stratified_subset
 
@@ -56,7 +57,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("limit", "num_classes", "image_size", "timeout", "memory"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"--{name}: expected more than 0, found {getattr(self, name)}.")
+                raise UserError(f"--{name}: expected more than 0, found {getattr(self, name)}.")
 
     @property
     def rules(self) -> Rules:
@@ -75,7 +76,7 @@ def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Image
     """Images and labels of a folder of class folders, or of the challenge's folder.
 
     Raises:
-        ValueError: the source's own errors.
+        UserError: the source's own errors.
     """
     name = "challenge" if (folder / "label.txt").is_file() else "folder"
     split = "test" if name == "challenge" or (folder / "test").is_dir() else "train"
@@ -101,7 +102,7 @@ def check(options: Options) -> None:
     """Print the table.
 
     Raises:
-        ValueError: a check failed, or there is nothing to check.
+        UserError: a check failed, or there is nothing to check.
     """
     rules, images = options.rules, None
     if options.images is not None:
@@ -114,7 +115,7 @@ def check(options: Options) -> None:
     failed = [verdict.check for verdict in verdicts if verdict.status == "fail"]
     if failed:
         count = "1 check" if len(failed) == 1 else f"{len(failed)} checks"
-        raise ValueError(f"{options.file}: {count} failed: {', '.join(failed)}.")
+        raise UserError(f"{options.file}: {count} failed: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

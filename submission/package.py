@@ -21,11 +21,13 @@ from robust_submission.checker.host import Findings, Images, Rules, examine
 from robust_submission.checker.sandbox import Limits
 from robust_submission.checker.verdicts import judge
 from robust_submission.cli.command import run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.images import resize_image
 from robust_submission.data.run_data import open_run_data
 from robust_submission.data.sources import open_source
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import load_checkpoint
 from robust_submission.packaging.export import WRITERS
 
 TOLERANCE = 1e-4
@@ -57,7 +59,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.limit < 1:
-            raise ValueError(f"--limit: expected at least 1, found {self.limit}.")
+            raise UserError(f"--limit: expected at least 1, found {self.limit}.")
 
 
 def proof_images(options: Options, image_size: int) -> tuple[np.ndarray, str]:
@@ -92,18 +94,18 @@ def prove(
         What was found, and the largest difference of a logit.
 
     Raises:
-        ValueError: a check failed, or a logit differs by more than `TOLERANCE`.
+        UserError: a check failed, or a logit differs by more than `TOLERANCE`.
     """
     expected = reference_logits(model, pixels)
     findings = examine(package, rules, Images(pixels=pixels), logits=True)
     failed = [each for each in judge(findings, rules) if each.status == "fail"]
     if failed:
         words = [f"{each.check}: expected {each.expected}, found {each.found}." for each in failed]
-        raise ValueError("not packed: " + "\n".join(words[:3]))
+        raise UserError("not packed: " + "\n".join(words[:3]))
     found = np.asarray(findings.results["logits"])
     largest = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
     if not largest <= TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"not packed: expected the checkpoint's logits within {TOLERANCE:g}, found a "
             f"difference of {largest:.1e}."
         )
@@ -114,13 +116,13 @@ def package(options: Options) -> None:
     """Write the package.
 
     Raises:
-        ValueError: see `load_checkpoint`, `zip_members` and `prove`; an ending without a writer.
+        UserError: see `load_checkpoint`, `zip_members` and `prove`; an ending without a writer.
     """
     write = WRITERS.get(check_writable(options.out).suffix.lower())
     if write is None:
         found = options.out.suffix or "no ending"
         expected = ", ".join(WRITERS)
-        raise ValueError(f"{options.out}: expected the ending {expected}, found {found}.")
+        raise UserError(f"{options.out}: expected the ending {expected}, found {found}.")
     model = load_checkpoint(options.checkpoint, options.trn)
     rules = Rules(
         num_classes=len(model.class_names),

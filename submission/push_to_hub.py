@@ -22,12 +22,14 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from robust_submission.cli.command import run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import whole_folder
 from robust_submission.data.run_data import read_recipe
 from robust_submission.evaluation.cache import module_digest
 from robust_submission.evaluation.schema import Report
 from robust_submission.hub.model_card import model_card
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import load_checkpoint
 from robust_submission.report.write import read_report
 
 EXTRAS = ("recipe.yaml", "provenance.json", "report.json")
@@ -55,12 +57,12 @@ class Options:
 
     def __post_init__(self) -> None:
         if (self.repo_id is None) == (self.out is None):
-            raise ValueError("expected either --repo_id or --out, found both or neither.")
+            raise UserError("expected either --repo_id or --out, found both or neither.")
         if self.private and self.repo_id is None:
-            raise ValueError("--private: expected a --repo_id to keep private, found --out.")
+            raise UserError("--private: expected a --repo_id to keep private, found --out.")
         if self.repo_id is not None:
             if self.repo_id.count("/") != 1:
-                raise ValueError(f"--repo_id: expected user/name, found {self.repo_id!r}.")
+                raise UserError(f"--repo_id: expected user/name, found {self.repo_id!r}.")
             validate_repo_id(self.repo_id)
 
 
@@ -68,12 +70,12 @@ def load_report(folder: Path, model: RobustClassifier, checkpoint: Path) -> Repo
     """The report in `folder`, when it is of `model`.
 
     Raises:
-        ValueError: see `read_report`; or it is of another model.
+        UserError: see `read_report`; or it is of another model.
     """
     report = read_report(folder)
     expected, found = module_digest(model), report.model.get("digest") or "none"
     if found != expected:
-        raise ValueError(
+        raise UserError(
             f"{folder / 'report.json'}: expected a report of the model in {checkpoint}, digest "
             f"{expected}, found one of {report.model.get('name')}, digest {found}."
         )
@@ -85,9 +87,9 @@ def read_provenance(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON object, found {error}.") from error
+        raise UserError(f"{path}: expected a JSON object, found {error}.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(found).__name__}.")
+        raise UserError(f"{path}: expected a JSON object, found a {type(found).__name__}.")
     return found
 
 
@@ -95,7 +97,7 @@ def assemble(options: Options, folder: Path) -> None:
     """Fill `folder` with what goes up.
 
     Raises:
-        ValueError: see `load_checkpoint`, `load_report` and `read_recipe`.
+        UserError: see `load_checkpoint`, `load_report` and `read_recipe`.
     """
     checkpoint = options.checkpoint
     model = load_checkpoint(checkpoint, options.trn)
@@ -127,14 +129,14 @@ def upload(folder: Path, repo_id: str, private: bool) -> str:
     What an earlier upload left of `EXTRAS` goes with the same commit.
 
     Raises:
-        ValueError: no network, no permission, a card that the hub refuses, or a public repository
+        UserError: no network, no permission, a card that the hub refuses, or a public repository
             where a private one is asked for.
     """
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
-            raise ValueError("expected a private repository, found a public one.")
+            raise UserError("expected a private repository, found a public one.")
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -142,14 +144,14 @@ def upload(folder: Path, repo_id: str, private: bool) -> str:
             delete_patterns=list(EXTRAS),
         ).commit_url
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{repo_id}: not uploaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{repo_id}: not uploaded: {' '.join(str(error).split())}") from error
 
 
 def push_to_hub(options: Options) -> None:
     """Assemble the folder, and upload it or leave it at `out`.
 
     Raises:
-        ValueError: see `assemble`, `upload` and `whole_folder`.
+        UserError: see `assemble`, `upload` and `whole_folder`.
     """
     place = whole_folder(options.out) if options.out else tempfile.TemporaryDirectory()
     with place as folder:

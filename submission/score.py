@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from robust_submission.attacks import Model
 from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
 from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
@@ -29,8 +30,8 @@ from robust_submission.evaluation.wording import plural
 from robust_submission.leaderboard import scorer
 from robust_submission.leaderboard.load import Origin, load_contestant, unfit
 from robust_submission.leaderboard.scorer import PARTS, Score, Scorer, Setting, interval
-from robust_submission.models.classifier import load_checkpoint
-from robust_submission.provenance import provenance
+from robust_submission.models.load import load_checkpoint
+from robust_submission.runtime import provenance
 
 WEIGHTS = Path(scorer.__file__).parent / "weights.yaml"
 
@@ -51,7 +52,7 @@ class Weights:
     def __post_init__(self) -> None:
         values = vars(self).values()
         if min(values) < 0 or not sum(values):
-            raise ValueError("weights: expected none below 0 and not all 0.")
+            raise UserError("weights: expected none below 0 and not all 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("limit", "draws", "steps", "queries"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: expected at least 1, found {getattr(self, name)}.")
+                raise UserError(f"--{name}: expected at least 1, found {getattr(self, name)}.")
 
     @property
     def setting(self) -> Setting:
@@ -154,7 +155,7 @@ def score(options: Options) -> None:
     """Measure the package and print the board.
 
     Raises:
-        ValueError: see `load_contestant` and `open_evaluation_data`.
+        UserError: see `load_contestant` and `open_evaluation_data`.
     """
     if options.out is not None:
         check_writable(options.out)
@@ -171,7 +172,7 @@ def score(options: Options) -> None:
         check_logits(options.file, contestant.model, size, len(data.class_names))
         scorer = Scorer(contestant, setting)
         if not sum(getattr(options.weights, part) for part in PARTS if part in scorer.columns):
-            raise ValueError("weights: expected one above 0 of a measured part, found none.")
+            raise UserError("weights: expected one above 0 of a measured part, found none.")
         columns = measure(scorer, ImageDataset(data.source, data.indices, size), options.draws)
     result = Score(columns=columns, weights=dict(vars(options.weights)))
     images, draws = plural(len(data.indices), "image"), plural(options.draws, "draw")
@@ -193,7 +194,7 @@ def check_logits(package: Path, model: Model, size: int, num_classes: int) -> No
         raise unfit(package, error) from error
     if logits.shape != (1, num_classes):
         found = " x ".join(map(str, logits.shape))
-        raise ValueError(f"{package}: expected logits 1 x {num_classes}, found {found}.")
+        raise UserError(f"{package}: expected logits 1 x {num_classes}, found {found}.")
 
 
 def remarks(scorer: Scorer) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from robust_submission.cli.command import Names, run
+from robust_submission.cli.errors import UserError
 from robust_submission.prediction.faults import Faults
 from robust_submission.prediction.formats import Format, choose_format
 from robust_submission.prediction.layout import begins_with_label, plan_layout, read_template
@@ -40,7 +41,7 @@ class Options:
         count = len(self.class_names) or self.num_classes
         if count is not None and (count < 1 or self.num_classes not in (None, count)):
             found = f"{self.num_classes} and {len(self.class_names)} names"
-            raise ValueError(f"--num_classes: expected the number of --class_names, found {found}.")
+            raise UserError(f"--num_classes: expected the number of --class_names, found {found}.")
 
 
 def _classes_of(template: Table) -> tuple[list[str], list[str]]:
@@ -58,7 +59,7 @@ def read_expected(options: Options) -> Expected:
     """All that format, images, template and class names tell of the file.
 
     Raises:
-        ValueError: an ending without a profile; a faulty template; images that it does not name.
+        UserError: an ending without a profile; a faulty template; images that it does not name.
     """
     format = choose_format(options.file, options.format)
     class_names, count = list(options.class_names), options.num_classes
@@ -70,7 +71,7 @@ def read_expected(options: Options) -> Expected:
         known = class_names or labels
         if count is not None and len(class_names) not in (0, count):
             found = f"columns for {len(class_names)}"
-            raise ValueError(f"{template.path}: line 1: expected {count} classes, found {found}.")
+            raise UserError(f"{template.path}: line 1: expected {count} classes, found {found}.")
     count = count or len(class_names) or None
     known = known or [str(label) for label in range(count or 0)]
     ids = images if images is not None else template and template.ids
@@ -108,17 +109,17 @@ def validate(options: Options) -> None:
     """Print one line where the file is sound.
 
     Raises:
-        ValueError: every fault.
+        UserError: every fault.
     """
     if not options.file.is_file():
         found = "a folder" if options.file.is_dir() else "nothing there"
-        raise ValueError(f"{options.file}: expected a prediction file, found {found}.")
+        raise UserError(f"{options.file}: expected a prediction file, found {found}.")
     rows, faults = check_file(options.file, read_expected(options))
     size = "1 row" if len(rows.lines) == 1 else f"{len(rows.lines)} rows"
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         listed = "\n".join(faults.lines("entries" if rows.entries else "lines"))
-        raise ValueError(f"{options.file}: {size}, {count}\n{listed}")
+        raise UserError(f"{options.file}: {size}, {count}\n{listed}")
     print(f"{options.file}: {size}, valid")
 
 

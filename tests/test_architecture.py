@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "robust_submission"
 FLOORS = (
-    {"cli", "runtime", "provenance"},
+    {"cli", "runtime"},
     {"data", "models", "attacks"},
     {"training", "prediction", "evaluation"},
     {"report"},

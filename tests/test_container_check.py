@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from inference import predict
 from robust_submission.cli.command import parse
-from robust_submission.evaluation import predict
 from tests.conftest import ROOT
 from tests.container_check import Options, compare, container_check, contents
 

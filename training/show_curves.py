@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robust_submission.cli.command import run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.training.run_folder import best_epoch
 
@@ -38,16 +39,16 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     """The metrics of a run, one row an epoch.
 
     Raises:
-        ValueError: there are none, or they are damaged.
+        UserError: there are none, or they are damaged.
     """
     path = folder / "metrics.csv"
     try:
         rows = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected the metrics of a run, found {error}.") from error
+        raise UserError(f"{path}: expected the metrics of a run, found {error}.") from error
     if rows.empty or not {"epoch", "train_loss", "val_accuracy"} <= set(rows.columns):
         expected = "the columns epoch, train_loss and val_accuracy"
-        raise ValueError(f"{path}: expected {expected}, found {list(rows)}.")
+        raise UserError(f"{path}: expected {expected}, found {list(rows)}.")
     return rows
 
 

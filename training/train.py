@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robust_submission.cli.command import run
-from robust_submission.models.classifier import load_weights
+from robust_submission.models.checkpoint import load_weights
 from robust_submission.training.build import build_training, start_run
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.loop import fit

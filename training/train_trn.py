@@ -21,9 +21,11 @@ from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 
 from robust_submission.attacks.pgd import PGD
 from robust_submission.cli.command import run
-from robust_submission.models.classifier import RobustClassifier, load_weights
+from robust_submission.cli.errors import UserError
+from robust_submission.models.checkpoint import load_weights
+from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.cpu.arrangement import arrange
-from robust_submission.models.named_models import load_named
+from robust_submission.models.load import load_named
 from robust_submission.models.trn import TRN
 from robust_submission.training.build import (
     build_average,
@@ -50,11 +52,11 @@ def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
     """The trained classifier with a fresh TRN before it, whose weights are drawn from the seed.
 
     Raises:
-        ValueError: there is no such classifier, or the surrogate refuses its arguments.
+        UserError: there is no such classifier, or the surrogate refuses its arguments.
     """
     model = load_named(recipe.checkpoint, recipe.model).model
     if not isinstance(model, RobustClassifier):
-        raise ValueError(f"model: expected a RobustClassifier, found {type(model).__name__}.")
+        raise UserError(f"model: expected a RobustClassifier, found {type(model).__name__}.")
     arguments: dict[str, Any] = dict(vars(recipe.trn))
     start: Path | None = arguments.pop("start")
     if recipe.trn.surrogate is not None:
@@ -64,7 +66,7 @@ def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
     try:
         model.attach_trn(TRN(**arguments))
     except TypeError as error:
-        raise ValueError(f"trn.surrogate: {error}.") from error
+        raise UserError(f"trn.surrogate: {error}.") from error
     if start is not None:
         load_weights(model.restore, start / SAFETENSORS_SINGLE_FILE)
     return model
@@ -76,7 +78,7 @@ def build_training(
     """Loss, optimiser and schedule, handed to accelerate.
 
     Raises:
-        ValueError: the weights are sharded.
+        UserError: the weights are sharded.
     """
     require_whole_weights(accelerator, "a TRN")
     config = recipe.objective
@@ -117,7 +119,7 @@ def train_trn(recipe: TRNRecipe) -> None:
     classifier = build_classifier(recipe)
     data = load_data(recipe, classifier.image_size, accelerator)
     if data.class_names != classifier.class_names:
-        raise ValueError(
+        raise UserError(
             f"data: expected the classifier's classes in its order, {classifier.class_names}, "
             f"found {data.class_names}."
         )

@@ -7,13 +7,12 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from robust_submission.attacks.base import Attack, Model
-from robust_submission.attacks.ensemble import Outcome, WorstCase
-from robust_submission.attacks.eot import EOT
+from robust_submission.attacks.base import Attack, Model, image_seeds
+from robust_submission.attacks.ensemble import EOT, Outcome, WorstCase
 from robust_submission.attacks.external import AutoAttack, CarliniWagner
 from robust_submission.attacks.norms import NORMS
 from robust_submission.attacks.pgd import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise, input_gradient
-from robust_submission.attacks.randomness import image_seeds
+from robust_submission.cli.errors import UserError
 
 __all__ = [
     "ATTACKS",
@@ -59,16 +58,16 @@ def build_attack(name: str, epsilon: float, norm: str | None = None, **options: 
         options: Any other field of the attack, such as `steps=20`.
 
     Raises:
-        ValueError: no attack has that name, it has no such option, or refuses the value.
+        UserError: no attack has that name, it has no such option, or refuses the value.
     """
     if name not in ATTACKS:
         near = difflib.get_close_matches(name, ATTACKS, n=1, cutoff=0.5)
         hint = f" (nearest: {near[0]})" if near else ""
-        raise ValueError(f"Expected an attack of {', '.join(ATTACKS)}. Received: {name!r}{hint}.")
+        raise UserError(f"Expected an attack of {', '.join(ATTACKS)}. Received: {name!r}{hint}.")
     kind = ATTACKS[name]
     known = [each.name for each in fields(kind) if each.init]
     if unknown := [option for option in options if option not in known]:
-        raise ValueError(f"Expected options of {name}: {', '.join(known)}. Received: {unknown[0]}.")
+        raise UserError(f"Expected options of {name}: {', '.join(known)}. Received: {unknown[0]}.")
     if norm is not None:
         options["norm"] = norm
     if name in AutoAttack.KNOWN:

@@ -18,8 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_submission.attacks.base import Model, check_at_least, check_batch, check_choice
-from robust_submission.attacks.randomness import image_seeds
+from robust_submission.attacks.base import (
+    Model,
+    check_at_least,
+    check_batch,
+    check_choice,
+    image_seeds,
+)
+from robust_submission.cli.errors import UserError
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
@@ -179,7 +185,7 @@ class Corruption:
         check_choice("name", self.name, CORRUPTIONS)
         check_at_least("seed", self.seed, 0)
         if self.severity not in range(1, 6):
-            raise ValueError(f"Expected a severity from 1 to 5. Received: {self.severity}.")
+            raise UserError(f"Expected a severity from 1 to 5. Received: {self.severity}.")
 
     def corrupt(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Corrupt one image: a function of its two arguments alone.

@@ -1,6 +1,7 @@
-"""Several attacks in turn, each only on the images that withstood the ones before."""
+"""Several attacks as one (worst case per image), and a random model as its average (EOT)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from robust_submission.attacks.base import (
     ordinary,
 )
 from robust_submission.attacks.losses import cross_entropy
+from robust_submission.cli.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class WorstCase:
 
     def __post_init__(self) -> None:
         if not self.attacks:
-            raise ValueError("Expected at least one attack. Received: none.")
+            raise UserError("Expected at least one attack. Received: none.")
         if any(getattr(attack, "targeted", False) for attack in self.attacks.values()):
-            raise ValueError("Expected untargeted attacks only. Received: a targeted one.")
+            raise UserError("Expected untargeted attacks only. Received: a targeted one.")
 
     def __call__(
         self,
@@ -106,3 +108,36 @@ def _judged(judge: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     """Cross-entropies (B,), and whether the label won (B,)."""
     logits = judge(images).float()
     return cross_entropy(logits, labels), correct(logits, labels)
+
+
+@dataclass(frozen=True)
+class EOT:
+    """A model that averages the probabilities of several draws of a random model.
+
+        attack(EOT(model, range(20), set_draw), images, labels)
+
+    Returns the logarithm of the average probabilities, (B, num_classes): cross-entropy then is
+    -log of the average probability of the label, and the gradient is that of the expectation.
+    Averages of logits would let one confident draw outvote many. Holds the graphs of all draws at
+    once: memory grows with their number. Leaves the model at its last draw.
+    """
+
+    model: Model
+    """The random model: images (B, 3, H, W) to logits."""
+
+    draws: Sequence[int]
+    """The draws to average over, such as `range(20)`; judge on others than you attack."""
+
+    set_draw: Callable[[int], object]
+    """Makes the model use its k-th draw until told otherwise: `set_draw(k)`."""
+
+    def __post_init__(self) -> None:
+        if not len(self.draws):
+            raise UserError("Expected at least one draw. Received: none.")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        outputs = list[Tensor]()
+        for draw in self.draws:
+            self.set_draw(draw)
+            outputs.append(self.model(images).float().log_softmax(dim=1))
+        return torch.stack(outputs).logsumexp(dim=0) - math.log(len(outputs))

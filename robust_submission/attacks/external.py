@@ -25,6 +25,7 @@ from robust_submission.attacks.base import (
 )
 from robust_submission.attacks.hyperplane import nearest_l2, nearest_linf
 from robust_submission.attacks.norms import NORMS
+from robust_submission.cli.errors import UserError
 
 
 class _InputGradient(torch.autograd.Function):
@@ -93,7 +94,7 @@ def _fast_projections() -> AbstractContextManager[object]:
 
 def _batch_seed(seed: int, generator: torch.Generator | None, seeds: Tensor | None) -> int:
     if seeds is not None and generator is not None:
-        raise ValueError("Expected either a generator or seeds. Received: both.")
+        raise UserError("Expected either a generator or seeds. Received: both.")
     if seeds is not None:
         return int(sum(seeds.tolist()) % 2**31)
     if generator is not None:
@@ -213,7 +214,7 @@ class AutoAttack:
         check_at_least("epsilon", self.epsilon, 0)
         check_at_least("queries", self.queries, 1)
         if not self.attacks or isinstance(self.attacks, str):
-            raise ValueError(f"Expected a tuple of attacks. Received: {self.attacks!r}.")
+            raise UserError(f"Expected a tuple of attacks. Received: {self.attacks!r}.")
         for attack in self.attacks:
             check_choice("attacks", attack, self.KNOWN)
 

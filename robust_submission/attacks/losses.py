@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust_submission.cli.errors import UserError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, num_classes), float32, and labels (B,) to losses (B,)."""
 
@@ -26,10 +28,10 @@ def logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, DLR (Croce & Hein 2020): a margin without scale.
 
     Raises:
-        ValueError: fewer than three classes.
+        UserError: fewer than three classes.
     """
     if logits.shape[1] < 3:
-        raise ValueError(f"Expected at least 3 classes for DLR. Received: {logits.shape[1]}.")
+        raise UserError(f"Expected at least 3 classes for DLR. Received: {logits.shape[1]}.")
     top = logits.topk(3, dim=1).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 

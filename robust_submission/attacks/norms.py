@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robust_submission.attacks.randomness import Draws
+from robust_submission.attacks.base import Draws
 
 
 class Norm(Protocol):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robust_submission.attacks.base import (
+    Draws,
     Model,
     check_at_least,
     check_batch,
@@ -25,7 +26,7 @@ from robust_submission.attacks.base import (
 )
 from robust_submission.attacks.losses import LOSSES, Loss
 from robust_submission.attacks.norms import NORMS, rescaled
-from robust_submission.attacks.randomness import Draws
+from robust_submission.cli.errors import UserError
 
 
 def input_gradient(
@@ -48,7 +49,7 @@ def input_gradient(
         (B, 3, H, W), as autograd gives it (it may hold NaN), and (B, num_classes), float32.
 
     Raises:
-        ValueError: the logits do not depend on the images in a way that autograd can follow.
+        UserError: the logits do not depend on the images in a way that autograd can follow.
     """
     images = images.detach().requires_grad_()
     logits = model(images).float()
@@ -119,7 +120,7 @@ class PGD:
         if isinstance(self.loss, str):
             check_choice("loss", self.loss, list(LOSSES))
         if self.restarts > 1 and not self.random_start:
-            raise ValueError("Expected random_start=True with restarts above 1. Received: False.")
+            raise UserError("Expected random_start=True with restarts above 1. Received: False.")
 
     def __call__(
         self,
@@ -134,7 +135,7 @@ class PGD:
         where neither early stop nor restarts have to judge."""
         check_batch(images, labels)
         if labels.ndim != 1 and (self.early_stop or self.restarts > 1):
-            raise ValueError(
+            raise UserError(
                 "Expected class indices (B,) with early_stop or restarts. "
                 f"Received: labels of shape {tuple(labels.shape)}."
             )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from robust_submission.checker.sandbox import Limits, Run, run_isolated
 from robust_submission.checker.unpack import BOUNDS, RefusedError, unpack
+from robust_submission.cli.errors import UserError
 
 HERE = Path(__file__).parent
 KINDS = (".zip", ".onnx", ".pt2")
@@ -91,7 +92,7 @@ def examine(
         logits: Whether `results["logits"]` is wanted for the images.
 
     Raises:
-        ValueError: no such file, or of another kind.
+        UserError: no such file, or of another kind.
     """
     _check_path(path)
     request: dict[str, Any] = {"image_size": rules.image_size, "logits": logits}
@@ -123,10 +124,10 @@ def examine(
 def _check_path(path: Path) -> None:
     if path.suffix.lower() not in KINDS:
         found = path.suffix or "no ending"
-        raise ValueError(f"{path}: expected the ending {', '.join(KINDS)}, found {found}.")
+        raise UserError(f"{path}: expected the ending {', '.join(KINDS)}, found {found}.")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing there"
-        raise ValueError(f"{path}: expected a submission, found {found}.")
+        raise UserError(f"{path}: expected a submission, found {found}.")
 
 
 def _open(path: Path, folder: Path) -> tuple[dict[str, str], list[str]]:

@@ -5,6 +5,7 @@ from typing import Any
 from robust_submission.checker.host import STAGES, Findings, Rules, needless
 from robust_submission.checker.output_verdicts import judge_outputs
 from robust_submission.checker.verdict import Verdict, decide, error_words, fail
+from robust_submission.cli.errors import UserError
 
 
 def judge(findings: Findings, rules: Rules) -> list[Verdict]:
@@ -72,7 +73,7 @@ def _loading(results: dict[str, Any], findings: Findings, rules: Rules) -> Verdi
         return decide("loading", True, expected, f"loaded; all in {findings.seconds:.0f} s", "")
     words = error_words(load)
     if words is None:
-        raise ValueError(f"load: {load}")
+        raise UserError(f"load: {load}")
     error = load["error"]
     if error["kind"] == "ModuleNotFoundError":
         module = error["module"].split(".")[0]

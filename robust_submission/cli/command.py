@@ -29,6 +29,8 @@ from jsonargparse import (  # pyright: ignore[reportPrivateImportUsage]
 )
 from jsonargparse.typing import register_type
 
+from robust_submission.cli.errors import StoppedError, UsageError, UserError
+
 Options = TypeVar("Options")
 
 _LOST = re.compile("Connection (closed|reset) by peer|Timed out waiting|ncclRemoteError")
@@ -43,7 +45,7 @@ class Ratio(float):
         try:
             return super().__new__(cls, Fraction(value) if isinstance(value, str) else value)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(
+            raise UserError(
                 f"expected a number or a fraction such as 8/255, found {value!r}"
             ) from None
 
@@ -72,18 +74,6 @@ register_type(Ratios, serializer=list, deserializer=Ratios)
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the description."""
-
-
-class UsageError(Exception):
-    """The command line itself is wrong: exit status 2."""
-
-
-class StoppedError(Exception):
-    """The work stopped for a signal, in good order, and said so: exit status 128 + its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.status = 128 + number
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -140,7 +130,7 @@ def parse(
 
     Raises:
         UsageError: an unknown option, a value of the wrong type, a missing required option.
-        ValueError: a bad configuration file or key, or a value that the dataclass refuses.
+        UserError: a bad configuration file or key, or a value that the dataclass refuses.
     """
     parser = _build_parser(options, description, takes_config=default_config is not None)
     actions = [each for each in parser._actions if each.dest not in ("help", "print_config")]
@@ -164,7 +154,7 @@ def _check_groups(options: type, namespace: Namespace) -> None:
     """Refuse a configuration's `data: 5` where `data` has keys of its own."""
     for field in fields(options):
         if is_dataclass(field.type) and not isinstance(group := namespace[field.name], Namespace):
-            raise ValueError(f"{field.name}: expected a group of keys, found {group!r}.")
+            raise UserError(f"{field.name}: expected a group of keys, found {group!r}.")
 
 
 def _build_parser(options: type, description: str | None, takes_config: bool) -> ArgumentParser:
@@ -193,7 +183,7 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
     """Tell what is wrong with a file from what is wrong with the command line.
 
     Raises:
-        ValueError: a file cannot be read, or has an unknown key or a value of the wrong type.
+        UserError: a file cannot be read, or has an unknown key or a value of the wrong type.
     """
     for config in configs:
         try:
@@ -201,7 +191,7 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
         except ArgumentError as error:
             if "required" not in str(error):  # the command line may have it
                 path = config.removeprefix("--config=")
-                raise ValueError(f"{path}: {_explain(str(error), known)}") from error
+                raise UserError(f"{path}: {_explain(str(error), known)}") from error
 
 
 def _lost_another(error: RuntimeError) -> bool:
@@ -230,7 +220,7 @@ def run(
         work(parse(options, sys.argv[1:], default_config, description))
     except UsageError as error:
         status, message = 2, f"{error}\nSee --help."
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except UserError as error:
         if os.environ.get("ROBUST_TRACEBACK"):
             raise
         status, message = 1, str(error)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from robust_submission.cli.errors import UserError
+
 _LOCK = ".lock"
 
 
@@ -27,23 +29,21 @@ def check_writable(path: Path) -> Path:
     Makes and removes a file beside it.
 
     Raises:
-        ValueError: the folder of `path` does not exist or is not a folder, something other than a
+        UserError: the folder of `path` does not exist or is not a folder, something other than a
             file stands at `path`, or no file can be made there.
     """
     try:
         target = _behind_link(path)
         if not target.parent.is_dir():
             found = "a file" if target.parent.exists() else "nothing there"
-            raise ValueError(
-                f"{path}: expected the existing folder {target.parent}, found {found}."
-            )
+            raise UserError(f"{path}: expected the existing folder {target.parent}, found {found}.")
         if path.exists() and not path.is_file():
             found = "a folder" if path.is_dir() else "a device or a pipe"
-            raise ValueError(f"{path}: expected a file name, found {found}.")
+            raise UserError(f"{path}: expected a file name, found {found}.")
         _beside(target).touch()
         _beside(target).unlink(missing_ok=True)  # another machine's process may have this number
     except OSError as error:
-        raise ValueError(f"{path}: expected to write there, found: {error.strerror}.") from error
+        raise UserError(f"{path}: expected to write there, found: {error.strerror}.") from error
     return path
 
 
@@ -62,7 +62,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise ValueError(f"{path}: not written: {error.strerror or error}.") from error
+        raise UserError(f"{path}: not written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,13 +73,13 @@ def lock_folder(folder: Path) -> TextIO:
     Holds `.lock` in it, which stays. Where the file system knows no locks nothing is kept.
 
     Raises:
-        ValueError: another process works there.
+        UserError: another process works there.
     """
     file = (folder / _LOCK).open("w")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise ValueError(f"{folder}: expected no other process at work there, found one.") from None
+        raise UserError(f"{folder}: expected no other process at work there, found one.") from None
     except OSError:
         pass
     return file
@@ -101,11 +101,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     On any error the new folder is removed.
 
     Raises:
-        ValueError: something stands at `path`, or the folder cannot be made or renamed there.
+        UserError: something stands at `path`, or the folder cannot be made or renamed there.
     """
     if path.exists():
         found = "a folder" if path.is_dir() else "a file"
-        raise ValueError(f"{path}: expected nothing there yet, found {found}.")
+        raise UserError(f"{path}: expected nothing there yet, found {found}.")
     check_writable(path)
     temporary = _beside(path)
     try:
@@ -113,6 +113,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.rename(path)
     except OSError as error:
-        raise ValueError(f"{path}: not written: {error.strerror or error}.") from error
+        raise UserError(f"{path}: not written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

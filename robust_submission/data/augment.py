@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.images import resize_image
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.name not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
-            raise ValueError(f"expected an augmentation among {known}, found {self.name!r}.")
+            raise UserError(f"expected an augmentation among {known}, found {self.name!r}.")
         if self.image_size < 1:
-            raise ValueError(f"expected an image_size of at least 1, found {self.image_size}.")
+            raise UserError(f"expected an image_size of at least 1, found {self.image_size}.")
         if not 0 <= self.padding < 1:
-            raise ValueError(f"expected a padding from 0 to below 1, found {self.padding}.")
+            raise UserError(f"expected a padding from 0 to below 1, found {self.padding}.")
         if not 0 < self.min_scale <= 1:
-            raise ValueError(f"expected a min_scale above 0 and up to 1, found {self.min_scale}.")
+            raise UserError(f"expected a min_scale above 0 and up to 1, found {self.min_scale}.")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Augment one image.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.augment import Augmentation
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import Source
@@ -77,7 +78,7 @@ class ImageDataset(Dataset[Item]):
         skip_bad: bool = False,
     ) -> None:
         if augmentation is not None and augmentation.image_size != image_size:
-            raise ValueError(
+            raise UserError(
                 f"expected an augmentation to {image_size} pixels, "
                 f"found one to {augmentation.image_size}."
             )

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from robust_submission.cli.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"),
@@ -37,12 +39,12 @@ def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
             file.seek(offset)
             return file.read(size)
     except FileNotFoundError:
-        raise ValueError(f"{path}: expected an image file, found nothing there.") from None
+        raise UserError(f"{path}: expected an image file, found nothing there.") from None
     except IsADirectoryError:
-        raise ValueError(f"{path}: expected an image file, found a folder.") from None
+        raise UserError(f"{path}: expected an image file, found a folder.") from None
     except OSError as error:
         found = error.strerror or str(error)
-        raise ValueError(f"{path}: expected a readable image file, found: {found}.") from error
+        raise UserError(f"{path}: expected a readable image file, found: {found}.") from error
 
 
 def _sixteen_to_eight_bits(values: np.ndarray) -> np.ndarray:
@@ -57,7 +59,7 @@ def _integers_to_eight_bits(values: np.ndarray) -> np.ndarray:
     value tells the two apart.
     """
     if values.min() < 0:
-        raise ValueError(f"grey levels from 0 expected, {values.min()} found")
+        raise UserError(f"grey levels from 0 expected, {values.min()} found")
     if values.max() <= 65535:
         return _sixteen_to_eight_bits(values)
     return np.rint(values * (255 / (2**31 - 1))).astype(np.uint8)
@@ -67,7 +69,7 @@ def _floats_to_eight_bits(values: np.ndarray) -> np.ndarray:
     """Mode F: 0 to 1 where no value is above 1, else 0 to 255."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 255):  # also for NaN
-        raise ValueError(f"float levels in 0..1 or 0..255 expected, {low:g}..{high:g} found")
+        raise UserError(f"float levels in 0..1 or 0..255 expected, {low:g}..{high:g} found")
     return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
 
 
@@ -101,7 +103,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as uint8 (H, W, 3), RGB; see `decode_image`.
 
     Raises:
-        ValueError: nothing there, unreadable, or no whole image.
+        UserError: nothing there, unreadable, or no whole image.
     """
     return decode_image(read_bytes(Path(path)), str(path))
 
@@ -114,11 +116,11 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     EXIF orientation is applied, and of an animation the first frame is taken.
 
     Raises:
-        ValueError: empty, no image, truncated or damaged, or more pixels than Pillow holds safe
+        UserError: empty, no image, truncated or damaged, or more pixels than Pillow holds safe
             to decode (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     if not content:
-        raise ValueError(f"{name}: expected an image file, found 0 bytes.")
+        raise UserError(f"{name}: expected an image file, found 0 bytes.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -129,14 +131,14 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
         found = f"{len(content)} bytes of something else, or damaged at their start"
-        raise ValueError(f"{name}: expected an image ({kinds}), found {found}.") from None
+        raise UserError(f"{name}: expected an image ({kinds}), found {found}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
+        raise UserError(
             f"{name}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, found more."
         ) from None
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{name}: expected a whole image, found it truncated or damaged ({reason})."
         ) from error
 

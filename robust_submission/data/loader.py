@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.dataset import NO_LABEL, Batch, ImageDataset, Item, Skipped, collate
 
 __all__ = [
@@ -112,7 +113,7 @@ def _checked(loader: DataLoader[Batch], skip_bad: bool) -> Iterator[Batch]:
     batches = iter(loader)
     for batch in batches if loader.num_workers else _read_ahead(batches):
         if batch["skipped"] and not skip_bad:
-            raise ValueError(batch["skipped"][0].message)
+            raise UserError(batch["skipped"][0].message)
         yield batch
 
 
@@ -151,7 +152,7 @@ class TrainingLoader:
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """What the next pass gives: epoch `epoch` from its step `start_step` on."""
         if not 0 <= start_step <= len(self):
-            raise ValueError(f"expected a start_step from 0 to {len(self)}, found {start_step}.")
+            raise UserError(f"expected a start_step from 0 to {len(self)}, found {start_step}.")
         self._batches.epoch, self._batches.start_step = epoch, start_step
 
     def __len__(self) -> int:
@@ -185,16 +186,16 @@ def training_loader(
         num_processes: How many train together.
 
     Raises:
-        ValueError: a batch size that the processes cannot share evenly, or that exceeds the
+        UserError: a batch size that the processes cannot share evenly, or that exceeds the
             number of images. Iterating raises it for an unreadable image, also with `skip_bad`.
     """
     if batch_size < 1 or batch_size % num_processes:
-        raise ValueError(
+        raise UserError(
             f"expected a batch_size that {num_processes} processes share evenly, "
             f"found {batch_size}."
         )
     if len(dataset) < batch_size:
-        raise ValueError(
+        raise UserError(
             f"expected at least {batch_size} training images (one batch), found {len(dataset)}."
         )
     batches = _TrainingBatches(len(dataset), batch_size, seed, process_index, num_processes)
@@ -257,11 +258,11 @@ def evaluation_loader(
         size: Images of a micro-batch; None for `micro_batch_size`.
 
     Raises:
-        ValueError: a batch size below 1. Iterating raises it for an unreadable image, unless the
+        UserError: a batch size below 1. Iterating raises it for an unreadable image, unless the
             dataset has `skip_bad`.
     """
     if batch_size < 1:
-        raise ValueError(f"expected a batch_size of at least 1, found {batch_size}.")
+        raise UserError(f"expected a batch_size of at least 1, found {batch_size}.")
     positions = np.arange(len(dataset))
     size = size or micro_batch_size(dataset.image_size)
     micro_batch = positions // size

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.sources import Source, available_splits, open_source
 
 
@@ -16,24 +17,24 @@ def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
         otherwise: The option that makes the recipe unnecessary, for the error.
 
     Raises:
-        ValueError: there is no recipe.yaml, or it holds no recipe.
+        UserError: there is no recipe.yaml, or it holds no recipe.
     """
     path = checkpoint / "recipe.yaml" if checkpoint else None
     if path is None or not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path or '--checkpoint'}: expected a run's recipe, or {otherwise}; found neither."
         )
     try:
         recipe = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0]
-        raise ValueError(f"{path}: expected a recipe in YAML, found {line}.") from error
+        raise UserError(f"{path}: expected a recipe in YAML, found {line}.") from error
     data = recipe.get("data") if isinstance(recipe, dict) else None
     if not isinstance(data, dict) or not {"name", "root"} <= data.keys():
-        raise ValueError(f"{path}: expected a recipe with data.name and data.root, found none.")
+        raise UserError(f"{path}: expected a recipe with data.name and data.root, found none.")
     for key in ("optimizer", "objective"):
         if not isinstance(group := recipe.get(key, {}), dict):
-            raise ValueError(f"{path}: expected keys in {key}, found {group!r}.")
+            raise UserError(f"{path}: expected keys in {key}, found {group!r}.")
     return recipe
 
 
@@ -41,11 +42,11 @@ def open_run_data(checkpoint: Path, split: str) -> Source:
     """The images of the data that the run was trained on.
 
     Raises:
-        ValueError: no recipe, or its data has no such split.
+        UserError: no recipe, or its data has no such split.
     """
     data = read_recipe(checkpoint, "--images")["data"]
     if split not in ("train", *available_splits(data["name"], data["root"])):
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: expected data with {split} images, or --images; found none."
         )
     return open_source(data["name"], data["root"], split)

@@ -44,7 +44,7 @@ class Journal:
             A line for the user, empty for a fresh start.
 
         Raises:
-            ValueError: another evaluation works there.
+            UserError: another evaluation works there.
         """
         path, word = self.folder / "settings.json", ""
         self.folder.mkdir(parents=True, exist_ok=True)

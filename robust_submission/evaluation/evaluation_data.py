@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.run_data import read_recipe
 from robust_submission.data.sources import (
     Source,
@@ -64,18 +65,18 @@ def open_evaluation_data(
         seed: Of both choices.
 
     Raises:
-        ValueError: no such data, no labels, a limit below 1, or a root of data without a name.
+        UserError: no such data, no labels, a limit below 1, or a root of data without a name.
     """
     if options.name:
         source = open_source(options.name, options.root, options.split, download=options.download)
         candidates, part = np.arange(len(source)), f"split {options.split}"
         origin = options.name if options.root is None else f"{options.name} in {options.root}"
     elif options.root or options.download:
-        raise ValueError("expected --data.name with --data.root or --data.download, found none.")
+        raise UserError("expected --data.name with --data.root or --data.download, found none.")
     else:
         source, candidates, origin, part = _of_the_run(checkpoint, options.split)
     if source.labels is None or source.class_names is None:
-        raise ValueError(f"{origin}: expected images with labels, found none.")
+        raise UserError(f"{origin}: expected images with labels, found none.")
     chosen = candidates[stratified_subset(source.labels[candidates], limit, seed)]
     first = curve_images or min(max(len(chosen) // 10, 32), 100)
     leading = stratified_subset(source.labels[chosen], first, seed)
@@ -116,7 +117,7 @@ def _of_the_run(checkpoint: Path | None, split: str) -> tuple[Source, np.ndarray
         kept = stratified_subset(labels, data["limit"], seed)
         _, held_out = split_train_validation(labels[kept], data["validation_fraction"], seed)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{checkpoint}/recipe.yaml: expected a recipe, found {error}.") from error
+        raise UserError(f"{checkpoint}/recipe.yaml: expected a recipe, found {error}.") from error
     if len(held_out) == 0:
-        raise ValueError(f"{name}: expected images held out from training, found none.")
+        raise UserError(f"{name}: expected images held out from training, found none.")
     return source, kept[held_out], name, f"held out from training (there is no {split})"

@@ -7,6 +7,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
+from robust_submission.cli.errors import UserError
+
 
 class FittingBatches:
     """Calls a function on as many images at once as memory allows.
@@ -29,7 +31,7 @@ class FittingBatches:
             rows: (B,), int64, places of images; at least one.
 
         Raises:
-            ValueError: not even one image fits.
+            UserError: not even one image fits.
         """
         done, results = 0, list[Tensor]()
         while done < len(rows):
@@ -50,7 +52,7 @@ class FittingBatches:
         clear_device_cache(garbage_collection=True)
         if size == 1:
             line = reason.strip().splitlines()[0] if reason.strip() else "out of memory"
-            raise ValueError(f"expected memory for one image at least, found: {line}")
+            raise UserError(f"expected memory for one image at least, found: {line}")
         self.limit = size // 2
         print(
             f"out of memory with {size} images at once: going on with {self.limit}.",

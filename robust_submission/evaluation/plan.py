@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from robust_submission.attacks import PGD, Attack, AutoAttack, build_attack
+from robust_submission.cli.errors import UserError
 from robust_submission.evaluation import wording
 from robust_submission.evaluation.schema import Through
 from robust_submission.evaluation.views import Target
@@ -63,7 +64,7 @@ class Job:
             early_stop: Leave out what cannot change who is fooled, where the attack can.
 
         Raises:
-            ValueError: there is no such attack, or it refuses norm or epsilon.
+            UserError: there is no such attack, or it refuses norm or epsilon.
         """
         options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
         if early_stop and self.attack in _ITERATIVE:
@@ -123,7 +124,7 @@ def plan_jobs(
     """Plan the measurements and the curves.
 
     Raises:
-        ValueError: an unknown attack, one that refuses the norm, or one that needs gradients of a
+        UserError: an unknown attack, one that refuses the norm, or one that needs gradients of a
             model that has none.
     """
     main = list[Job]()
@@ -140,9 +141,9 @@ def plan_jobs(
         try:
             job.attacks(early_stop=False)
         except ValueError as error:
-            raise ValueError(f"--attacks {job.attack}: {error}") from error
+            raise UserError(f"--attacks {job.attack}: {error}") from error
         if not target.differentiable and job.attack not in BLACK_BOX and job.through != "twin":
-            raise ValueError(
+            raise UserError(
                 f"--attacks {job.attack}: expected a model that autograd can differentiate, found "
                 "one that it cannot; attack it with square and --twin."
             )

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from robust_submission.attacks import input_gradient
 from robust_submission.attacks.base import Model
 from robust_submission.attacks.losses import margin
+from robust_submission.cli.errors import UserError
 from robust_submission.evaluation.cache import module_digest
 from robust_submission.models.classifier import random_stages, reveal, set_draw, undefended
 from robust_submission.models.cpu.arrangement import arrange
 from robust_submission.models.gcm import GCM
-from robust_submission.models.named_models import Named
+from robust_submission.models.load import Named
 from robust_submission.models.trn import TRN
 
 
@@ -94,11 +95,11 @@ def build_target(
         device: Where everything runs.
 
     Raises:
-        ValueError: the model does not take the images, has not one logit a class, or has the
+        UserError: the model does not take the images, has not one logit a class, or has the
             data's classes in another order; or there is but one class.
     """
     if len(class_names) < 2:
-        raise ValueError(f"expected data of two classes at least, found {class_names}.")
+        raise UserError(f"expected data of two classes at least, found {class_names}.")
     _check_order(named, class_names)
     model = _ready(named.model, device)
     images = images.to(device)
@@ -146,10 +147,10 @@ def _try(name: str, model: Model, images: Tensor) -> Tensor:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name}: expected logits of images {shape}, found: {reason}") from error
+        raise UserError(f"{name}: expected logits of images {shape}, found: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{name}: expected logits (B, classes) of images {shape}, found {found}.")
+        raise UserError(f"{name}: expected logits (B, classes) of images {shape}, found {found}.")
     return logits
 
 
@@ -157,7 +158,7 @@ def _check_order(named: Named, class_names: list[str]) -> None:
     trained = named.class_names or class_names
     if trained != class_names and sorted(trained) == sorted(class_names):
         first = next(i for i, name in enumerate(trained) if name != class_names[i])
-        raise ValueError(
+        raise UserError(
             f"{named.name}: expected the data's classes in the model's order (label {first} is "
             f"{trained[first]!r}), found {class_names[first]!r} in its place."
         )
@@ -165,7 +166,7 @@ def _check_order(named: Named, class_names: list[str]) -> None:
 
 def _check_logits(name: str, logits: Tensor, class_names: list[str]) -> None:
     if logits.shape[1] != len(class_names):
-        raise ValueError(
+        raise UserError(
             f"{name}: expected one logit for each of the data's {len(class_names)} classes, "
             f"found {logits.shape[1]}."
         )

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from robust_submission.attacks import EOT
 from robust_submission.attacks.base import Model
 from robust_submission.checker.unpack import RefusedError, unpack
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint, undefended
-from robust_submission.models.replace import replaced
-from robust_submission.models.straight_through import StraightThrough
+from robust_submission.cli.errors import UserError
+from robust_submission.models.classifier import RobustClassifier, undefended
+from robust_submission.models.load import load_checkpoint
+from robust_submission.models.surgery import StraightThrough, replaced
 from robust_submission.packaging.export import zip_members
 
 EOT_DRAWS = range(1, 9)  # draw 0 is the one that is judged
@@ -83,10 +84,10 @@ def load_contestant(
         trust: Run its model.py though it is not what package.py makes of the checkpoint.
 
     Raises:
-        ValueError: no such package, one that is not vouched for, or one that does not load.
+        UserError: no such package, one that is not vouched for, or one that does not load.
     """
     if not package.is_file():
-        raise ValueError(f"{package}: expected a submission, found nothing there.")
+        raise UserError(f"{package}: expected a submission, found nothing there.")
     other = undefended(load_checkpoint(twin)) if twin else None
     if package.suffix.lower() == ".onnx":
         model = _onnx(package)
@@ -98,9 +99,9 @@ def load_contestant(
     try:
         files = unpack(package, folder)
     except RefusedError as error:
-        raise ValueError(f"{package}: {error}.") from error
+        raise UserError(f"{package}: {error}.") from error
     if not trust and not _made_of(files, folder, origin):
-        raise ValueError(
+        raise UserError(
             f"{package}: expected what package.py makes of --checkpoint, found another package.\n"
             "Scoring runs its code in this process: check it with check.py, read it, then --trust."
         )

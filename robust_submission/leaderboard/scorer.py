@@ -12,6 +12,7 @@ from torch import Tensor
 from robust_submission.attacks import WorstCase, build_attack, image_seeds
 from robust_submission.attacks.base import Attack, Model, correct
 from robust_submission.attacks.corruptions import CORRUPTIONS, Corruption
+from robust_submission.cli.errors import UserError
 from robust_submission.leaderboard.load import Contestant
 
 SEEING = ("fgsm", "ffgsm", "bim", "mim", "pgd")
@@ -35,12 +36,12 @@ class Setting:
         for field, known in (("black_box", ("transfer", "square")), ("white_box", SEEING)):
             if unknown := set(getattr(self, field)) - set(known):
                 names = ", ".join(known)
-                raise ValueError(f"--{field}: expected {names}, found {sorted(unknown)[0]}.")
+                raise UserError(f"--{field}: expected {names}, found {sorted(unknown)[0]}.")
         for field in ("black_box", "white_box", "epsilon", "severities"):
             if not getattr(self, field):
-                raise ValueError(f"--{field}: expected at least one, found none.")
+                raise UserError(f"--{field}: expected at least one, found none.")
         if unknown := set(self.severities) - set(range(1, 6)):
-            raise ValueError(f"--severities: expected 1 to 5, found {sorted(unknown)[0]}.")
+            raise UserError(f"--severities: expected 1 to 5, found {sorted(unknown)[0]}.")
 
 
 @dataclass(frozen=True)

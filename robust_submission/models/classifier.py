@@ -6,31 +6,26 @@ model = load_checkpoint("runs/pets")
 """
 
 import difflib
-import inspect
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
+from robust_submission.cli.errors import UserError
+from robust_submission.models.checkpoint import load_weights
 from robust_submission.models.gcm import GCM
-from robust_submission.models.modes import evaluating, frozen
-from robust_submission.models.replace import replaced
 from robust_submission.models.resize_pad import RandomResizePad
-from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.surgery import StraightThrough, evaluating, frozen, replaced
 from robust_submission.models.trn import TRN, DifferentiableTRN
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-Loaded = TypeVar("Loaded", "RobustClassifier", TRN)
 MODEL_CARD = """---
 {{ card_data }}
 ---
@@ -83,7 +78,7 @@ class RobustClassifier(
         restore: Arguments of `TRN`, or None; see also `attach_trn`.
 
     Raises:
-        ValueError: no class, an unknown backbone, or a backbone that refuses its arguments.
+        UserError: no class, an unknown backbone, or a backbone that refuses its arguments.
     """
 
     def __init__(
@@ -101,7 +96,7 @@ class RobustClassifier(
     ) -> None:
         super().__init__()
         if not class_names:
-            raise ValueError("class_names: expected at least one class, received none.")
+            raise UserError("class_names: expected at least one class, received none.")
         self.class_names = list(class_names)
         self.image_size = image_size
         self.restore = TRN(**restore) if restore else nn.Identity()
@@ -139,11 +134,11 @@ class RobustClassifier(
         """Put a trained TRN in front, to be saved with the model.
 
         Raises:
-            ValueError: its surrogate has another number of classes.
+            UserError: its surrogate has another number of classes.
         """
         surrogate = trn.surrogate
         if surrogate and surrogate.head.out_features != len(self.class_names):
-            raise ValueError(
+            raise UserError(
                 f"TRN: expected a surrogate of {len(self.class_names)} classes, "
                 f"found {surrogate.head.out_features}."
             )
@@ -153,7 +148,7 @@ class RobustClassifier(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if not self.rebuildable:
-            raise ValueError(
+            raise UserError(
                 "expected a backbone of timm, given by its name, to save: "
                 f"found a {type(self.backbone).__name__}."
             )
@@ -194,100 +189,11 @@ def _create_backbone(name: str, num_classes: int, arguments: dict[str, Any]) -> 
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; nearest known: {nearest[0]}" if nearest else ""
-        raise ValueError(f"backbone: expected a timm model, received {name!r}{hint}.")
+        raise UserError(f"backbone: expected a timm model, received {name!r}{hint}.")
     try:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
     except TypeError as error:
-        raise ValueError(f"backbone_args of {name}: {error}.") from error
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load every tensor of a safetensors file into `model`, strictly.
-
-    Raises:
-        ValueError: the file is missing or not safetensors, or its tensors are not those of the
-            model (the first difference is named).
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a safetensors file, found none.")
-    try:
-        found = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: expected a safetensors file, found other bytes: {error}."
-        ) from error
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in found:
-            raise ValueError(f"{path}: expected the tensor {name}, found none of that name.")
-        if found[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path}: expected {name} of shape {tuple(tensor.shape)}, "
-                f"found {tuple(found[name].shape)}."
-            )
-    if foreign := sorted(found.keys() - expected.keys()):
-        raise ValueError(
-            f"{path}: expected the model's tensors alone, found {len(foreign)} more: {foreign[0]}."
-        )
-    model.load_state_dict(found, strict=True)
-
-
-def load_checkpoint(path: str | Path, trn: str | Path | None = None) -> RobustClassifier:
-    """The classifier of a run folder, in eval mode on the CPU.
-
-    Args:
-        path: A folder with config.json and model.safetensors.
-        trn: Such a folder of a TRN to put in front.
-
-    Raises:
-        ValueError: a file is missing, damaged, or they do not belong together.
-    """
-    model = _load(RobustClassifier, path, required="class_names")
-    if trn is not None:
-        model.attach_trn(load_trn(trn))
-    return model
-
-
-def load_trn(path: str | Path) -> TRN:
-    """The TRN of a run folder, in eval mode on the CPU.
-
-    Raises:
-        ValueError: a file is missing, damaged, or they do not belong together.
-    """
-    return _load(TRN, path, required="estimator")
-
-
-def _load(kind: type[Loaded], path: str | Path, required: str) -> Loaded:
-    """Rebuild a model from a folder's config.json and load its tensors strictly."""
-    config = Path(path) / CONFIG_NAME
-    if not Path(path).is_dir():
-        raise ValueError(f"{path}: expected the folder of a checkpoint, found none.")
-    if not config.is_file():
-        raise ValueError(f"{path}: expected a checkpoint with {CONFIG_NAME}, found none in it.")
-    try:
-        arguments = json.loads(config.read_text())
-    except ValueError as error:
-        raise ValueError(f"{config}: expected a JSON object, found {error}.") from error
-    known = inspect.signature(kind).parameters
-    if not isinstance(arguments, dict) or required not in arguments:
-        found = ", ".join(arguments) if isinstance(arguments, dict) else type(arguments).__name__
-        raise ValueError(
-            f"{config}: expected the arguments of a {kind.__name__}, among them {required}, "
-            f"found {found or 'none'}."
-        )
-    if unknown := sorted(arguments.keys() - known.keys()):
-        raise ValueError(
-            f"{config}: expected arguments of {kind.__name__} ({', '.join(known)}), "
-            f"found {unknown[0]}."
-        )
-    try:
-        model = kind(**arguments)
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"{config}: expected arguments that make a {kind.__name__}, found {error}"
-        ) from error
-    load_weights(model, Path(path) / SAFETENSORS_SINGLE_FILE)
-    return model.eval()
+        raise UserError(f"backbone_args of {name}: {error}.") from error
 
 
 def reveal(model: nn.Module, *, bypass: bool = False) -> nn.Module:

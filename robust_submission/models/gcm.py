@@ -13,6 +13,8 @@ or passes the gradient straight through (BPDA, Athalye et al. 2018), and GCM is 
 import torch
 from torch import Tensor, nn
 
+from robust_submission.cli.errors import UserError
+
 
 def conceal(images: Tensor, omega: float = 1e20, epsilon: float = 1e-8) -> Tensor:
     """Move each pixel by at most `epsilon` along a sine too fast to differentiate usefully.
@@ -57,13 +59,13 @@ class GCM(nn.Module):
         epsilon: Largest shift of a pixel, 1e-8 in the paper.
 
     Raises:
-        ValueError: `omega` or `epsilon` is not positive.
+        UserError: `omega` or `epsilon` is not positive.
     """
 
     def __init__(self, omega: float = 1e20, epsilon: float = 1e-8) -> None:
         super().__init__()
         if omega <= 0 or epsilon <= 0:
-            raise ValueError(f"GCM: expected omega, epsilon > 0, received {omega}, {epsilon}.")
+            raise UserError(f"GCM: expected omega, epsilon > 0, received {omega}, {epsilon}.")
         self.omega = omega
         self.epsilon = epsilon
 

@@ -25,6 +25,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_submission.cli.errors import UserError
 from robust_submission.models.gradient_map import ESTIMATORS, Estimator, gradient_map
 from robust_submission.models.surrogate import Residual, Surrogate, patches
 
@@ -63,7 +64,7 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
         surrogate: Arguments of `Surrogate`, which then gives the map; None for the classifier.
 
     Raises:
-        ValueError: an unknown choice or a number out of range.
+        UserError: an unknown choice or a number out of range.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
         _check_choice("fusion", fusion, ("fusion", "concatenation"))
         _check_choice("estimator", estimator, ESTIMATORS)
         if min(width, depth, stride) < 1 or channels not in (1, 3) or (top_k or 1) < 1:
-            raise ValueError(
+            raise UserError(
                 "TRN: expected 1 or 3 channels and width, depth, stride, top_k of at least 1, "
                 f"received {channels}, {width}, {depth}, {stride}, {top_k}."
             )
@@ -161,7 +162,7 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"TRN: expected {name} of {', '.join(known)}, received {value!r}.")
+        raise UserError(f"TRN: expected {name} of {', '.join(known)}, received {value!r}.")
 
 
 class DifferentiableTRN(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.trn import TRN
 from robust_submission.packaging.architecture import WEIGHTS, UnsupportedError, describe
@@ -35,12 +36,12 @@ def zip_members(model: RobustClassifier) -> dict[str, bytes]:
     """The files of the zip: model.py, the weights, and trn.py where there is a TRN.
 
     Raises:
-        ValueError: model.py has no plain-torch twin of a part of the classifier.
+        UserError: model.py has no plain-torch twin of a part of the classifier.
     """
     try:
         config = describe(model)
     except UnsupportedError as error:
-        raise ValueError(
+        raise UserError(
             f"expected a ConvNeXt that plain torch can rebuild, found {error}.\n"
             "It would need timm, which the organisers lack: submit it as ONNX, --out NAME.onnx."
         ) from error
@@ -72,7 +73,7 @@ def _example(model: RobustClassifier) -> tuple[Tensor]:
 def _check_traceable(model: RobustClassifier) -> None:
     trn = model.restore
     if isinstance(trn, TRN) and trn.surrogate is None and "gradient" in trn.stems:
-        raise ValueError(
+        raise UserError(
             "expected a TRN with a surrogate: the classifier's own gradient map needs autograd, "
             "which a traced program lacks. Train one with --trn.surrogate, or pack a .zip."
         )

@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.prediction.layout import LABEL, Layout, plan_layout
 
@@ -55,15 +56,15 @@ def choose_format(path: Path, format: str | None = None) -> str:
     """The profile: `format` where given, else by the ending of `path`.
 
     Raises:
-        ValueError: no profile of that name, or an ending that names none.
+        UserError: no profile of that name, or an ending that names none.
     """
     choice = format or {".csv": "csv", ".json": "json"}.get(path.suffix.lower())
     if choice in FORMATS:
         return choice
     if format:
-        raise ValueError(f"--format: expected one of {', '.join(FORMATS)}, found {format}.")
+        raise UserError(f"--format: expected one of {', '.join(FORMATS)}, found {format}.")
     found = path.suffix or "no ending"
-    raise ValueError(f"{path}: expected the ending .csv or .json, or --format, found {found}.")
+    raise UserError(f"{path}: expected the ending .csv or .json, or --format, found {found}.")
 
 
 def _quote(cell: str) -> str:
@@ -78,12 +79,12 @@ def _check_values(predictions: Predictions, class_names: Sequence[str]) -> None:
     labels, probabilities = predictions.labels, predictions.probabilities
     if wrong := np.flatnonzero((labels < 0) | (labels >= len(class_names))).tolist():
         found = f"{labels[wrong[0]]} for {predictions.ids[wrong[0]]!s}"
-        raise ValueError(f"expected labels from 0 to {len(class_names) - 1}, found {found}.")
+        raise UserError(f"expected labels from 0 to {len(class_names) - 1}, found {found}.")
     if probabilities is not None:
         sound = np.isfinite(probabilities) & (probabilities > -1e-5) & (probabilities < 1 + 1e-5)
         if wrong := np.flatnonzero(~sound.all(axis=1)).tolist():
             found = f"{probabilities[wrong[0]].tolist()} for {predictions.ids[wrong[0]]!s}"
-            raise ValueError(f"expected probabilities from 0 to 1, found {found}.")
+            raise UserError(f"expected probabilities from 0 to 1, found {found}.")
 
 
 def _chunks(layout: Layout, predictions: Predictions) -> Iterator[list[list[str]]]:
@@ -133,7 +134,7 @@ def write_predictions(
     """Write a prediction file, whole or not at all; the same predictions give the same bytes.
 
     Raises:
-        ValueError: see `choose_format`, `plan_layout` and `cli.files.atomic_write`; labels or
+        UserError: see `choose_format`, `plan_layout` and `cli.files.atomic_write`; labels or
             probabilities out of range; a template that wants probabilities where there are none.
     """
     shares = predictions.probabilities
@@ -144,7 +145,7 @@ def write_predictions(
     ids = [str(name) for name in predictions.ids]
     layout = plan_layout(choice, ids, class_names, template, with_shares, skipped)
     if layout.needs_probabilities and not with_shares:
-        raise ValueError(f"{template}: wants probability columns; give --probabilities.")
+        raise UserError(f"{template}: wants probability columns; give --probabilities.")
     _check_values(predictions, class_names)
     lines: Callable[[Layout, Predictions], Iterator[str]]
     lines = _json_lines if choice == "json" else _csv_lines

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robust_submission.cli.errors import UserError
 from robust_submission.prediction.rows import Table, read_table, shorten
 
 HEADER = ("image_id", "label")
@@ -44,10 +45,10 @@ def read_template(path: Path, format: str = "csv") -> Table:
     A byte order mark, CRLF and blank lines are tolerated here; none is carried on.
 
     Raises:
-        ValueError: no CSV, no rows, an empty id, an id twice, a row of another length.
+        UserError: no CSV, no rows, an empty id, an id twice, a row of another length.
     """
     if path.suffix.lower() == ".json":
-        raise ValueError(f"{path}: expected a CSV file as the template, found JSON.")
+        raise UserError(f"{path}: expected a CSV file as the template, found JSON.")
     return read_table(path, format != "neurips", tolerated=("byte order mark", "blank line"))
 
 
@@ -69,7 +70,7 @@ def read_columns(table: Table, class_names: Sequence[str]) -> list[int]:
     """What follows the id in a file with a header: `LABEL` or a class, column by column.
 
     Raises:
-        ValueError: columns that are neither a label, nor one probability a class, nor both.
+        UserError: columns that are neither a label, nor one probability a class, nor both.
     """
     header = table.header
     if header is None:
@@ -82,7 +83,7 @@ def read_columns(table: Table, class_names: Sequence[str]) -> list[int]:
         return [LABEL, *classes]
     expected = f"an id, a label and one column a class ({shorten(', '.join(class_names))})"
     found = shorten(", ".join(header))
-    raise ValueError(f"{table.path}: line 1: expected {expected}, found {found}.")
+    raise UserError(f"{table.path}: line 1: expected {expected}, found {found}.")
 
 
 def begins_with_label(table: Table) -> bool:
@@ -106,7 +107,7 @@ def wants_names(table: Table, columns: Sequence[int], class_names: Sequence[str]
     """Whether the labels are class names; a class named "3" counts as a name first.
 
     Raises:
-        ValueError: a label that is neither a class name nor an integer.
+        UserError: a label that is neither a class name nor an integer.
     """
     if columns[0] != LABEL:
         return False
@@ -118,7 +119,7 @@ def wants_names(table: Table, columns: Sequence[int], class_names: Sequence[str]
         if cells[1] and not cells[1].removeprefix("-").isdecimal():
             expected = f"labels all integers or all class names ({shorten(', '.join(class_names))})"
             found = "a name among integers" if cells[1] in known else shorten(cells[1])
-            raise ValueError(f"{table.path}: line {line}: expected {expected}, found {found}.")
+            raise UserError(f"{table.path}: line {line}: expected {expected}, found {found}.")
     return False
 
 
@@ -138,7 +139,7 @@ def _match_rows(
             images, skipped = stems, {_stem(name) for name in skipped}
     if template.header and template.header[0] in images:
         found = f"the row of {shorten(template.header[0])}"
-        raise ValueError(f"{template.path}: line 1: expected a header, found {found}.")
+        raise UserError(f"{template.path}: line 1: expected a header, found {found}.")
     unknown = set(template.ids) - images.keys() - skipped
     if unknown:
         line, name = next(
@@ -146,13 +147,13 @@ def _match_rows(
         )
         expected = f"the name of one of the {len(images)} images"
         found = f"the unknown id {shorten(name)}"
-        raise ValueError(f"{template.path}: line {line}: expected {expected}, found {found}.")
+        raise UserError(f"{template.path}: line {line}: expected {expected}, found {found}.")
     rows = [name for name in template.ids if name in images]
     if missing := images.keys() - set(rows):
         first = shorten(min(missing, key=lambda name: images[name]))
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         last = f"line {template.lines[-1]}, the last"
-        raise ValueError(
+        raise UserError(
             f"{template.path}: {last}: expected a row an image, missing {first}{others}."
         )
     return rows, [images[name] for name in rows]
@@ -162,30 +163,30 @@ def integer_ids(ids: Sequence[str]) -> list[int]:
     """The integers that the file names are, as the JSON profile wants: `test/17.png` -> 17.
 
     Raises:
-        ValueError: a name that is no integer, or two names with one integer.
+        UserError: a name that is no integer, or two names with one integer.
     """
     names = dict[int, str]()
     for name in ids:
         stem = _INTEGER_NAME.fullmatch(name)
         if not stem:
-            raise ValueError(f"{name!r}: expected an integer file name for JSON, such as 17.png.")
+            raise UserError(f"{name!r}: expected an integer file name for JSON, such as 17.png.")
         number = int(stem[1])
         if (other := names.setdefault(number, name)) != name:
-            raise ValueError(f"{name!r}: expected one image {number}, found also {other!r}.")
+            raise UserError(f"{name!r}: expected one image {number}, found also {other!r}.")
     return list(names)
 
 
 def _check_ids(ids: Sequence[str]) -> None:
     if not ids:
-        raise ValueError("expected at least one prediction to write, found none.")
+        raise UserError("expected at least one prediction to write, found none.")
     double, count = Counter(ids).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{double!r}: expected each image once, found it {count} times.")
+        raise UserError(f"{double!r}: expected each image once, found it {count} times.")
     for name in ids:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{name!a}: expected a file name in UTF-8; rename it.") from error
+            raise UserError(f"{name!a}: expected a file name in UTF-8; rename it.") from error
 
 
 def plan_layout(
@@ -206,7 +207,7 @@ def plan_layout(
         skipped: Names of images without a prediction (the template's rows of them are left out).
 
     Raises:
-        ValueError: names that the profile cannot write; a template with an unknown, missing or
+        UserError: names that the profile cannot write; a template with an unknown, missing or
             double id, with labels that are neither integers nor class names, or with other columns.
     """
     ids = [str(name) for name in ids]
@@ -225,7 +226,7 @@ def plan_layout(
         if format == "csv":
             header, columns = table.header, prescribed
             if probabilities and columns == [LABEL]:
-                raise ValueError(f"{table.path}: expected probability columns, found none.")
+                raise UserError(f"{table.path}: expected probability columns, found none.")
     if numbers:
         rows, names = [numbers[image] for image in order], None
     return Layout(header=header, ids=rows, order=order, columns=columns, label_names=names)

@@ -12,6 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from robust_submission.cli.errors import UserError
+
 BOM = "\ufeff"
 _UNDECODED = re.compile("[\udc80-\udcff]")
 
@@ -42,7 +44,7 @@ def raise_faults(path: Path, tolerated: tuple[str, ...] = ()) -> Report:
 
     def report(fault: Fault) -> None:
         if fault.kind not in tolerated:
-            raise ValueError(f"{path}: {fault}")
+            raise UserError(f"{path}: {fault}")
 
     return report
 
@@ -154,7 +156,7 @@ def read_table(path: Path, header: bool, tolerated: tuple[str, ...] = ()) -> Tab
     """Read a whole CSV file.
 
     Raises:
-        ValueError: any fault of `csv_rows` that is not tolerated, no rows, a row with more or
+        UserError: any fault of `csv_rows` that is not tolerated, no rows, a row with more or
             fewer cells than the first, an empty id, an id twice.
     """
     rows = csv_rows(path, raise_faults(path, tolerated))
@@ -164,14 +166,14 @@ def read_table(path: Path, header: bool, tolerated: tuple[str, ...] = ()) -> Tab
     for line, cells in rows if header else chain([(top, first)], rows):
         if len(cells) != width or not cells[0]:
             found = f"{len(cells)}, the id {shorten(cells[0])}"
-            raise ValueError(f"{path}: line {line}: expected {width} cells, found {found}.")
+            raise UserError(f"{path}: line {line}: expected {width} cells, found {found}.")
         if (earlier := seen.setdefault(cells[0], line)) != line:
             found = f"{shorten(cells[0])} on line {earlier} too"
-            raise ValueError(f"{path}: line {line}: expected each id once, found {found}.")
+            raise UserError(f"{path}: line {line}: expected each id once, found {found}.")
         table.append(tuple(cells))
     if width < 2 or not table:
         expected = "a header and rows" if header else "rows"
-        raise ValueError(f"{path}: expected {expected} of an id and a label, found none.")
+        raise UserError(f"{path}: expected {expected} of an id and a label, found none.")
     return Table(
         path=path,
         header=first if header else None,

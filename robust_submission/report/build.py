@@ -20,7 +20,7 @@ from robust_submission.evaluation.schema import (
     Report,
     Through,
 )
-from robust_submission.provenance import provenance
+from robust_submission.runtime import provenance
 
 
 def build_report(findings: Findings, settings: dict[str, Any], seed: int) -> Report:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from robust_submission.cli.errors import UserError
 from robust_submission.evaluation.schema import Picture, Report
 from robust_submission.report.plots import INK, STYLE, write_png
 
@@ -70,12 +71,12 @@ def gallery_rows(report: Report, pictures: Pictures) -> tuple[list[Row], int]:
     """The rows of the gallery and the factor of its differences.
 
     Raises:
-        ValueError: the pictures are not parallel to `report.gallery`.
+        UserError: the pictures are not parallel to `report.gallery`.
     """
     counts = {kind: len(pictures.get(kind, ())) for kind in ("clean", "oblivious", "adaptive")}
     if set(counts.values()) != {len(report.gallery)}:
         expected = len(report.gallery)
-        raise ValueError(f"gallery: expected {expected} pictures of each kind, found {counts}.")
+        raise UserError(f"gallery: expected {expected} pictures of each kind, found {counts}.")
     if not report.gallery:
         return [], 1
     factor = difference_factor(pictures)

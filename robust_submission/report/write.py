@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.evaluation import wording
 from robust_submission.evaluation.schema import Measurement, Report, Through
@@ -41,7 +42,7 @@ def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, fo
         folder: Where the files go.
 
     Raises:
-        ValueError: the pictures are not parallel to the gallery, or a file cannot be written.
+        UserError: the pictures are not parallel to the gallery, or a file cannot be written.
     """
     rows, factor = gallery_rows(report, pictures)
     page = render_page(report, rows, factor)
@@ -64,22 +65,22 @@ def read_report(folder: Path) -> Report:
     """The report that stands in `folder`.
 
     Raises:
-        ValueError: there is no report.json, as before an evaluation has finished; it is damaged or
+        UserError: there is no report.json, as before an evaluation has finished; it is damaged or
             of another schema; or a number of it is not finite.
     """
     path = folder / "report.json"
     if not path.is_file():
-        raise ValueError(f"{path}: expected the report of a finished evaluation, found none.")
+        raise UserError(f"{path}: expected the report of a finished evaluation, found none.")
     try:
         report = TypeAdapter(Report).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a whole report, found: {f'{place}: ' * bool(place)}{first['msg']}."
         ) from error
     if report.schema != Report.schema:
-        raise ValueError(f"{path}: expected schema {Report.schema}, found {report.schema}.")
+        raise UserError(f"{path}: expected schema {Report.schema}, found {report.schema}.")
     return report
 
 

@@ -14,9 +14,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from robust_submission.models.classifier import RobustClassifier, load_trn, load_weights
+from robust_submission.cli.errors import UserError
+from robust_submission.models.checkpoint import load_weights
+from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.cpu.arrangement import arrange
-from robust_submission.models.modes import evaluating
+from robust_submission.models.load import load_trn
+from robust_submission.models.surgery import evaluating
 from robust_submission.runtime import start_accelerator
 from robust_submission.training.data import TrainingData
 from robust_submission.training.muon import avoid_emulated_bfloat16
@@ -37,7 +40,7 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     """The processes and the run folder.
 
     Raises:
-        ValueError: see `RunFolder`; or a mixed precision that the device does not have, a tracker
+        UserError: see `RunFolder`; or a mixed precision that the device does not have, a tracker
             that is not installed, `auto_batch_size` with several processes.
     """
     accelerator = start_accelerator(
@@ -47,16 +50,16 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
         project_dir=recipe.output,
     )
     if recipe.auto_batch_size and accelerator.num_processes > 1:
-        raise ValueError(
+        raise UserError(
             f"auto_batch_size: expected one process, received {accelerator.num_processes}; "
             "set gradient_accumulation."
         )
     if recipe.mixed_precision != "no" and not accelerator.native_amp:
         device = accelerator.device.type
-        raise ValueError(f"mixed_precision: expected no or bf16 on {device}, received fp16.")
+        raise UserError(f"mixed_precision: expected no or bf16 on {device}, received fp16.")
     installed = ["all", *map(str, accelerator.log_with)]
     if missing := [name for name in recipe.trackers if name not in installed]:
-        raise ValueError(f"trackers: expected {missing[0]} to be installed, found no such package.")
+        raise UserError(f"trackers: expected {missing[0]} to be installed, found no such package.")
     with accelerator.main_process_first():  # the others find what it made
         folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     return accelerator, folder
@@ -66,7 +69,7 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
     """The recipe's classifier with weights drawn from its seed, or those it starts from.
 
     Raises:
-        ValueError: the run to start from, or the TRN, is missing or of another shape; the backbone
+        UserError: the run to start from, or the TRN, is missing or of another shape; the backbone
             does not take images of this size.
     """
     config = recipe.model
@@ -98,7 +101,7 @@ def check_size(classifier: RobustClassifier, config: ModelConfig) -> None:
         with torch.no_grad(), evaluating(classifier):
             classifier.classify(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"model.image_size: expected one that {config.backbone} takes, received {size}: {error}"
         ) from error
 
@@ -119,9 +122,9 @@ def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
             layer_decay=config.layer_decay,
         )
     except (ValueError, AssertionError) as error:
-        raise ValueError(f"optimizer: {config.name}: {error}") from error
+        raise UserError(f"optimizer: {config.name}: {error}") from error
     if getattr(optimizer, "is_second_order", False):
-        raise ValueError(f"optimizer.name: expected one of first order, received {config.name}.")
+        raise UserError(f"optimizer.name: expected one of first order, received {config.name}.")
     if isinstance(optimizer, Adam | SGD):  # AdamW is an Adam
         for group in optimizer.param_groups:
             group["fused"] = True
@@ -132,7 +135,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData)
     """Model, optimiser, schedule and objective, handed to accelerate.
 
     Raises:
-        ValueError: the weights are sharded, and the recipe has a TRN, perturbs weights or has them
+        UserError: the weights are sharded, and the recipe has a TRN, perturbs weights or has them
             channels-last.
     """
     if recipe.trn is not None or recipe.objective.awp_gamma:
@@ -195,13 +198,13 @@ def arrange_backbone(
             for the CPU to start each kernel otherwise.
 
     Raises:
-        ValueError: gradient checkpointing of a backbone that has none.
+        UserError: gradient checkpointing of a backbone that has none.
     """
     if config.gradient_checkpointing:
         try:
             backbone.set_grad_checkpointing()  # pyright: ignore[reportCallIssue]
         except (AttributeError, AssertionError) as error:  # timm's models without it assert
-            raise ValueError(
+            raise UserError(
                 "model.gradient_checkpointing: expected a backbone that supports it, "
                 f"received {config.backbone}."
             ) from error
@@ -238,7 +241,7 @@ def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: 
             updates_per_epoch=updates_per_epoch,
         )
     if scheduler is None:
-        raise ValueError(
+        raise UserError(
             f"optimizer.schedule: expected a timm schedule by updates, received {name!r}."
         )
     return scheduler

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.augment import Augmentation
 from robust_submission.data.loader import (
     EvaluationLoader,
@@ -48,24 +49,24 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
     images; the test images are never used to choose anything.
 
     Raises:
-        ValueError: no such data, no labels, nothing to validate on, or a batch that the processes
+        UserError: no such data, no labels, nothing to validate on, or a batch that the processes
             cannot share evenly.
     """
     config, parts = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
     if recipe.batch_size % parts:
-        raise ValueError(
+        raise UserError(
             f"batch_size: expected a multiple of processes x gradient_accumulation = {parts}, "
             f"received {recipe.batch_size}."
         )
     with accelerator.main_process_first():  # one process downloads
         source = _open(config, "train")
     if source.labels is None or source.class_names is None:
-        raise ValueError(f"data.name: expected a source with labels, received {config.name}.")
+        raise UserError(f"data.name: expected a source with labels, received {config.name}.")
     splits = available_splits(config.name, config.root)
     chosen = stratified_subset(source.labels, config.limit, recipe.seed)
     fraction = 0 if "val" in splits else config.validation_fraction
     if "val" not in splits and fraction == 0:
-        raise ValueError(
+        raise UserError(
             "data.validation_fraction: expected above 0 for data without a split val, received 0."
         )
     kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)

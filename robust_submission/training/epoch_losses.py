@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from robust_submission.cli.errors import UserError
 from robust_submission.training.run_folder import RunFolder
 
 CHECK_STEPS = 50
@@ -31,7 +32,7 @@ class EpochLosses:
         """Note the loss of a step and the learning rate that it was made with.
 
         Raises:
-            FloatingPointError: it is time to look, and `check` finds something.
+            UserError: it is time to look, and `check` finds something.
         """
         self.values[self.done] = loss
         self._rates.append(lr)
@@ -43,7 +44,7 @@ class EpochLosses:
         """Look at the losses and the weights. All processes, which find the same.
 
         Raises:
-            FloatingPointError: one is NaN or infinite, in any process.
+            UserError: one is NaN or infinite, in any process.
         """
         gathered = self.accelerator.gather(self.values[None, : self.done])
         assert isinstance(gathered, Tensor)
@@ -64,4 +65,4 @@ class EpochLosses:
         place = f"epoch {len(self.folder.rows) + 1}, step {step + 1}"
         rate = f" at a learning rate of {self._rates[step - self.start]:.4g}" if self._rates else ""
         state = self.folder.last_state() or "none yet"
-        raise FloatingPointError(f"{place}: expected {what}{rate}; the last good state is {state}.")
+        raise UserError(f"{place}: expected {what}{rate}; the last good state is {state}.")

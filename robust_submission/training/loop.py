@@ -10,8 +10,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robust_submission.attacks.randomness import image_seeds
-from robust_submission.cli.command import StoppedError
+from robust_submission.attacks.base import image_seeds
+from robust_submission.cli.errors import StoppedError
 from robust_submission.data.loader import Batch, EvaluationLoader
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.training.epoch_losses import EpochLosses
@@ -28,8 +28,8 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
 
     Raises:
         StoppedError: SIGTERM or SIGINT came; the state is saved.
-        FloatingPointError: a loss or weight is NaN or infinite; the last state is one before that.
-        MemoryError: see `with_room`.
+        UserError: a loss or weight is NaN or infinite; the last state is one before that.
+        UserError: see `with_room`.
     """
     accelerator = training.accelerator
     if folder.rows and not len(folder.losses):  # a crash may have come between state and best

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from robust_submission.cli.errors import UserError
 from robust_submission.training.state import Training
 
 
@@ -22,7 +23,7 @@ def with_room(training: Training, share: int, gradients: Callable[[], Tensor]) -
         gradients: Adds up the gradients of all parts; begins anew at each call.
 
     Raises:
-        MemoryError: memory runs out with parts that the recipe does not let be made smaller.
+        UserError: memory runs out with parts that the recipe does not let be made smaller.
     """
     accelerator = training.accelerator
     while True:
@@ -31,7 +32,7 @@ def with_room(training: Training, share: int, gradients: Callable[[], Tensor]) -
             return gradients()
         except torch.OutOfMemoryError as error:
             if not training.recipe.auto_batch_size or share % (2 * parts):
-                raise MemoryError(_advice(share // parts)) from error
+                raise UserError(_advice(share // parts)) from error
         # Behind the except clause: the error holds on to what the step had in memory.
         training.model.zero_grad()
         accelerator.gradient_accumulation_steps = 2 * parts

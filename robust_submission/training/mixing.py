@@ -14,6 +14,7 @@ from torch import Tensor
 from robust_submission.attacks.base import Model
 from robust_submission.attacks.losses import cross_entropy
 from robust_submission.attacks.pgd import input_gradient
+from robust_submission.cli.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Mixing:
         """The values (B, ...) of each image's partner.
 
         Raises:
-            ValueError: an odd number of them.
+            UserError: an odd number of them.
         """
         if len(values) % 2:
-            raise ValueError(
+            raise UserError(
                 "expected a batch_size of which each process and each part of gradient_accumulation"
                 f" gets an even number of images, received {len(values)}."
             )

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from robust_submission.attacks.base import Attack
 from robust_submission.attacks.pgd import PGD
 from robust_submission.models.classifier import reveal
-from robust_submission.models.modes import evaluating, frozen
+from robust_submission.models.surgery import evaluating, frozen
 from robust_submission.training.mixing import Mixing
 from robust_submission.training.recipe import MixupConfig, ObjectiveConfig
 from robust_submission.training.state import Chunk, Examples
@@ -116,7 +116,7 @@ class MixedCrossEntropy:
         """Images (B, 3, H, W); then, (B,): label, label mixed in, and the share of the first.
 
         Raises:
-            ValueError: an odd number of images, which cannot be paired.
+            UserError: an odd number of images, which cannot be paired.
         """
         images, labels, seeds = chunk
         draws = self.mixing.draw(seeds).to(images.device)
@@ -148,7 +148,7 @@ class Challenge:
         label, the label that is mixed in, and the share of its own.
 
         Raises:
-            ValueError: an odd number of images, which cannot be paired.
+            UserError: an odd number of images, which cannot be paired.
         """
         images, labels, seeds = chunk
         draws = self.mixing.draw(seeds).to(images.device)

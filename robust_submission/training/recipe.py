@@ -12,12 +12,13 @@ from typing import Any, Literal
 from pydantic_core import to_jsonable_python
 
 from robust_submission.cli.command import Names, Ratio
+from robust_submission.cli.errors import UserError
 
 
 def _require(holds: bool, name: str, expected: str, received: object) -> None:
     """Refuse what the type of a key lets pass; NaN holds no comparison."""
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, received {received}.")
+        raise UserError(f"{name}: expected {expected}, received {received}.")
 
 
 @dataclass(kw_only=True)
@@ -107,19 +108,19 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not (0 <= self.epsilon < inf and 0 < self.step_size < inf):
-            raise ValueError(
+            raise UserError(
                 "objective: expected steps >= 1, epsilon >= 0, step_size > 0, "
                 f"received {self.steps}, {self.epsilon}, {self.step_size}."
             )
         smoothing = self.label_smoothing
         _require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
         if not all(0 <= each < inf for each in (self.beta, self.awp_gamma, self.awp_warmup)):
-            raise ValueError(
+            raise UserError(
                 "objective: expected beta, awp_gamma, awp_warmup >= 0, "
                 f"received {self.beta}, {self.awp_gamma}, {self.awp_warmup}."
             )
         if self.awp_gamma and not self.attacks:
-            raise ValueError(
+            raise UserError(
                 f"objective.awp_gamma: expected adversarial or trades, received {self.name}."
             )
 
@@ -143,7 +144,7 @@ class MixupConfig:
     def __post_init__(self) -> None:
         alphas = (self.mixup_alpha, self.cutmix_alpha)
         if not all(0 <= each < inf for each in alphas) or not 0 <= self.prob <= 1:
-            raise ValueError(
+            raise UserError(
                 "mixup: expected alphas >= 0 and prob from 0 to 1, "
                 f"received {alphas[0]}, {alphas[1]}, {self.prob}."
             )
@@ -251,12 +252,12 @@ class Recipe(RunRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mixup.mixes and self.objective.name != "standard":
-            raise ValueError(
+            raise UserError(
                 f"mixup: expected both alphas 0 with the objective {self.objective.name}."
             )
         if self.model.compile and self.trn is not None:
             # A TRN's gradient map is differentiated again, which compiled code cannot be.
-            raise ValueError("model.compile: expected false with a trn, received true.")
+            raise UserError("model.compile: expected false with a trn, received true.")
 
     @property
     def inputs(self) -> list[Path | None]:

@@ -32,10 +32,11 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.trn import TRN
-from robust_submission.provenance import provenance
+from robust_submission.runtime import provenance
 from robust_submission.training.recipe import RunRecipe, as_plain
 
 PARTS = {"gradient_accumulation", "auto_batch_size"}
@@ -85,7 +86,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path}: not written: {error}") from error
+        raise UserError(f"{path}: not written: {error}") from error
 
 
 class RunFolder:
@@ -100,7 +101,7 @@ class RunFolder:
         losses: This process's loss in each step of the next epoch that the loaded state is past.
 
     Raises:
-        ValueError: a run stands there and the recipe neither overwrites nor resumes it; there is
+        UserError: a run stands there and the recipe neither overwrites nor resumes it; there is
             no state to resume, or one of another recipe; the folder holds what the run reads, or
             cannot be made or written to; another run works in it.
     """
@@ -112,26 +113,24 @@ class RunFolder:
         self.losses = torch.empty(0)
         for read in filter(None, recipe.inputs):
             if read.resolve().is_relative_to(self.path.resolve()):
-                raise ValueError(f"{self.path}: expected nothing that the run reads, found {read}.")
+                raise UserError(f"{self.path}: expected nothing that the run reads, found {read}.")
         if recipe.resume and self.last_state() is None:
-            raise ValueError(f"{self.path}: expected a run with a state to resume, found none.")
+            raise UserError(f"{self.path}: expected a run with a state to resume, found none.")
         if recipe.resume:
             plain = as_plain(recipe)
             perturbs = plain.get("objective", {}).get("awp_gamma")
             self._check("recipe.yaml", plain, MAY_CHANGE - PARTS if perturbs else MAY_CHANGE)
         elif (self.path / "recipe.yaml").exists() and not recipe.overwrite:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: expected no run there, found one; "
                 "go on with --resume, replace it with --overwrite."
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"{self.path}: expected a folder that can be made: {error}."
-            ) from error
+            raise UserError(f"{self.path}: expected a folder that can be made: {error}.") from error
         if not os.access(self.path, os.W_OK):
-            raise ValueError(f"{self.path}: expected a writable folder, found it read-only.")
+            raise UserError(f"{self.path}: expected a writable folder, found it read-only.")
         self._lock = lock_folder(self.path) if is_main else None
 
     def _check(self, name: str, now: dict[str, Any], may_change: set[str]) -> None:
@@ -143,9 +142,9 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError):
             former = None
         if not isinstance(former, dict):
-            raise ValueError(f"{path}: expected that of a run to resume, found none or damage.")
+            raise UserError(f"{path}: expected that of a run to resume, found none or damage.")
         if difference := changed_key(former, now, may_change):
-            raise ValueError(f"{path}: expected {difference}; resume what was begun.")
+            raise UserError(f"{path}: expected {difference}; resume what was begun.")
 
     def begin(self, accelerator: Accelerator, ema: ModelEmaV3 | None, data: dict[str, Any]) -> None:
         """Go on from the last state, or remove the run to overwrite; begin the trackers.
@@ -158,7 +157,7 @@ class RunFolder:
             data: What tells the training images from others.
 
         Raises:
-            ValueError: the state is damaged or one of other data.
+            UserError: the state is damaged or one of other data.
         """
         if self.recipe.resume:
             self._check("data.json", data, set())
@@ -218,7 +217,7 @@ class RunFolder:
             losses: (steps,), this process's, within an epoch; None after a whole one.
 
         Raises:
-            ValueError: it cannot be written; the last state is as it was.
+            UserError: it cannot be written; the last state is as it was.
         """
         partial = self.path / "state" / "partial"
         if accelerator.is_main_process:
@@ -264,7 +263,7 @@ class RunFolder:
                 losses = load_file(path)["losses"]
         except DAMAGED as error:
             found = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"{state}: expected a whole state, found it damaged: {found}"
             ) from error
         if losses is not None:

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 from accelerate import Accelerator, DistributedType
 
+from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier
 
 
@@ -28,10 +29,10 @@ def require_whole_weights(accelerator: Accelerator, what: str) -> None:
     """Refuse sharded weights to what differentiates, moves or lays them out itself.
 
     Raises:
-        ValueError: they are sharded.
+        UserError: they are sharded.
     """
     if is_sharded(accelerator):
-        raise ValueError(
+        raise UserError(
             f"{what}: expected whole weights in each process, received sharded ones (FSDP); "
             "use training/accelerate/many_gpus.yaml."
         )

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_submission.attacks.base import Attack
+from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.gradient_map import gradient_map
-from robust_submission.models.modes import evaluating, frozen
+from robust_submission.models.surgery import evaluating, frozen
 from robust_submission.models.trn import TRN
 from robust_submission.training.state import Chunk, Examples
 from robust_submission.training.trn_recipe import RestorationConfig
@@ -84,13 +85,13 @@ class RestorationLoss(nn.Module):
         config: The weights.
 
     Raises:
-        ValueError: a feature term for a backbone without `forward_features`.
+        UserError: a feature term for a backbone without `forward_features`.
     """
 
     def __init__(self, classifier: RobustClassifier, config: RestorationConfig) -> None:
         super().__init__()
         if config.feature and not hasattr(classifier.backbone, "forward_features"):
-            raise ValueError(
+            raise UserError(
                 "objective.feature: expected a timm backbone with forward_features, "
                 f"found {type(classifier.backbone).__name__}."
             )

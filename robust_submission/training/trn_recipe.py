@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from robust_submission.attacks import PGD, build_attack
 from robust_submission.cli.command import Ratio
+from robust_submission.cli.errors import UserError
 from robust_submission.models.gradient_map import Estimator
 from robust_submission.training.recipe import RunRecipe
 
@@ -51,7 +52,7 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < inf:
-            raise ValueError(f"objective.attacks: expected weight > 0, received {self.weight}.")
+            raise UserError(f"objective.attacks: expected weight > 0, received {self.weight}.")
         self.build()
 
     def build(self) -> PGD:
@@ -90,12 +91,12 @@ class RestorationConfig:
         weights = (self.reconstruction, self.cross_entropy, self.feature, self.distillation)
         positive = all(0 <= each < inf for each in weights)
         if not positive or not 0 <= self.clean <= 1 or not self.attacks:
-            raise ValueError(
+            raise UserError(
                 "objective: expected attacks, weights of at least 0 and clean from 0 to 1, "
                 f"received {len(self.attacks)} attacks, {weights}, {self.clean}."
             )
         if self.end_to_end and (self.cache or not (self.cross_entropy or self.feature)):
-            raise ValueError(
+            raise UserError(
                 "objective.end_to_end: expected cache false and a weight of cross_entropy or "
                 f"feature, received {self.cache}, {self.cross_entropy} and {self.feature}."
             )
@@ -119,9 +120,9 @@ class TRNRecipe(RunRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.checkpoint is None) == (self.model is None):
-            raise ValueError("expected either checkpoint or model, received both or neither.")
+            raise UserError("expected either checkpoint or model, received both or neither.")
         if self.objective.cache and (self.data.augmentation != "none" or self.data.flip):
-            raise ValueError("objective.cache: expected data.augmentation none, data.flip false.")
+            raise UserError("objective.cache: expected data.augmentation none, data.flip false.")
 
     @property
     def inputs(self) -> list[Path | None]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from robust_submission.attacks.randomness import image_seeds
+from robust_submission.attacks.base import image_seeds
 from robust_submission.data.gather import gather_by_index
 from robust_submission.data.loader import EvaluationLoader, MicroBatch, micro_batches
 from robust_submission.training.state import Training

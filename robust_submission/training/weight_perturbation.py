@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robust_submission.models.modes import evaluating
+from robust_submission.models.surgery import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from robust_submission.attacks.base import Draws, image_seeds
 from robust_submission.attacks.norms import L1, NORMS
-from robust_submission.attacks.randomness import Draws, image_seeds
 
 SIZES = {
     "linf": lambda v: np.abs(v).max(axis=1),

@@ -115,7 +115,11 @@ def test_nothing_is_written_where_the_folder_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path: Path) -> None:
-    other = [sys.executable, "-c", "import sys; from pathlib import Path; from cli.files import *"]
+    other = [
+        sys.executable,
+        "-c",
+        "import sys; from pathlib import Path; from robust_submission.cli.files import *",
+    ]
     other[-1] += "; lock_folder(Path(sys.argv[1]))"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("")

@@ -142,7 +142,8 @@ def test_without_a_gradient_attack_nothing_is_said_of_a_gap(small_run: Path, rep
 BLIND = """
 import torch
 from pathlib import Path
-from robust_submission.models.classifier import load_checkpoint, undefended
+from robust_submission.models.load import load_checkpoint
+from robust_submission.models.classifier import undefended
 
 def model():
     network = undefended(load_checkpoint(Path({checkpoint!r}))).eval()

@@ -46,7 +46,7 @@ def test_processes_start_and_leave_no_thread(tmp_path: Path, config: str, proces
         "import atexit\n"
         "from pathlib import Path\n"
         "from psutil import Process\n"
-        "from cli.processes import start_accelerator\n"
+        "from robust_submission.runtime import start_accelerator\n"
         "folder = Path(__file__).parent\n"
         "threads = Process().num_threads\n"
         "def end():\n"

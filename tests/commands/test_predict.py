@@ -102,7 +102,7 @@ def test_a_template_decides_rows_columns_and_label_names(
 def test_logits_that_are_not_finite_stop_and_nothing_is_written(
     small_run: Path, images: Path, tmp_path: Path
 ):
-    from robust_submission.models.classifier import load_checkpoint
+    from robust_submission.models.load import load_checkpoint
 
     model = load_checkpoint(small_run)
     next(model.backbone.parameters()).data.fill_(float("nan"))

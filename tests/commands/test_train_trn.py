@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from robust_submission.models.classifier import load_checkpoint, load_trn
+from robust_submission.models.load import load_checkpoint, load_trn
 from tests.conftest import assert_same_weights, run_command, start_command
 
 TINY = (

@@ -127,5 +127,5 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 
 
 def test_prediction_does_not_import_albumentations() -> None:
-    code = "import sys, data.loader, data.sources; sys.exit('albumentations' in sys.modules)"
+    code = "import sys, robust_submission.data.loader; sys.exit('albumentations' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

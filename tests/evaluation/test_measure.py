@@ -12,7 +12,7 @@ from robust_submission.evaluation.memory import FittingBatches
 from robust_submission.evaluation.plan import Job
 from robust_submission.evaluation.views import build_target
 from robust_submission.models.gcm import GCM
-from robust_submission.models.named_models import Named
+from robust_submission.models.load import Named
 from robust_submission.models.resize_pad import RandomResizePad
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from robust_submission.evaluation.cache import module_digest
 from robust_submission.evaluation.views import LogProbabilities, Target, build_target
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
-from robust_submission.models.named_models import Named, load_named
+from robust_submission.models.load import Named, load_named
 from robust_submission.models.resize_pad import RandomResizePad
-from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.surgery import StraightThrough
 from robust_submission.models.trn import TRN
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,8 @@ from inference.evaluate import evaluate
 from robust_submission.cli.command import Names, run
 from robust_submission.evaluation import wording
 from robust_submission.hub.model_card import model_card, training
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import load_checkpoint
 from robust_submission.models.trn import TRN
 from robust_submission.report.write import json_text, read_report
 from submission.push_to_hub import Options, push_to_hub

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from robust_submission.cli.command import parse
 from robust_submission.leaderboard.load import Contestant, Origin, load_contestant
 from robust_submission.leaderboard.scorer import Score, Scorer, Setting, interval
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint, undefended
+from robust_submission.models.classifier import RobustClassifier, undefended
+from robust_submission.models.load import load_checkpoint
 from robust_submission.packaging.export import write_zip
 from submission.score import Options, Weights, check_logits, score, table
 from tests.conftest import run_command

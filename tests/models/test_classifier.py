@@ -8,14 +8,14 @@ from safetensors.torch import load_file, save_file
 
 from robust_submission.models.classifier import (
     RobustClassifier,
-    load_checkpoint,
     random_stages,
     reveal,
     set_draw,
     undefended,
 )
 from robust_submission.models.gcm import GCM
-from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.load import load_checkpoint
+from robust_submission.models.surgery import StraightThrough
 
 NAMES = ["cat", "dog", "frog"]
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

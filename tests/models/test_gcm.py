@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from robust_submission.models.gcm import GCM
-from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.surgery import StraightThrough
 
 LEVELS = torch.arange(256, dtype=torch.float32) / 255
 

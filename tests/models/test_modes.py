@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_submission.models.modes import evaluating, frozen
+from robust_submission.models.surgery import evaluating, frozen
 
 
 @pytest.fixture

@@ -4,14 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_submission.models.classifier import (
-    RobustClassifier,
-    load_checkpoint,
-    load_trn,
-    reveal,
-    undefended,
-)
-from robust_submission.models.straight_through import StraightThrough
+from robust_submission.models.classifier import RobustClassifier, reveal, undefended
+from robust_submission.models.load import load_checkpoint, load_trn
+from robust_submission.models.surgery import StraightThrough
 from robust_submission.models.trn import TRN, DifferentiableTRN
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

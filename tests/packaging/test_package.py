@@ -20,7 +20,8 @@ from inference.predict import predict
 from robust_submission.checker.sandbox import link_packages
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import load_checkpoint
 from robust_submission.packaging import export
 from robust_submission.packaging.architecture import UnsupportedError, describe
 from robust_submission.packaging.export import zip_members

@@ -14,12 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robust_submission.cli.command import parse
 from robust_submission.leaderboard.load import Origin, load_contestant
-from robust_submission.models.classifier import (
-    RobustClassifier,
-    load_checkpoint,
-    reveal,
-    undefended,
-)
+from robust_submission.models.classifier import RobustClassifier, reveal, undefended
+from robust_submission.models.load import load_checkpoint
 from robust_submission.models.trn import TRN
 from robust_submission.packaging.export import ChannelsReversed, write_zip
 from robust_submission.training.trn_recipe import TRNRecipe

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_submission.checker import validate as command
 from robust_submission.prediction.faults import SHOWN, Faults, line_ranges
 from robust_submission.prediction.formats import Predictions, write_predictions
+from submission import validate as command
 from submission.validate import Options, validate
 
 HEADER = "image_id,label\n"

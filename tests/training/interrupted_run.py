@@ -12,6 +12,7 @@ Prints the exit status of each run, or less than 0 its signal.
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from robust_submission.training.objectives import CrossEntropy, MixedCrossEntrop
 from robust_submission.training.recipe import Recipe
 from robust_submission.training.run_folder import RunFolder
 from robust_submission.training.state import Examples
+
+sys.path.append(str(Path(__file__).parents[2]))
 from training.train import QUICKSTART, train
 
 TARGETS = {

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_submission.attacks.pgd import PGD
-from robust_submission.models.classifier import RobustClassifier, load_checkpoint
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import load_checkpoint
 from robust_submission.training.build import arrange_backbone, takes_graphs
 from robust_submission.training.objectives import Trades
 from robust_submission.training.recipe import ModelConfig, Recipe

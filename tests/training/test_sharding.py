@@ -13,7 +13,7 @@ import pytest
 from accelerate.commands import launch
 
 from robust_submission.cli.command import parse
-from robust_submission.models.classifier import load_checkpoint
+from robust_submission.models.load import load_checkpoint
 from robust_submission.training.build import build_training
 from robust_submission.training.recipe import Recipe
 from tests.conftest import ROOT, run_command

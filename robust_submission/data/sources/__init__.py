@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.arrays import TORCHVISION_FILES, open_digits, open_torchvision
 from robust_submission.data.sources.folders import SPLITS, folder_splits, open_folder, open_images
 from robust_submission.data.sources.manifests import manifest_splits, open_challenge, open_csv
@@ -60,15 +61,15 @@ def _require_root(name: str, root: Path | None) -> Path:
     if name in TORCHVISION_FILES:
         return root or DOWNLOADS
     if root is None:
-        raise ValueError(f"expected --data.root with the source {name}, found none.")
+        raise UserError(f"expected --data.root with the source {name}, found none.")
     return root
 
 
 def _check_source(name: str, root: str | Path | None) -> None:
     if name not in SOURCES:
-        raise ValueError(f"expected a source among {', '.join(SOURCES)}, found {name!r}.")
+        raise UserError(f"expected a source among {', '.join(SOURCES)}, found {name!r}.")
     if name == "digits" and root is not None:
-        raise ValueError(f"expected a --data.name other than digits with --data.root {root}.")
+        raise UserError(f"expected a --data.name other than digits with --data.root {root}.")
 
 
 def available_splits(name: str, root: str | Path | None = None) -> tuple[str, ...]:
@@ -97,11 +98,11 @@ def open_source(
         download: Let torchvision fetch its sets when they are missing.
 
     Raises:
-        ValueError: an unknown name or split, a root with digits, or files that are not as expected.
+        UserError: an unknown name or split, a root with digits, or files that are not as expected.
     """
     _check_source(name, root)
     if split not in SPLITS:
-        raise ValueError(f"expected a split among {', '.join(SPLITS)}, found {split!r}.")
+        raise UserError(f"expected a split among {', '.join(SPLITS)}, found {split!r}.")
     if name == "digits":
         return open_digits(split)
     root = _require_root(name, Path(root) if root is not None else None)

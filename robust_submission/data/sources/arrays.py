@@ -7,6 +7,8 @@ from typing import cast
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
+
 TORCHVISION_FILES = {
     "cifar10": "cifar-10-batches-py/data_batch_1 … data_batch_5, test_batch, batches.meta",
     "svhn": "train_32x32.mat, test_32x32.mat",
@@ -51,7 +53,7 @@ def _array_source(images: np.ndarray, labels: object, class_names: list[str]) ->
 
 def _require_train_or_test(name: str, split: str) -> None:
     if split not in ("train", "test"):
-        raise ValueError(f"{name}: expected the split train or test, found {split!r}.")
+        raise UserError(f"{name}: expected the split train or test, found {split!r}.")
 
 
 def open_digits(split: str) -> ArraySource:
@@ -92,7 +94,7 @@ def open_torchvision(name: str, root: Path, split: str, *, download: bool) -> Ar
     With several processes, let one download first.
 
     Raises:
-        ValueError: files missing or damaged, or the download failed.
+        UserError: files missing or damaged, or the download failed.
     """
     _require_train_or_test(name, split)
     try:
@@ -101,6 +103,6 @@ def open_torchvision(name: str, root: Path, split: str, *, download: bool) -> Ar
         files = TORCHVISION_FILES[name]
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "" if download else "\nFetch them with --data.download true."
-        raise ValueError(
+        raise UserError(
             f"{root}: expected {name} as {files}; found them missing or damaged ({reason}).{advice}"
         ) from error

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.images import read_image
 from robust_submission.data.sources.listing import list_images, require_folder, subfolders
 
@@ -60,10 +61,10 @@ def _classes_of(root: Path, split: str, splits: tuple[str, ...]) -> list[str]:
     base = root / split if splits else root
     found = subfolders(base)
     if not found:
-        raise ValueError(f"{base}: expected one folder for each class, found none.")
+        raise UserError(f"{base}: expected one folder for each class, found none.")
     classes = subfolders(root / "train") if "train" in splits else found
     if foreign := set(found) - set(classes):
-        raise ValueError(
+        raise UserError(
             f"{base / min(foreign)}: expected one of the {len(classes)} classes of "
             f"{root / 'train'}, found another."
         )
@@ -76,13 +77,13 @@ def open_folder(root: Path, split: str) -> FileSource:
     The classes are those of train/, so that a test folder without one of them keeps its labels.
 
     Raises:
-        ValueError: no such folder or split, no class folder, a class unknown to train/, or a
+        UserError: no such folder or split, no class folder, a class unknown to train/, or a
             class folder without images.
     """
     splits = folder_splits(root)
     if split not in (splits or ("train", "test")):
         found = f"only {', '.join(splits)}" if splits else "class folders without splits"
-        raise ValueError(f"{root}: expected the folder {split} of class folders, found {found}.")
+        raise UserError(f"{root}: expected the folder {split} of class folders, found {found}.")
     base = root / split if splits else root
     classes = _classes_of(root, split, splits)
     ids, labels = list[str](), list[np.ndarray]()

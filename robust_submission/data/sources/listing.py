@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.images import SUFFIXES
 
 _NUMBER = re.compile(r"([0-9]+)")
@@ -27,12 +28,12 @@ def require_folder(path: Path, what: str) -> Path:
     """The path itself, when it is a folder.
 
     Raises:
-        ValueError: it is a file or is not there; `what` says what was expected.
+        UserError: it is a file or is not there; `what` says what was expected.
     """
     if path.is_dir():
         return path
     found = "a file" if path.exists() else "nothing there"
-    raise ValueError(f"{path}: expected {what}, found {found}.")
+    raise UserError(f"{path}: expected {what}, found {found}.")
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -63,13 +64,13 @@ def list_images(folder: Path) -> list[str]:
     A file counts as an image by its ending (`SUFFIXES`, either case).
 
     Raises:
-        ValueError: there is no image, or a name is not UTF-8.
+        UserError: there is no image, or a name is not UTF-8.
     """
     names = list(_walk(str(folder), "", frozenset()))
     images = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122
     if not images:
         found = f"none among {len(names)} files" if names else "an empty folder"
-        raise ValueError(f"{folder}: expected images (.jpg, .png, .bmp, .webp …), found {found}.")
+        raise UserError(f"{folder}: expected images (.jpg, .png, .bmp, .webp …), found {found}.")
     for name in images:
         if not name.isascii():
             _require_utf8(folder, name)
@@ -81,4 +82,4 @@ def _require_utf8(folder: Path, name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         found = name.encode(errors="surrogateescape")
-        raise ValueError(f"{folder}: expected file names in UTF-8, found {found!r}.") from None
+        raise UserError(f"{folder}: expected file names in UTF-8, found {found!r}.") from None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.folders import SPLITS, FileSource, order_classes
 from robust_submission.data.sources.listing import require_folder
 
@@ -30,11 +31,11 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: expected {what}, found nothing there.") from None
+        raise UserError(f"{path}: expected {what}, found nothing there.") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected {what} in UTF-8, found other bytes.") from None
+        raise UserError(f"{path}: expected {what} in UTF-8, found other bytes.") from None
     except OSError as error:
-        raise ValueError(f"{path}: expected {what}, found: {error.strerror or error}.") from error
+        raise UserError(f"{path}: expected {what}, found: {error.strerror or error}.") from error
 
 
 def _check_once(path: Path, folder: Path, rows: list[Row]) -> None:
@@ -43,7 +44,7 @@ def _check_once(path: Path, folder: Path, rows: list[Row]) -> None:
     for row in rows:
         first = lines.setdefault(os.path.normpath(folder / row.image), row.line)
         if first != row.line:
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {row.line}: expected each image once, "
                 f"found {row.image!r} again (first in line {first})."
             )
@@ -53,7 +54,7 @@ def _check_images(path: Path, folder: Path, rows: list[Row]) -> None:
     """Each image is there."""
     for row in rows:
         if not (folder / row.image).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {row.line}: expected the image {folder / row.image}, "
                 "found nothing there."
             )
@@ -65,13 +66,13 @@ def _challenge_rows(path: Path) -> list[Row]:
     for number, line in enumerate(text.rstrip().splitlines(), start=1):
         words = line.split()
         if len(words) != 2 or not _LABEL.fullmatch(words[1]):
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {number}: expected a name and an integer label "
                 f"(0.JPEG 5), found {line[:80]!r}."
             )
         rows.append(Row(number, words[0], words[1], ""))
     if not rows:
-        raise ValueError(f"{path}: expected a line for each image (0.JPEG 5), found none.")
+        raise UserError(f"{path}: expected a line for each image (0.JPEG 5), found none.")
     return rows
 
 
@@ -81,11 +82,11 @@ def open_challenge(root: Path, split: str) -> FileSource:
     It isn't divided: train and test both mean all of it. Labels are taken as written.
 
     Raises:
-        ValueError: a folder or file missing, a malformed or double line (its number), an image
+        UserError: a folder or file missing, a malformed or double line (its number), an image
             that is not there.
     """
     if split == "val":
-        raise ValueError(f"{root}: expected the split train or test, found 'val'.")
+        raise UserError(f"{root}: expected the split train or test, found 'val'.")
     folder = require_folder(root / "images", "the challenge's folder of images")
     rows = _challenge_rows(root / "label.txt")
     _check_once(root / "label.txt", folder, rows)
@@ -102,12 +103,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     columns = reader.fieldnames or []
     if not {"image", "label"} <= set(columns):
         found = ", ".join(columns) or "nothing"
-        raise ValueError(f"{path}: expected the columns image,label[,split], found {found}.")
+        raise UserError(f"{path}: expected the columns image,label[,split], found {found}.")
     while True:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {reader.reader.line_num}: expected CSV, found {error}."
             ) from None
         if fields is None:
@@ -115,17 +116,17 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         image, *others = (fields.get(name) or "" for name in ("image", "label", "split"))
         label, split = (each.strip() for each in others)
         if None in fields or not image or not label:
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {reader.line_num}: expected {len(columns)} filled cells, "
                 f"found {[*fields.values()]}."
             )
         if "split" in columns and split not in SPLITS:
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {reader.line_num}: expected the split {', '.join(SPLITS)}, "
                 f"found {split!r}."
             )
         if _NUMBER.fullmatch(label) and not label.isdigit():
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {reader.line_num}: expected an integer from 0 on or a name as "
                 f"label, found {label!r}."
             )
@@ -155,13 +156,13 @@ def open_csv(path: Path, split: str) -> FileSource:
     both over all splits. Without a column split, train and test both mean all of it.
 
     Raises:
-        ValueError: no such file or split, a missing column, an empty cell, a label that is
+        UserError: no such file or split, a missing column, an empty cell, a label that is
             another number, a double image, in whichever split, an image that is not there; with
             the number of the line.
     """
     rows = list(_csv_rows(path))
     if not rows:
-        raise ValueError(f"{path}: expected a row for each image, found none.")
+        raise UserError(f"{path}: expected a row for each image, found none.")
     _check_once(path, path.parent, rows)
     labels, classes = _csv_labels(rows)
     if rows[0].split or split == "val":
@@ -169,7 +170,7 @@ def open_csv(path: Path, split: str) -> FileSource:
         rows = [row for row in rows if row.split == split]
         if not rows:
             found = ", ".join(named) or "no column split"
-            raise ValueError(f"{path}: expected rows of the split {split}, found {found}.")
+            raise UserError(f"{path}: expected rows of the split {split}, found {found}.")
     _check_images(path, path.parent, rows)
     ids = np.array([row.image for row in rows])
     chosen = np.array([labels[row.label] for row in rows], dtype=np.int64)

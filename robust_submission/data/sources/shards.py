@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.images import SUFFIXES, decode_image, read_bytes
 from robust_submission.data.sources.folders import SPLITS
 from robust_submission.data.sources.listing import natural_order, require_folder
@@ -90,7 +91,7 @@ def _list_members(path: Path, file: BufferedReader) -> Iterator[_Member]:
         file.seek(0)
         packed = [name for magic, name in _COMPRESSED.items() if file.peek().startswith(magic)]
         found = f"{packed[0]} data" if packed else f"it truncated or damaged ({error})"
-        raise ValueError(f"{path}: expected a whole, uncompressed tar, found {found}.") from error
+        raise UserError(f"{path}: expected a whole, uncompressed tar, found {found}.") from error
 
 
 def _read_samples(path: Path, file: BufferedReader) -> dict[str, _Sample]:
@@ -101,7 +102,7 @@ def _read_samples(path: Path, file: BufferedReader) -> dict[str, _Sample]:
             continue
         sample, ending = samples.setdefault(parts[1], {}), parts[2].lower()
         if ending in sample:
-            raise ValueError(f"{path}: expected each member once, found {member.name!r} again.")
+            raise UserError(f"{path}: expected each member once, found {member.name!r} again.")
         sample[ending] = member
     return samples
 
@@ -111,7 +112,7 @@ def _read_label(path: Path, file: BufferedReader, sample: _Sample) -> int:
     member = sample.get("cls") or sample.get("json")
     if member is None:
         found = ", ".join(each.name for each in sample.values())
-        raise ValueError(f"{path}: expected a label (.cls or .json) with {found}, found none.")
+        raise UserError(f"{path}: expected a label (.cls or .json) with {found}, found none.")
     file.seek(member.offset)
     content = file.read(member.size)
     try:
@@ -120,7 +121,7 @@ def _read_label(path: Path, file: BufferedReader, sample: _Sample) -> int:
         label = None
     if type(label) is not int or not 0 <= label < MAX_CLASSES:
         found = f"found {content[:80]!r}"
-        raise ValueError(f"{path}: {member.name}: expected an integer label from 0 on, {found}.")
+        raise UserError(f"{path}: {member.name}: expected an integer label from 0 on, {found}.")
     return label
 
 
@@ -130,7 +131,7 @@ def _index_samples(path: Path, file: BufferedReader) -> Iterator[tuple[_Member, 
         images = [member for ending, member in sample.items() if f".{ending}" in SUFFIXES]
         if len(images) > 1 or (not images and "cls" in sample):
             found = ", ".join(image.name for image in images) or "none"
-            raise ValueError(f"{path}: expected one image of the key {key!r}, found {found}.")
+            raise UserError(f"{path}: expected one image of the key {key!r}, found {found}.")
         if images:
             yield images[0], _read_label(path, file, sample)
 
@@ -141,9 +142,9 @@ def _index_shard(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         with path.open("rb") as file:
             rows = list(_index_samples(path, file))
     except OSError as error:
-        raise ValueError(f"{path}: expected a readable tar, found: {error.strerror}.") from error
+        raise UserError(f"{path}: expected a readable tar, found: {error.strerror}.") from error
     if not rows:
-        raise ValueError(f"{path}: expected images (KEY.jpg, KEY.png …), found none.")
+        raise UserError(f"{path}: expected images (KEY.jpg, KEY.png …), found none.")
     ids = np.array([image.name for image, _ in rows])
     places = np.array([(image.offset, image.size) for image, _ in rows], dtype=np.int64)
     return ids, places, np.array([label for _, label in rows], dtype=np.int64)
@@ -153,7 +154,7 @@ def _index(folder: Path) -> ShardSource:
     """All shards of a folder; its class names are not known yet."""
     shards = _list_shards(folder)
     if not shards:
-        raise ValueError(f"{folder}: expected shards (*.tar, not compressed), found none.")
+        raise UserError(f"{folder}: expected shards (*.tar, not compressed), found none.")
     ids, places, labels = zip(*map(_index_shard, shards), strict=True)
     numbers = np.repeat(np.arange(len(shards)), [len(part) for part in ids])
     places = np.column_stack([numbers, np.concatenate(places)])
@@ -162,7 +163,7 @@ def _index(folder: Path) -> ShardSource:
     if len(twice := np.flatnonzero(source.ids[order[1:]] == source.ids[order[:-1]])):
         first, again = (shards[numbers[order[twice[0] + step]]] for step in (0, 1))
         found = f"{str(source.ids[order[twice[0]]])!r} again (first in {first.name})"
-        raise ValueError(f"{again}: expected each key once, found {found}.")
+        raise UserError(f"{again}: expected each key once, found {found}.")
     return source
 
 
@@ -171,10 +172,10 @@ def _read_classes(path: Path, source: ShardSource) -> list[str]:
     names = [line.strip() for line in read_text(path, "a class name a line").splitlines()]
     if "" in names or len(set(names)) < len(names):
         found = "an empty line" if "" in names else "a name twice"
-        raise ValueError(f"{path}: expected another class name in each line, found {found}.")
+        raise UserError(f"{path}: expected another class name in each line, found {found}.")
     last = source.labels.argmax()
     if source.labels[last] >= len(names):
-        raise ValueError(
+        raise UserError(
             f"{source.shards[source.places[last, 0]]}: {source.ids[last]}: expected a label of the "
             f"{len(names)} in {path}, found {source.labels[last]}."
         )
@@ -190,14 +191,14 @@ def open_shards(root: Path, split: str) -> ShardSource:
     names (2.tar before 10.tar) and of the samples within.
 
     Raises:
-        ValueError: no such folder, split or shards; a shard that is compressed, truncated or
+        UserError: no such folder, split or shards; a shard that is compressed, truncated or
             without images; a sample without label or with several images; a key that comes twice;
             a label that is no integer from 0 on, or beyond classes.txt.
     """
     splits = shard_splits(root)
     if split not in (splits or ("train", "test")):
         found = f"only {', '.join(splits)}" if splits else "shards without splits"
-        raise ValueError(f"{root}: expected the folder {split} of shards, found {found}.")
+        raise UserError(f"{root}: expected the folder {split} of shards, found {found}.")
     source = _index(root / split if splits else root)
     if (root / "classes.txt").exists():
         return replace(source, class_names=_read_classes(root / "classes.txt", source))

@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from robust_submission.cli.errors import UserError
+
 
 def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     """`size` sorted indices, stratified where every class has two images or more, else drawn."""
     from sklearn.model_selection import train_test_split
 
     if not 0 <= seed < 2**32:
-        raise ValueError(f"expected a seed from 0 to 2**32 - 1, found {seed}.")
+        raise UserError(f"expected a seed from 0 to 2**32 - 1, found {seed}.")
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     even = counts.min() >= 2 and len(counts) <= min(size, len(labels) - size)
@@ -25,10 +27,10 @@ def stratified_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.nd
     """Sorted indices of at most `limit` images with the classes' shares kept; None takes all.
 
     Raises:
-        ValueError: a limit below 1, or a seed below 0 or of more than 32 bits.
+        UserError: a limit below 1, or a seed below 0 or of more than 32 bits.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"expected a limit of at least 1 image, found {limit}.")
+        raise UserError(f"expected a limit of at least 1 image, found {limit}.")
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
     return _stratified(labels, limit, seed)
@@ -51,18 +53,18 @@ def split_train_validation(
         Sorted indices to train on, and sorted indices to validate on.
 
     Raises:
-        ValueError: a fraction outside 0..1, nothing left to train or to validate on, or a seed
+        UserError: a fraction outside 0..1, nothing left to train or to validate on, or a seed
             below 0 or of more than 32 bits.
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"expected a validation fraction from 0 to below 1, found {fraction}.")
+        raise UserError(f"expected a validation fraction from 0 to below 1, found {fraction}.")
     everything = np.arange(len(labels))
     if fraction == 0:
         return everything, everything[:0]
     splittable = np.flatnonzero(np.bincount(labels)[labels] >= 2)
     size = max(round(fraction * len(labels)), len(np.unique(labels[splittable])))
     if not 0 < size < len(splittable):
-        raise ValueError(
+        raise UserError(
             f"expected enough images to hold out {fraction:g} of them over all "
             f"classes, found {len(labels)} images of {len(np.unique(labels))} classes."
         )

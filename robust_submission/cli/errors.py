@@ -1,0 +1,21 @@
+"""Errors that end a command with a message instead of a traceback."""
+
+
+class UserError(ValueError):
+    """Something that the user can mend, worded "FILE: expected X, found Y." Exit status 1.
+
+    Raised where a user's file, option or argument is read. Any other exception is a bug of ours
+    and shows its traceback.
+    """
+
+
+class UsageError(Exception):
+    """The command line itself is wrong. Exit status 2."""
+
+
+class StoppedError(Exception):
+    """A signal stopped the work, in good order and with a message. Exit status 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
