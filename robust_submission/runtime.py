@@ -1,4 +1,4 @@
-"""Starting accelerate the same way in every command, and what is needed to repeat a run."""
+"""Starts accelerate the same way in every command, and records what is needed to repeat a run."""
 
 import atexit
 import ctypes
@@ -13,19 +13,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pyautoattack")
+
 # Parameters of mallopt, in <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 
-_kept: list[Any] = []
+_process_groups: list[Any] = []
 
 
 def start_accelerator(**options: Any) -> Accelerator:
-    """An Accelerator for the processes that python, torchrun or accelerate launch started.
+    """Create the Accelerator of a process started by python, torchrun or accelerate launch.
 
-    Where there is no GPU the CPU is asked for: accelerate would otherwise take each of several CPU
-    processes for a run of its own, unless ACCELERATE_USE_CPU is set.
+    Without a GPU, `cpu=True` is passed: otherwise accelerate treats each of several CPU processes
+    as a separate run unless ACCELERATE_USE_CPU is set.
+
+    Args:
+        options: Further arguments of Accelerator.
     """
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
@@ -34,27 +39,27 @@ def start_accelerator(**options: Any) -> Accelerator:
         make_repeatable()
     accelerator = Accelerator(cpu=on_cpu, **options)
     if torch.distributed.is_initialized():
-        _kept.append(torch.distributed.group.WORLD)
-        atexit.register(_let_go)
+        _process_groups.append(torch.distributed.group.WORLD)
+        atexit.register(_drop_process_group)
     return accelerator
 
 
-def _let_go() -> None:
-    """Be the last to let go of the process group, while Python still runs; gloo's threads then end.
+def _drop_process_group() -> None:
+    """Drop the last reference to the process group while Python runs, which ends gloo's threads.
 
-    Were DistributedDataParallel the last, gloo would join, with Python's lock held, a thread that
-    may wait for the lock (torch 2.11; github.com/pytorch/pytorch/issues/56297). After Python's end
-    that thread would find no lock to take and abort the process.
+    If DistributedDataParallel drops it last, gloo joins a thread while holding the GIL, and the
+    thread may wait for the GIL (torch 2.11; github.com/pytorch/pytorch/issues/56297). If it is
+    dropped after the interpreter has finalised, that thread aborts the process.
     """
     gc.collect()
-    _kept.clear()
+    _process_groups.clear()
 
 
 def make_repeatable() -> None:
-    """Have GPUs, if none was used yet, give the same bits each time, at full float32 precision.
+    """Make GPU results repeatable bit for bit, at full float32 precision; call before first use.
 
-    torch would also fill all new memory, for what reads it unwritten: nothing here does, and an
-    attack's step on small images would take a quarter longer.
+    Filling uninitialised memory, which torch does by default in this mode, is switched off: nothing
+    here reads such memory, and it makes an attack's step on small images a quarter slower.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
@@ -64,10 +69,10 @@ def make_repeatable() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have what tensors free kept for the next ones, in large pages, as long as the process lives.
+    """Keep freed tensor memory in the process, in large pages, for the next tensors.
 
-    A network on a CPU frees and asks for the same large blocks in every layer. glibc would give
-    each back to the system and get it anew, zeroed page by page. Does nothing with another C
+    A network on a CPU frees and allocates the same large blocks in every layer. By default glibc
+    returns each to the system and gets it back zeroed page by page. No effect with another C
     library; large pages are Linux's. (`python benchmarks/peak.py` measures it.)
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first tensor
@@ -78,9 +83,9 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give back what was kept, between pieces of work whose tensors differ in size.
+    """Return kept memory to the system, between pieces of work whose tensors differ in size.
 
-    A freed block fits one of another size badly: what is kept would grow without end.
+    Freed blocks rarely fit tensors of another size, so the kept memory would grow without end.
     """
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
@@ -88,9 +93,6 @@ def release_freed_memory() -> None:
 
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pyautoattack")
 
 
 def git_revision() -> str:

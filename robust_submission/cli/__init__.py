@@ -1,1 +1,1 @@
-"""What every command shares: parsing, errors and exit status, whole files, provenance."""
+"""What every command shares: parsing, errors and exit status, log, files written whole."""

@@ -1,8 +1,8 @@
-"""One way to run a command: options from a dataclass, errors in a line or three, exit status.
+"""Runs a command: parses its options into a dataclass and turns errors into an exit status.
 
 Exit status: 0 done; 1 the work failed or the input is bad; 2 wrong usage; 130 and 143 stopped by
-SIGINT (Ctrl-C) and SIGTERM.
-Set ROBUST_TRACEBACK=1 to see where an error came from.
+SIGINT (Ctrl-C) and SIGTERM. Only a UserError is printed as a message; any other exception is a bug
+and shows its traceback. Set ROBUST_TRACEBACK=1 to see the traceback of a UserError too.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from jsonargparse import (  # pyright: ignore[reportPrivateImportUsage]
 from jsonargparse.typing import register_type
 
 from robust_submission.cli.errors import StoppedError, UsageError, UserError
+from robust_submission.cli.log import send_log_to_stderr
 
 Options = TypeVar("Options")
 
@@ -39,7 +40,7 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Ratio(float):
-    """A number that may be written as a fraction: `8/255`, `0.03`."""
+    """A number, also written as a fraction: `8/255`, `0.03`."""
 
     def __new__(cls, value: str | float) -> "Ratio":
         try:
@@ -51,7 +52,7 @@ class Ratio(float):
 
 
 class Names(tuple[str, ...]):
-    """Names in one word, separated by commas: `fgsm,pgd`."""
+    """A list of names separated by commas: `fgsm,pgd`."""
 
     def __new__(cls, value: str | Sequence[str] = ()) -> "Names":
         names = value.split(",") if isinstance(value, str) else value
@@ -59,7 +60,7 @@ class Names(tuple[str, ...]):
 
 
 class Ratios(tuple[Ratio, ...]):
-    """Ratios in one word, separated by commas: `4/255,8/255`."""
+    """A list of ratios separated by commas: `4/255,8/255`."""
 
     def __new__(cls, value: str | float | Sequence[str | float] = ()) -> "Ratios":
         if isinstance(value, (str, float, int)):
@@ -82,7 +83,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _explain(message: str, known: Sequence[str]) -> str:
-    """jsonargparse's message in one line, an unknown key with the nearest known one."""
+    """jsonargparse's message in one line; an unknown key is named with the nearest known one."""
     message = " ".join(message.split())
     if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{unknown[1]}{_nearest(unknown[1], known)}."
@@ -105,7 +106,7 @@ def _spell_out_flags(arguments: Sequence[str], flags: set[str]) -> list[str]:
 
 
 def _add_options(parser: ArgumentParser, options: type) -> None:
-    """One argument a field; `field(metadata={"positional": True})` makes it a word without --."""
+    """Add one option per field; `field(metadata={"positional": True})` makes it positional."""
     helps = {text.arg_name: text.description for text in parse_from_object(options).params}
     positional = [field for field in fields(options) if field.metadata.get("positional")]
     for field in positional:
@@ -122,15 +123,16 @@ def parse(
     """Build the dataclass `options` from command-line arguments.
 
     Args:
-        options: A keyword-only dataclass; the docstring under each field is its help. A field with
-            metadata {"positional": True} is given without its name.
+        options: A keyword-only dataclass. The docstring under each field is its help; a field with
+            metadata {"positional": True} is a positional argument.
         arguments: The command line without the program's name.
-        default_config: A YAML file for commands that take `--config`, read when none is given.
-        description: What `--help` says first.
+        default_config: For commands with `--config`: the YAML file to read when none is given.
+        description: The first lines of `--help`.
 
     Raises:
-        UsageError: an unknown option, a value of the wrong type, a missing required option.
-        UserError: a bad configuration file or key, or a value that the dataclass refuses.
+        UsageError: An option is unknown, missing, or has a value of the wrong type.
+        UserError: A configuration file cannot be read or has an unknown key, or the dataclass
+            refuses a value.
     """
     parser = _build_parser(options, description, takes_config=default_config is not None)
     actions = [each for each in parser._actions if each.dest not in ("help", "print_config")]
@@ -151,7 +153,7 @@ def parse(
 
 
 def _check_groups(options: type, namespace: Namespace) -> None:
-    """Refuse a configuration's `data: 5` where `data` has keys of its own."""
+    """Raise UserError for a configuration like `data: 5` where `data` is a group of keys."""
     for field in fields(options):
         if is_dataclass(field.type) and not isinstance(group := namespace[field.name], Namespace):
             raise UserError(f"{field.name}: expected a group of keys, found {group!r}.")
@@ -172,7 +174,7 @@ def _build_parser(options: type, description: str | None, takes_config: bool) ->
 
 
 def _split_configs(arguments: Sequence[str], default: Path) -> tuple[list[str], list[str]]:
-    """The words `--config=FILE`, with the default where there is none, and all other words."""
+    """Split off the arguments `--config=FILE` (the default file if there is none)."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append")
     found, others = finder.parse_known_args(list(arguments))
@@ -180,10 +182,10 @@ def _split_configs(arguments: Sequence[str], default: Path) -> tuple[list[str], 
 
 
 def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequence[str]) -> None:
-    """Tell what is wrong with a file from what is wrong with the command line.
+    """Parse each file alone, so that its faults are reported as the file's.
 
     Raises:
-        UserError: a file cannot be read, or has an unknown key or a value of the wrong type.
+        UserError: A file cannot be read, or has an unknown key or a value of the wrong type.
     """
     for config in configs:
         try:
@@ -195,7 +197,7 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
 
 
 def _lost_another(error: RuntimeError) -> bool:
-    """Whether this is gloo's or NCCL's word for another process that is gone."""
+    """Whether gloo or NCCL says that another process of this run has ended."""
     return "LOCAL_RANK" in os.environ and bool(_LOST.search(str(error)))
 
 
@@ -207,11 +209,12 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 def run(
     work: Callable[[Options], None], options: type[Options], default_config: Path | None = None
 ) -> NoReturn:
-    """Parse the command line into `options`, do the work, end the process with its exit status.
+    """Parse the command line into `options`, do the work, and exit with its status.
 
-    SIGTERM runs every `finally` first. Not under a launcher, which ends processes that may wait for
-    one another.
+    SIGTERM raises SystemExit, so that every `finally` runs. Not under a launcher: there a process
+    might wait in a `finally` for another that has ended.
     """
+    send_log_to_stderr()
     if "LOCAL_RANK" not in os.environ:
         signal.signal(signal.SIGTERM, _stop)
     try:
@@ -227,7 +230,7 @@ def run(
     except RuntimeError as error:
         if os.environ.get("ROBUST_TRACEBACK") or not _lost_another(error):
             raise
-        status, message = 1, "another process ended, which says why."
+        status, message = 1, "another process of this run ended; its own message says why."
     except StoppedError as stop:
         sys.exit(stop.status)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Outputs that are there whole or not at all."""
+"""Output files and folders that appear whole or not at all, and a lock for a folder."""
 
 import fcntl
 import os
@@ -14,23 +14,23 @@ _LOCK = ".lock"
 
 
 def _behind_link(path: Path) -> Path:
-    """Where a symbolic link leads; any other path as it is."""
+    """The target of a symbolic link; any other path unchanged."""
     return path.resolve() if path.is_symlink() else path
 
 
 def _beside(path: Path) -> Path:
-    """The temporary name of `path`, this process's own."""
+    """The temporary name of `path` in this process."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def check_writable(path: Path) -> Path:
-    """Fail before hours of work when `path` cannot be written at their end.
+    """Check that `path` can be written, before hours of work.
 
-    Makes and removes a file beside it.
+    Creates and removes a file beside it.
 
     Raises:
-        UserError: the folder of `path` does not exist or is not a folder, something other than a
-            file stands at `path`, or no file can be made there.
+        UserError: The folder of `path` does not exist or is not a folder, `path` exists and is not
+            a file, or no file can be created there.
     """
     try:
         target = _behind_link(path)
@@ -49,10 +49,13 @@ def check_writable(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to `path` when the block ends without an error.
+    """Yield a temporary path beside `path`, renamed to `path` if the block ends without an error.
 
-    On any error the temporary file is removed and `path` keeps its former content. A symbolic link
-    stays one: the file that it leads to is replaced.
+    On an error the temporary file is removed and `path` keeps its content. If `path` is a symbolic
+    link, its target is replaced.
+
+    Raises:
+        UserError: `path` cannot be written, or the disk is full.
     """
     target = _behind_link(check_writable(path))
     temporary = _beside(target)
@@ -68,12 +71,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Keep other processes from working in a folder, until the file is closed or this process ends.
+    """Keep other processes out of a folder until the returned file is closed or the process ends.
 
-    Holds `.lock` in it, which stays. Where the file system knows no locks nothing is kept.
+    Locks the file `.lock` in the folder, which is left there. Without effect on file systems that
+    have no locks.
 
     Raises:
-        UserError: another process works there.
+        UserError: Another process holds the lock.
     """
     file = (folder / _LOCK).open("w")
     try:
@@ -86,7 +90,7 @@ def lock_folder(folder: Path) -> TextIO:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove all that a folder holds, but for its lock."""
+    """Remove everything in a folder except its lock."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -96,12 +100,12 @@ def clear_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, renamed to `path` when the block ends without an error.
+    """Yield a new folder beside `path`, renamed to `path` if the block ends without an error.
 
-    On any error the new folder is removed.
+    On an error the new folder is removed.
 
     Raises:
-        UserError: something stands at `path`, or the folder cannot be made or renamed there.
+        UserError: `path` exists, or the folder cannot be created there.
     """
     if path.exists():
         found = "a folder" if path.is_dir() else "a file"
