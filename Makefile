@@ -24,30 +24,30 @@ test: .venv/installed
 	$(BIN)/basedpyright
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
 		f"expected Python 3.11 or newer, found {v[0]}.{v[1]}: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --requirement requirements.txt \
+		--requirement requirements-dev.txt --editable .
 	touch $@
 
 container-check: .venv/installed
 	$(BIN)/python tests/container_check.py
 
 # The container's lock files. The second needs the index of torch's CPU wheels within reach.
-TOOLS := ruff|basedpyright|pytest|pytest-xdist|hypothesis|selenium
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 LOCKED := --generate-hashes --no-header --no-annotate \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_28
 
 requirements.lock: requirements.txt .venv/uv
-	{ echo "# What the container installs: requirements.txt without the tools of development, and all that it"; \
-	echo "# needs, for Linux on x86-64 and Python 3.11. Made by \`make $@\` (uv); not by hand."; \
-	grep -vE '^(($(TOOLS))==|-e )' requirements.txt | .venv/uv/bin/uv pip compile $(LOCKED) -; } > $@.new
+	{ echo "# What the container installs: requirements.txt and all that it needs, for Linux on x86-64 and"; \
+	echo "# Python 3.11. Made by \`make $@\` (uv); not by hand."; \
+	.venv/uv/bin/uv pip compile $(LOCKED) requirements.txt; } > $@.new
 	mv $@.new $@
 
 requirements.cpu.lock: requirements.txt .venv/uv
-	grep -vE '^(($(TOOLS))==|-e )' requirements.txt | sed -E 's/^(torch|torchvision)==.*/&+cpu/' \
+	sed -E 's/^(torch|torchvision)==.*/&+cpu/' requirements.txt \
 		| .venv/uv/bin/uv pip compile $(LOCKED) --extra-index-url $(CPU_INDEX) \
 		--index-strategy unsafe-best-match - > $@.new
 	mv $@.new $@

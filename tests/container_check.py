@@ -1,6 +1,6 @@
 """Build the container twice, compare the two, and predict in it: the bytes must be predict.py's.
 
-    python submission/container_check.py
+    python tests/container_check.py
 
 Uses docker or podman, whichever answers; CONTAINER_ENGINE names another (words are split, so that
 `podman --root /scratch` will do). Where there is none it says so and does nothing.
