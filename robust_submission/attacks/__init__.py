@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from robust_submission.attacks.base import Attack, Model, image_seeds
-from robust_submission.attacks.ensemble import EOT, Outcome, WorstCase
+from robust_submission.attacks.ensemble import EOT, WorstCase, WorstCaseResult
 from robust_submission.attacks.external import AutoAttack, CarliniWagner
 from robust_submission.attacks.norms import NORMS
 from robust_submission.attacks.pgd import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise, input_gradient
@@ -27,9 +27,9 @@ __all__ = [
     "AutoAttack",
     "CarliniWagner",
     "Model",
-    "Outcome",
     "UniformNoise",
     "WorstCase",
+    "WorstCaseResult",
     "build_attack",
     "image_seeds",
     "input_gradient",

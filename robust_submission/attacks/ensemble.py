@@ -20,7 +20,7 @@ from robust_submission.cli.errors import UserError
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WorstCaseResult:
     """What the worst case did to each image."""
 
     images: Tensor
@@ -75,19 +75,19 @@ class WorstCase:
         generator: torch.Generator | None = None,
         *,
         seeds: Tensor | None = None,
-        judge: Model | None = None,
-    ) -> Outcome:
+        scored_on: Model | None = None,
+    ) -> WorstCaseResult:
         """Attack a batch and say what fooled which image.
 
-        `judge` is the model to be fooled, where it is another than the attacks see, as in an
-        adaptive or a transfer attack: it decides who survives. The rest is as in `Attack`.
+        `scored_on` is the model to be fooled, where the attacks differentiate another, as in an
+        adaptive or a transfer attack. The other arguments are those of `Attack`.
         """
         check_batch(images, labels)
-        judge = judge or model
+        scored_on = scored_on or model
         with differentiable(), torch.no_grad():
             images, labels = ordinary(images), ordinary(labels)
             worst = images.clone()
-            worst_loss, right = _judged(judge, images, labels)
+            worst_loss, right = _score(scored_on, images, labels)
             fooled_by = ["" if survives else "clean" for survives in right.tolist()]
             for name, attack in self.attacks.items():
                 rows = right.nonzero().squeeze(1)
@@ -95,18 +95,18 @@ class WorstCase:
                     break
                 some = None if seeds is None else seeds[rows.to(seeds.device)]
                 tried = attack(model, images[rows], labels[rows], generator, seeds=some)
-                loss, survives = _judged(judge, tried, labels[rows])
+                loss, survives = _score(scored_on, tried, labels[rows])
                 worse = ~survives | (loss > worst_loss[rows])
                 worst[rows[worse]], worst_loss[rows[worse]] = tried[worse], loss[worse]
                 right[rows] = survives
                 for row in rows[~survives].tolist():
                     fooled_by[row] = name
-        return Outcome(worst, fooled_by, worst_loss)
+        return WorstCaseResult(worst, fooled_by, worst_loss)
 
 
-def _judged(judge: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _score(model: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropies (B,), and whether the label won (B,)."""
-    logits = judge(images).float()
+    logits = model(images).float()
     return cross_entropy(logits, labels), correct(logits, labels)
 
 

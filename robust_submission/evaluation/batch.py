@@ -128,8 +128,8 @@ class Measure:
 
         Returns:
             `predictions` int64 (n, draws), -1 for NaN; `distance` float64 (n,) in the job's norm;
-            of a part of several, `fooled` bool (n,) and `loss` float32 (n,) (see `Outcome`), else
-            zeros; `pictures` uint8 (shown, H, W, 3).
+            of a part of several, `fooled` bool (n,) and `loss` float32 (n,) (see
+            `WorstCaseResult`), else zeros; `pictures` uint8 (shown, H, W, 3).
         """
         count = len(right)
         rows = torch.from_numpy(right).nonzero().squeeze(1)
@@ -176,7 +176,7 @@ class Measure:
             judge = self._averaged(judge, self.eot)
         if judged:
             outcome = WorstCase(attacks={"fooled": attack}).run(
-                seen, images, labels, seeds=seeds, judge=judge
+                seen, images, labels, seeds=seeds, scored_on=judge
             )
             found, losses = outcome.images, outcome.losses.cpu()
             fooled = torch.tensor([name == "fooled" for name in outcome.fooled_by])

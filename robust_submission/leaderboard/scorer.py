@@ -137,7 +137,7 @@ class Scorer:
         if not attacks:
             return images
         worst = WorstCase(attacks=attacks)
-        return worst.run(one.revealed, images, labels, seeds=seeds, judge=one.model).images
+        return worst.run(one.revealed, images, labels, seeds=seeds, scored_on=one.model).images
 
     def _seeing(self, name: str, epsilon: float) -> Attack:
         options: dict[str, Any] = {} if name in ("fgsm", "ffgsm") else {"steps": self.setting.steps}

@@ -139,7 +139,7 @@ def test_worst_case_can_be_judged_by_another_model(digits):
     attacks = {"fgsm": FGSM(epsilon=0.08)}
     through_mask = WorstCase(attacks=attacks).run(masked, digits.images, digits.labels)
     adaptive = WorstCase(attacks=attacks).run(
-        digits.model, digits.images, digits.labels, judge=masked
+        digits.model, digits.images, digits.labels, scored_on=masked
     )
     plain = WorstCase(attacks=attacks).run(digits.model, digits.images, digits.labels)
     assert "fgsm" not in through_mask.fooled_by
