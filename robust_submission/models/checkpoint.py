@@ -1,12 +1,23 @@
-"""The tensors of a checkpoint: safetensors only, loaded strictly."""
+"""The files of a checkpoint: config.json and safetensors, loaded strictly."""
 
+import json
 from pathlib import Path
 
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from robust_submission.cli.errors import UserError
+from robust_submission.models.trn import TRN
+
+
+def save_trn(trn: TRN, folder: Path) -> None:
+    """Save a TRN's arguments and tensors into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(trn.arguments, sort_keys=True, indent=2)
+    (folder / CONFIG_NAME).write_text(config)
+    save_model(trn, str(folder / SAFETENSORS_SINGLE_FILE))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -78,7 +78,7 @@ class RobustClassifier(
         restore: Arguments of `TRN`, or None; see also `attach_trn`.
 
     Raises:
-        UserError: no class, an unknown backbone, or a backbone that refuses its arguments.
+        UserError: no class, an unknown backbone, a stage or a backbone that refuses its arguments.
     """
 
     def __init__(
@@ -99,9 +99,14 @@ class RobustClassifier(
             raise UserError("class_names: expected at least one class, received none.")
         self.class_names = list(class_names)
         self.image_size = image_size
-        self.restore = TRN(**restore) if restore else nn.Identity()
-        self.conceal = GCM() if conceal else nn.Identity()
-        self.randomize = RandomResizePad(image_size, **randomize) if randomize else nn.Identity()
+        try:
+            self.restore = TRN(**restore) if restore else nn.Identity()
+            self.conceal = GCM() if conceal else nn.Identity()
+            self.randomize = (
+                RandomResizePad(image_size, **randomize) if randomize else nn.Identity()
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
         self.normalize = Normalize(mean, std)
         self.rebuildable = isinstance(backbone, str)
         if isinstance(backbone, str):
@@ -144,7 +149,7 @@ class RobustClassifier(
             )
         self.restore = trn
         config: Any = self._hub_mixin_config  # what PyTorchModelHubMixin saves
-        config["restore"] = trn._hub_mixin_config
+        config["restore"] = trn.arguments
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if not self.rebuildable:

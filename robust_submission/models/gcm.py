@@ -10,10 +10,10 @@ or passes the gradient straight through (BPDA, Athalye et al. 2018), and GCM is 
 `models.classifier.reveal`.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
-
-from robust_submission.cli.errors import UserError
 
 
 def conceal(images: Tensor, omega: float = 1e20, epsilon: float = 1e-8) -> Tensor:
@@ -59,13 +59,13 @@ class GCM(nn.Module):
         epsilon: Largest shift of a pixel, 1e-8 in the paper.
 
     Raises:
-        UserError: `omega` or `epsilon` is not positive.
+        ValueError: `omega` or `epsilon` is not positive.
     """
 
     def __init__(self, omega: float = 1e20, epsilon: float = 1e-8) -> None:
         super().__init__()
         if omega <= 0 or epsilon <= 0:
-            raise UserError(f"GCM: expected omega, epsilon > 0, received {omega}, {epsilon}.")
+            raise ValueError(f"GCM: expected omega, epsilon > 0, received {omega}, {epsilon}.")
         self.omega = omega
         self.epsilon = epsilon
 

@@ -7,10 +7,10 @@ draw in any batch, process or run, and an image moved by an attack gets a fresh 
 this defence has no robustness of its own.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
-
-from robust_submission.cli.errors import UserError
 
 _MASK32 = 0xFFFFFFFF
 
@@ -54,13 +54,13 @@ class RandomResizePad(nn.Module):
         draw: Which of the independent draws is in force; 0 unless set.
 
     Raises:
-        UserError: `min_size` is not between 1 and `image_size - 1`.
+        ValueError: `min_size` is not between 1 and `image_size - 1`.
     """
 
     def __init__(self, image_size: int, min_size: int, seed: int = 0) -> None:
         super().__init__()
         if not 1 <= min_size < image_size:
-            raise UserError(
+            raise ValueError(
                 f"RandomResizePad: expected 1 <= min_size < image_size = {image_size}, "
                 f"received min_size = {min_size}."
             )

@@ -7,13 +7,15 @@ which work without autograd, under inference mode, in ONNX and torch.export, and
 differentiated like any others. (ptflops does not count transposed convolutions: half of them.)
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_submission.models.gradient_map import Estimator, logit_weights, normalized
+from .gradient_map import Estimator, logit_weights, normalized
 
 
 def silu_slope(inputs: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ class Surrogate(nn.Module):
         stride: int = 2,
     ) -> None:
         super().__init__()
-        layers = list[nn.Conv2d | Residual]()
+        layers: list[nn.Module] = []
         for stage, width in enumerate(widths):
             before, side = (widths[stage - 1], 2) if stage else (channels, stride)
             layers += [patches(before, width, side), *(Residual(width) for _ in range(depth))]
@@ -99,7 +101,7 @@ class Surrogate(nn.Module):
     def gradient_map(
         self, images: Tensor, estimator: Estimator, top_k: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The gradient map of each image and the logits; see `models.gradient_map.gradient_map`.
+        """The gradient map of each image and the logits; see `gradient_map.gradient_map`.
 
         Returns:
             float32 (B, C, H, W), and (B, num_classes).
@@ -117,10 +119,11 @@ class Surrogate(nn.Module):
             logits = self.head(F.silu(features).mean((2, 3)))
             weights = logit_weights(logits, estimator, top_k)
             gradient = silu_slope(features) * (weights @ self.head.weight)[:, :, None, None]
-            for layer, inputs in zip(reversed(list(self.layers)), reversed(seen), strict=True):
+            for place in reversed(range(len(seen))):
+                layer = self.layers[place]
                 if isinstance(layer, Residual):
-                    gradient = layer.pull_back(gradient, inputs)
+                    gradient = layer.pull_back(gradient, seen[place])
                 else:
                     assert isinstance(layer, nn.Conv2d)
-                    gradient = pull_back_patches(layer, gradient, inputs)
+                    gradient = pull_back_patches(layer, gradient, seen[place])
             return normalized(gradient), logits

@@ -8,6 +8,8 @@ itself is never computed, so that a classifier that is sure to the last bit stil
 direction.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -90,11 +92,8 @@ def gradient_map(
         (B, C, H, W), float32 (float64 for float64), see `normalized`.
     """
     keep_graph = differentiable and torch.is_grad_enabled()
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(images.device.type, enabled=False),
-    ):
+    autocast_off = torch.autocast(images.device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), autocast_off:
         pixels = images.to(torch.promote_types(images.dtype, torch.float32))
         if not (keep_graph and pixels.requires_grad):
             pixels = (pixels.clone() if pixels.is_inference() else pixels.detach()).requires_grad_()

@@ -17,17 +17,17 @@ TRN is a filter against attackers who do not know of it. One who does differenti
 see `models.classifier.reveal`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_submission.cli.errors import UserError
-from robust_submission.models.gradient_map import ESTIMATORS, Estimator, gradient_map
-from robust_submission.models.surrogate import Residual, Surrogate, patches
+from .gradient_map import ESTIMATORS, Estimator, gradient_map
+from .surrogate import Residual, Surrogate, patches
 
 Classify = Callable[[Tensor], Tensor]
 
@@ -49,7 +49,7 @@ class FusionBlock(nn.Module):
         return image + to_image, gradient + to_gradient
 
 
-class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
+class TRN(nn.Module):
     """Images and their classifier to restored images.
 
     Args:
@@ -59,12 +59,15 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
         stride: Side in pixels of the patches that a stream works on.
         streams: "both", or "image" or "gradient" alone.
         fusion: "fusion" for Fusion Blocks; "concatenation" keeps the streams apart to the end.
-        estimator: The gradient map's, see `models.gradient_map.logit_weights`.
+        estimator: The gradient map's, see `gradient_map.logit_weights`.
         top_k: Classes of the estimator "average"; None for all.
         surrogate: Arguments of `Surrogate`, which then gives the map; None for the classifier.
 
+    Attributes:
+        arguments: What it was made with, as JSON can hold it.
+
     Raises:
-        UserError: an unknown choice or a number out of range.
+        ValueError: an unknown choice or a number out of range.
     """
 
     def __init__(
@@ -85,12 +88,22 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
         _check_choice("fusion", fusion, ("fusion", "concatenation"))
         _check_choice("estimator", estimator, ESTIMATORS)
         if min(width, depth, stride) < 1 or channels not in (1, 3) or (top_k or 1) < 1:
-            raise UserError(
+            raise ValueError(
                 "TRN: expected 1 or 3 channels and width, depth, stride, top_k of at least 1, "
                 f"received {channels}, {width}, {depth}, {stride}, {top_k}."
             )
-        self.channels, self.stride = channels, stride
-        self.depth = depth
+        self.arguments: dict[str, Any] = {
+            "channels": channels,
+            "width": width,
+            "depth": depth,
+            "stride": stride,
+            "streams": streams,
+            "fusion": fusion,
+            "estimator": estimator,
+            "top_k": top_k,
+            "surrogate": surrogate,
+        }
+        self.channels, self.depth, self.stride = channels, depth, stride
         self.estimator: Estimator = estimator
         self.top_k = top_k
         names = ("image", "gradient") if streams == "both" else (streams,)
@@ -155,14 +168,15 @@ class TRN(nn.Module, PyTorchModelHubMixin, library_name="robust-submission"):
             blocks = {name: each[place] for name, each in self.blocks.items()}  # pyright: ignore[reportIndexIssue]
             streams = {name: blocks[name](each) for name, each in streams.items()}
             if self.fusions:
-                streams = dict(zip(streams, self.fusions[place](*streams.values()), strict=True))
+                image, gradient = self.fusions[place](streams["image"], streams["gradient"])
+                streams = {"image": image, "gradient": gradient}
         correction = F.pixel_shuffle(self.head(torch.cat(list(streams.values()), 1)), self.stride)
         return (images + correction[:, :, :height, :width]).clamp(0, 1)
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UserError(f"TRN: expected {name} of {', '.join(known)}, received {value!r}.")
+        raise ValueError(f"TRN: expected {name} of {', '.join(known)}, received {value!r}.")
 
 
 class DifferentiableTRN(nn.Module):
