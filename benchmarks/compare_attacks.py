@@ -32,7 +32,7 @@ from robust_submission.cli.command import run
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.sources import open_source
 from robust_submission.models.classifier import undefended
-from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_checkpoint
 from robust_submission.runtime import provenance
 from timing import DEVICE, ON_CPU, synchronize
@@ -115,7 +115,7 @@ class Tally:
 def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
     """Our attack at that setting, on the model as evaluate.py arranges it."""
     arranged = copy.deepcopy(model)
-    arrange(arranged, channels_last=ON_CPU, one_size=False)
+    optimize_for_cpu(arranged, channels_last=ON_CPU, one_size=False)
     options: dict[str, Any] = {"steps": setting.steps} if setting.steps > 1 else {}
     if setting.early_stop:
         options["early_stop"] = True

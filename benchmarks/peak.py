@@ -5,7 +5,7 @@
 The peak is the best of matrix products, by torch.mm and as 1x1 convolutions (on a CPU these are two
 libraries, MKL and oneDNN), in float32 on a CPU and bfloat16 on a GPU. A forward pass's operations
 are counted by torch (a multiply-add is two). Each work runs with timm's network as it comes, as
-predict.py and train.py arrange it (`models.arrangement`), and with `--compile` compiled too, on a
+predict.py and train.py compute it (`models.cpu`), and with `--compile` compiled too, on a
 GPU as CUDA graphs; all take turns. Bookkeeping and data are left out. `--keep_memory false` shows
 what it is worth that the commands here have glibc keep freed memory.
 """
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robust_submission.attacks import PGD
 from robust_submission.cli.command import run
-from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.runtime import keep_freed_memory
 from timing import DEVICE, ON_CPU, median, print_machine, print_table, take_turns, times_as_fast
 
@@ -139,10 +139,10 @@ def networks(work: Work, compiled: bool) -> dict[str, nn.Module]:
         return network.to(DEVICE)
 
     found = {"as it comes": build(), "arranged": build()}
-    arrange(found["arranged"], channels_last=ON_CPU)
+    optimize_for_cpu(found["arranged"], channels_last=ON_CPU)
     if compiled:
         found["compiled"] = build()
-        arrange(found["compiled"], channels_last=ON_CPU)
+        optimize_for_cpu(found["compiled"], channels_last=ON_CPU)
         found["compiled"].compile(mode=None if ON_CPU else "reduce-overhead")  # as train.py's
     return found
 

@@ -29,7 +29,7 @@ from robust_submission.data.loader import (
 from robust_submission.data.run_data import open_run_data
 from robust_submission.data.sources import Source, open_source
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_checkpoint
 from robust_submission.prediction.formats import Predictions, choose_format, write_predictions
 from robust_submission.prediction.layout import plan_layout
@@ -118,7 +118,7 @@ def predict(options: Options) -> None:
     indices = np.arange(len(source))[: options.limit]
     left_out = source.ids[len(indices) :].tolist()
     model = load_checkpoint(options.checkpoint, options.trn).to(accelerator.device)
-    arrange(model, channels_last=accelerator.device.type == "cpu")
+    optimize_for_cpu(model, channels_last=accelerator.device.type == "cpu")
     layout = plan_layout(  # before the work, so that a bad template shows at once
         format,
         source.ids[indices].tolist(),

@@ -35,9 +35,10 @@ def imported(path: Path, known: set[str]) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            folder = path.parents[node.level - 1].relative_to(PACKAGE.parent) if node.level else ""
+            module = ".".join([*Path(folder).parts, *filter(None, [node.module])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     prefix = f"{PACKAGE.name}."
     return {name.removeprefix(prefix) for name in names if name.startswith(prefix)} & known
 

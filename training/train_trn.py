@@ -24,7 +24,7 @@ from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.models.checkpoint import load_weights
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_named
 from robust_submission.models.trn import TRN
 from robust_submission.training.build import (
@@ -64,9 +64,12 @@ def build_classifier(recipe: TRNRecipe) -> RobustClassifier:
     set_seed(recipe.seed)
     model.requires_grad_(recipe.objective.end_to_end)
     try:
-        model.attach_trn(TRN(**arguments))
+        trn = TRN(**arguments)
     except TypeError as error:
         raise UserError(f"trn.surrogate: {error}.") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    model.attach_trn(trn)
     if start is not None:
         load_weights(model.restore, start / SAFETENSORS_SINGLE_FILE)
     return model
@@ -87,7 +90,7 @@ def build_training(
         surrogate.requires_grad_(False)
     optimizer = build_optimizer(recipe, classifier if config.end_to_end else classifier.restore)
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
-    arrange(classifier, channels_last=accelerator.device.type == "cpu")
+    optimize_for_cpu(classifier, channels_last=accelerator.device.type == "cpu")
     ema = build_average(recipe, classifier)
     model, prepared = accelerator.prepare(RestorationLoss(classifier, config), optimizer)
     epsilon = max(each.epsilon for each in config.attacks)

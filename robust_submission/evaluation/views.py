@@ -12,7 +12,7 @@ from robust_submission.attacks.losses import margin
 from robust_submission.cli.errors import UserError
 from robust_submission.evaluation.cache import module_digest
 from robust_submission.models.classifier import random_stages, reveal, set_draw, undefended
-from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.gcm import GCM
 from robust_submission.models.load import Named
 from robust_submission.models.trn import TRN
@@ -133,7 +133,7 @@ def build_target(
 
 def _ready(model: Model, device: torch.device) -> Model:
     if isinstance(model, nn.Module):
-        arrange(model, channels_last=device.type == "cpu", one_size=False)
+        optimize_for_cpu(model, channels_last=device.type == "cpu", one_size=False)
         return model.to(device).eval().requires_grad_(False)
     return model
 

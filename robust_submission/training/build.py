@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 from robust_submission.cli.errors import UserError
 from robust_submission.models.checkpoint import load_weights
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.models.cpu.arrangement import arrange
+from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_trn
 from robust_submission.models.surgery import evaluating
 from robust_submission.runtime import start_accelerator
@@ -208,7 +208,7 @@ def arrange_backbone(
                 "model.gradient_checkpointing: expected a backbone that supports it, "
                 f"received {config.backbone}."
             ) from error
-    arrange(backbone, channels_last=channels_last)
+    optimize_for_cpu(backbone, channels_last=channels_last)
     if channels_last:
         # Said by DDP of 1x1 kernels, whose strides along sides of 1 it compares too.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")

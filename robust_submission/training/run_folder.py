@@ -34,6 +34,7 @@ from torch import Tensor
 
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
+from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.trn import TRN
 from robust_submission.runtime import provenance
@@ -196,7 +197,10 @@ class RunFolder:
         """Replace the checkpoint by `model`, file by file, each whole; ValueError if it cannot."""
         temporary = tempfile.TemporaryDirectory
         with _writing(self.path), temporary(dir=self.path, prefix=".best-") as folder:
-            model.save_pretrained(folder)
+            if isinstance(model, TRN):
+                save_trn(model, Path(folder))
+            else:
+                model.save_pretrained(folder)
             for name in ("config.json", "model.safetensors"):
                 (Path(folder) / name).chmod(0o644)  # safetensors keeps its files to their owner
                 (Path(folder) / name).replace(self.path / name)

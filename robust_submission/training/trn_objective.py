@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from robust_submission.attacks.base import Attack
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier, undefended
-from robust_submission.models.gradient_map import gradient_map
 from robust_submission.models.surgery import evaluating, frozen
 from robust_submission.models.trn import TRN
+from robust_submission.models.trn.gradient_map import gradient_map
 from robust_submission.training.state import Chunk, Examples
 from robust_submission.training.trn_recipe import RestorationConfig
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from robust_submission.attacks import PGD, build_attack
 from robust_submission.cli.command import Ratio
 from robust_submission.cli.errors import UserError
-from robust_submission.models.gradient_map import Estimator
+from robust_submission.models.trn.gradient_map import Estimator
 from robust_submission.training.recipe import RunRecipe
 
 
 @dataclass(kw_only=True)
 class TRNConfig:
-    """The network; see models/trn.py."""
+    """The network; see models/trn/network.py."""
 
     width: int = 48
     """Channels of each stream."""

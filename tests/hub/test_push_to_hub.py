@@ -21,6 +21,7 @@ from inference.evaluate import evaluate
 from robust_submission.cli.command import Names, run
 from robust_submission.evaluation import wording
 from robust_submission.hub.model_card import model_card, training
+from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint
 from robust_submission.models.trn import TRN
@@ -420,7 +421,7 @@ def test_with_a_trn_both_go_up_as_one_model(small_run: Path, tmp_path: Path):
     torch.manual_seed(0)
     trn = TRN(channels=3, width=4, depth=1)
     torch.nn.init.normal_(trn.head.weight, std=0.1)
-    trn.save_pretrained(tmp_path / "trn")
+    save_trn(trn, tmp_path / "trn")
     push_to_hub(Options(checkpoint=small_run, trn=tmp_path / "trn", out=tmp_path / "out"))
     images = torch.rand(2, 3, 32, 32)
     found = RobustClassifier.from_pretrained(tmp_path / "out")

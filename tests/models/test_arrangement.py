@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_submission.models.cpu import products
-from robust_submission.models.cpu.arrangement import (
+from robust_submission.models.cpu.optimize import (
     activate_channels_last,
-    arrange,
     convolve_linear_layers,
+    optimize_for_cpu,
 )
 from robust_submission.models.cpu.small_convolutions import multiply_convolutions
 
@@ -116,7 +116,7 @@ def test_a_network_keeps_its_logits_gradients_and_names(monkeypatch: pytest.Monk
     torch.manual_seed(0)
     plain = timm.create_model("test_convnext", num_classes=3, conv_mlp=False)
     arranged = copy.deepcopy(plain)
-    arrange(arranged, channels_last=True)
+    optimize_for_cpu(arranged, channels_last=True)
     assert repr(arranged) == repr(plain)
     stem = arranged.get_parameter("stem.0.weight")
     assert stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
@@ -133,7 +133,7 @@ def test_a_network_keeps_its_logits_gradients_and_names(monkeypatch: pytest.Monk
 def test_compiled_it_is_one_graph_and_products_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(products, "FEWEST_ROWS", 9)
     network = timm.create_model("test_convnext", num_classes=3, conv_mlp=False).eval()
-    arrange(network, channels_last=True)
+    optimize_for_cpu(network, channels_last=True)
     images = torch.rand(9, 3, 32, 32)
     expected = network(images)
     graphs = list[torch.fx.GraphModule]()

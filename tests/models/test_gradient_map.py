@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_submission.models.gradient_map import (
+from robust_submission.models.trn.gradient_map import (
     ESTIMATORS,
     Estimator,
     gradient_map,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_submission.models.cpu import depthwise, products
-from robust_submission.models.cpu.arrangement import keep_channels_last
+from robust_submission.models.cpu.optimize import keep_channels_last
 from robust_submission.models.cpu.small_convolutions import multiply_convolutions
 
 CONVOLUTIONS = {

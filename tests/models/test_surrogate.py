@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from robust_submission.models.gradient_map import ESTIMATORS, Estimator, gradient_map
-from robust_submission.models.surrogate import Surrogate
+from robust_submission.models.trn.gradient_map import ESTIMATORS, Estimator, gradient_map
+from robust_submission.models.trn.surrogate import Surrogate
 
 GENERATOR = torch.Generator().manual_seed(0)
 

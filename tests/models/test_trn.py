@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
 from robust_submission.models.load import load_checkpoint, load_trn
 from robust_submission.models.surgery import StraightThrough
@@ -163,7 +164,7 @@ def test_views_are_views():
 def test_saved_alone_or_with_its_classifier(tmp_path: Path):
     trn = build(surrogate=SURROGATE)
     classifier().save_pretrained(tmp_path / "classifier")
-    trn.save_pretrained(tmp_path / "trn")
+    save_trn(trn, tmp_path / "trn")
     assert not list((tmp_path / "trn").glob("*.bin"))
     model = load_checkpoint(tmp_path / "classifier", tmp_path / "trn")
     expected = classifier(trn)(IMAGES)

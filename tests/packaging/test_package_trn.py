@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robust_submission.cli.command import parse
 from robust_submission.leaderboard.load import Origin, load_contestant
+from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
 from robust_submission.models.load import load_checkpoint
 from robust_submission.models.trn import TRN
@@ -94,7 +95,7 @@ def test_the_command_packs_a_classifier_with_a_trn(tmp_path: Path):
     ).save_pretrained(tmp_path / "run")
     trn = build(surrogate=SURROGATE).restore
     assert isinstance(trn, TRN)
-    trn.save_pretrained(tmp_path / "trn")
+    save_trn(trn, tmp_path / "trn")
     options = ("--checkpoint", tmp_path / "run", "--trn", tmp_path / "trn", "--limit", 4)
     done = run_command("submission/package.py", *options, "--out", tmp_path / "a.zip")
     assert done.returncode == 0, done.stderr

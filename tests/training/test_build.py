@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from robust_submission.cli.command import parse
+from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.training.build import (
     build_average,
@@ -78,7 +79,7 @@ def test_torch_updates_all_weights_in_one_kernel_where_it_can(name: str, fused: 
 def test_a_run_starts_from_another_and_behind_a_trn(tmp_path: Path):
     first = build_classifier(Recipe(seed=1, model=SMALL), NAMES)
     first.save_pretrained(tmp_path / "first")
-    TRN(width=4, depth=1).save_pretrained(tmp_path / "trn")
+    save_trn(TRN(width=4, depth=1), tmp_path / "trn")
     recipe = Recipe(model=SMALL, checkpoint=tmp_path / "first", trn=tmp_path / "trn")
     model = build_classifier(recipe, NAMES)
     weights = model.state_dict()

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from robust_submission.attacks.pgd import FGSM, PGD
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
-from robust_submission.models.gradient_map import gradient_map
 from robust_submission.models.trn import TRN
+from robust_submission.models.trn.gradient_map import gradient_map
 from robust_submission.training.trn_objective import (
     AttackMixture,
     RestorationLoss,

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from robust_submission.cli.command import parse
 from robust_submission.models.trn import TRN
+from robust_submission.training import run_folder
 from robust_submission.training.recipe import (
     DataConfig,
     ModelConfig,
@@ -134,7 +135,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(TRN, "save_pretrained", full)
+    monkeypatch.setattr(run_folder, "save_trn", full)
     folder = RunFolder(RunRecipe(output=tmp_path), is_main=True)
     with pytest.raises(ValueError, match=f"^{tmp_path}: not written: No space left on device$"):
         folder.write_best(TRN(width=4, depth=1))

@@ -22,7 +22,7 @@ _NEW_SIZE = 8
 times the pixels on."""
 
 
-def arrange(module: nn.Module, *, channels_last: bool, one_size: bool = True) -> None:
+def optimize_for_cpu(module: nn.Module, *, channels_last: bool, one_size: bool = True) -> None:
     """Have `module` compute the way that is fastest on a CPU; on a GPU it does as before.
 
     Args:
@@ -58,8 +58,7 @@ def convolve_linear_layers(module: nn.Module, *, one_size: bool = True) -> None:
 
     Args:
         module: Changed in place.
-        one_size: As in `arrange`. Where sizes vary, fewer than `_NEW_SIZE` times as many pixels are
-            few.
+        one_size: As in `optimize_for_cpu`; where not, few are `_NEW_SIZE` times as many.
     """
     times = 1 if one_size else _NEW_SIZE
 
