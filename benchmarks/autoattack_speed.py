@@ -110,7 +110,7 @@ def run_ours(
     (autoattack,) = (
         each
         for each in found["measurements"]
-        if (each["attack"], each["through"]) == ("autoattack", "model")
+        if (each["attack"], each["attacker"]) == ("autoattack", "oblivious")
     )
     return usage, {
         "clean": found["clean"]["count"],

@@ -93,8 +93,8 @@ COLUMNS = {
     "alone": "classifier alone",
     "restored": "with TRN, attacker unaware",
     "leaked": "the same, all images counted",
-    "revealed": "with TRN, aware, through the map",
-    "bypassed": "with TRN, aware, straight through",
+    "adaptive": "with TRN, aware, through the map",
+    "adaptive-bpda": "with TRN, aware, straight through",
     "worst": "with TRN, aware, worst of both",
 }
 
@@ -116,7 +116,7 @@ def measure(
 ) -> Counts:
     """One row of the table."""
     twin, counts, place = undefended(model), Counts({}, {}), 0
-    views = {"revealed": reveal(model), "bypassed": reveal(model, bypass=True)}
+    views = {"adaptive": reveal(model), "adaptive-bpda": reveal(model, bypass=True)}
     for images, labels, indices in batches:
         seeds = image_seeds(options.seed, indices)
         attacked = build(name, options, False)(twin, images, labels, seeds=seeds)

@@ -24,7 +24,7 @@ from robust_submission.data.loader import MicroBatch
 from robust_submission.evaluation.cache import Arrays, digest
 from robust_submission.evaluation.memory import FittingBatches
 from robust_submission.evaluation.plan import Job
-from robust_submission.evaluation.schema import Through
+from robust_submission.evaluation.schema import Attacker
 from robust_submission.evaluation.views import Target
 
 ATTACK_DRAW = 1_000_000
@@ -159,7 +159,7 @@ class Measure:
 
     def stops_early(self, job: Job) -> bool:
         """Whether fooling what the attacker sees is fooling the model."""
-        return not self.target.random and job.through != "twin"
+        return not self.target.random and job.attacker != Attacker.TRANSFER
 
     def _attack(
         self, job: Job, attack: Attack, judged: bool, chunk: Chunk, rows: Tensor
@@ -168,7 +168,7 @@ class Measure:
 
         The last two, (B,), on the CPU, are told only if it is to be judged, and are zeros else.
         """
-        seen = self._seen(job.through)
+        seen = self._seen(job.attacker)
         images, labels = chunk.images[rows], chunk.labels[rows]
         seeds = image_seeds(self.seed, chunk.indices[rows.numpy()])
         judge = self.target.model
@@ -193,19 +193,19 @@ class Measure:
                 fooled[spared] = judged & ~_right(judge, found[spared], labels).cpu()
         return found, fooled, losses
 
-    def _seen(self, through: Through) -> Model:
+    def _seen(self, attacker: Attacker) -> Model:
         target = self.target
-        views: dict[Through, Model | None] = {
-            "model": target.model,
-            "revealed": target.revealed,
-            "bypassed": target.bypassed,
-            "twin": target.twin,
+        views: dict[Attacker, Model | None] = {
+            Attacker.OBLIVIOUS: target.model,
+            Attacker.ADAPTIVE: target.revealed,
+            Attacker.ADAPTIVE_BPDA: target.bypassed,
+            Attacker.TRANSFER: target.twin,
         }
-        view = views[through]
+        view = views[attacker]
         assert view is not None
-        if not target.random or through == "twin":
+        if not target.random or attacker == Attacker.TRANSFER:
             return view
-        return self._averaged(view, 1 if through == "model" else self.eot)
+        return self._averaged(view, 1 if attacker == Attacker.OBLIVIOUS else self.eot)
 
     def _averaged(self, model: Model, draws: int) -> Model:
         chosen = range(ATTACK_DRAW, ATTACK_DRAW + draws)
@@ -231,7 +231,7 @@ class Measure:
 
     def _gradients(self, chunk: Chunk) -> Arrays:
         norm, epsilon = NORMS[self.ball[0]], self.ball[1]
-        seen = self._seen("model")
+        seen = self._seen(Attacker.OBLIVIOUS)
 
         def examine(rows: Tensor) -> Tensor:
             images, labels = chunk.images[rows], chunk.labels[rows]

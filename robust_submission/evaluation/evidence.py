@@ -6,9 +6,9 @@ import numpy as np
 
 from robust_submission.attacks import AutoAttack
 from robust_submission.evaluation import checks
-from robust_submission.evaluation.plan import BLACK_BOX, WORDS, Job
+from robust_submission.evaluation.plan import BLACK_BOX, Job
 from robust_submission.evaluation.results import Findings, accuracy
-from robust_submission.evaluation.schema import ADAPTIVE, Check
+from robust_submission.evaluation.schema import ADAPTIVE, Attacker, Check
 
 SINGLE_STEP = ("fgsm", "ffgsm")
 
@@ -32,7 +32,7 @@ def run_checks(findings: Findings) -> list[Check]:
 def _comparisons(findings: Findings) -> Iterable[Check]:
     """Attacks against each other, on the images that are right when clean."""
     survival, worst = findings.survival, findings.worst
-    model = [job for job in findings.headline("model") if job.attack not in BLACK_BOX]
+    model = [job for job in findings.headline(Attacker.OBLIVIOUS) if job.attack not in BLACK_BOX]
     revealed = [job for job in findings.headline(*ADAPTIVE) if job.attack not in BLACK_BOX]
     if model:
         yield checks.check_gap(survival(worst(model)), survival(worst(revealed)))
@@ -41,11 +41,11 @@ def _comparisons(findings: Findings) -> Iterable[Check]:
         gradients = np.logical_and.reduce([_without_square(findings, job) for job in white])
         for name, robust in _black_boxes(findings):
             yield checks.check_black_box(survival(robust), survival(gradients), name)
-    for view, jobs in (("oblivious", model), ("adaptive", revealed)):
+    for attacker, jobs in ((Attacker.OBLIVIOUS, model), (Attacker.ADAPTIVE, revealed)):
         one = [job for job in jobs if job.attack in SINGLE_STEP]
         many = [job for job in jobs if job.attack not in SINGLE_STEP]
-        if one and many and (view == "oblivious" or findings.measure.target.hides):
-            yield checks.check_one_step(survival(worst(one)), survival(worst(many)), view)
+        if one and many and (attacker == Attacker.OBLIVIOUS or findings.measure.target.hides):
+            yield checks.check_one_step(survival(worst(one)), survival(worst(many)), attacker)
 
 
 def _without_square(findings: Findings, job: Job) -> np.ndarray:
@@ -56,10 +56,10 @@ def _without_square(findings: Findings, job: Job) -> np.ndarray:
 
 def _black_boxes(findings: Findings) -> Iterable[tuple[str, np.ndarray]]:
     """Attacks that need no gradient of the model as it is, with what withstands them."""
-    for job in findings.headline("model", "twin"):
+    for job in findings.headline(Attacker.OBLIVIOUS, Attacker.TRANSFER):
         if job.attack in BLACK_BOX:
             yield job.attack, findings.robust(job)
-        elif job.through == "twin":
+        elif job.attacker == Attacker.TRANSFER:
             yield "transfer", findings.robust(job)
         elif job.attack == "autoattack":
             by_square = findings.arrays(job)["fooled_by"] == AutoAttack.STANDARD.index("square")
@@ -79,15 +79,15 @@ def _gradient_checks(findings: Findings) -> Iterable[Check]:
 
 def _curve_checks(findings: Findings) -> Iterable[Check]:
     target = findings.measure.target
-    for through, jobs in findings.plan.epsilon_curves.items():
-        if through == "revealed" and not target.hides:
+    for attacker, jobs in findings.plan.epsilon_curves.items():
+        if attacker == Attacker.ADAPTIVE and not target.hides:
             continue
         last = accuracy(findings.on_curve(jobs[-1]))
-        yield checks.check_large_epsilon(last, jobs[-1].epsilon, target.num_classes, WORDS[through])
-    if jobs := findings.plan.epsilon_curves.get("model"):
+        yield checks.check_large_epsilon(last, jobs[-1].epsilon, target.num_classes, attacker)
+    if jobs := findings.plan.epsilon_curves.get(Attacker.OBLIVIOUS):
         predictions = findings.arrays(jobs[0])["predictions"]
         clean = findings.results.clean["predictions"][: len(predictions)]
         yield checks.check_epsilon_zero(clean, predictions)
-    if jobs := findings.plan.steps_curves.get("revealed"):
+    if jobs := findings.plan.steps_curves.get(Attacker.ADAPTIVE):
         once, twice = (findings.survival(findings.on_curve(job)) for job in jobs[-2:])
         yield checks.check_converged(once, twice, jobs[-2].steps or 0)

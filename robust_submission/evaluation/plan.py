@@ -1,4 +1,4 @@
-"""What evaluate.py runs: attacks, each through one view of the model, at one epsilon."""
+"""Plans what evaluate.py runs: attacks at an epsilon, each by one attacker."""
 
 import hashlib
 import json
@@ -9,15 +9,9 @@ from typing import Any
 from robust_submission.attacks import PGD, Attack, AutoAttack, build_attack
 from robust_submission.cli.errors import UserError
 from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import Through
+from robust_submission.evaluation.schema import Attacker
 from robust_submission.evaluation.views import Target
 
-WORDS: dict[Through, str] = {
-    "model": "oblivious",
-    "revealed": "adaptive",
-    "bypassed": "adaptive-bypass",
-    "twin": "transfer",
-}
 BLACK_BOX = ("noise", "square")
 EPSILONS = (0, 1 / 4, 1 / 2, 1, 2, 4)
 """Points of the curve, in units of epsilon; one at which no image can be told closes it."""
@@ -31,7 +25,7 @@ class Job:
 
     attack: str
     """A name of `attacks.ATTACKS`."""
-    through: Through
+    attacker: Attacker
     norm: str
     epsilon: float
     steps: int | None = None
@@ -44,12 +38,12 @@ class Job:
     @property
     def name(self) -> str:
         size = wording.radius(self.epsilon, self.norm)
-        return f"{self.label} {self.norm} {size} {WORDS[self.through]}"
+        return f"{self.label} {self.norm} {size} {self.attacker}"
 
     @property
     def key(self) -> str:
         """A file name that no other job has."""
-        text = json.dumps([self.attack, self.through, self.norm, self.epsilon.hex(), self.steps])
+        text = json.dumps([self.attack, self.attacker, self.norm, self.epsilon.hex(), self.steps])
         return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @property
@@ -94,8 +88,8 @@ class Plan:
 
     main: list[Job]
     """On all images, those of the first (the headline's) epsilon first."""
-    epsilon_curves: dict[Through, list[Job]]
-    steps_curves: dict[Through, list[Job]]
+    epsilon_curves: dict[Attacker, list[Job]]
+    steps_curves: dict[Attacker, list[Job]]
 
     def distinct(self, target: Target) -> dict[Job, bool]:
         """What must be run, each with whether it is for all images or those of the curves."""
@@ -108,8 +102,8 @@ class Plan:
 def canonical(job: Job, target: Target) -> Job:
     """The job whose results are this one's: adaptive attacks on a model that hides nothing."""
     same_outputs = job.attack in BLACK_BOX and not target.random
-    if job.through == "revealed" and (not target.hides or same_outputs):
-        return replace(job, through="model")
+    if job.attacker == Attacker.ADAPTIVE and (not target.hides or same_outputs):
+        return replace(job, attacker=Attacker.OBLIVIOUS)
     return job
 
 
@@ -128,13 +122,15 @@ def plan_jobs(
             model that has none.
     """
     main = list[Job]()
-    everywhere: tuple[Through, ...] = ("model", "revealed")
+    everywhere: tuple[Attacker, ...] = (Attacker.OBLIVIOUS, Attacker.ADAPTIVE)
     for epsilon in epsilons:
         for attack in dict.fromkeys(attacks):
             number = steps if attack in _ITERATIVE else None
             guided = target.bypassed is not None and attack not in BLACK_BOX
-            for through in (*everywhere, "bypassed") if guided else everywhere:
-                job = Job(attack=attack, through=through, norm=norm, epsilon=epsilon, steps=number)
+            for attacker in (*everywhere, Attacker.ADAPTIVE_BPDA) if guided else everywhere:
+                job = Job(
+                    attack=attack, attacker=attacker, norm=norm, epsilon=epsilon, steps=number
+                )
                 main.append(job)
         main += _controls(norm, epsilon, steps, target)
     for job in main:
@@ -142,7 +138,11 @@ def plan_jobs(
             job.attacks(early_stop=False)
         except ValueError as error:
             raise UserError(f"--attacks {job.attack}: {error}") from error
-        if not target.differentiable and job.attack not in BLACK_BOX and job.through != "twin":
+        if (
+            not target.differentiable
+            and job.attack not in BLACK_BOX
+            and job.attacker != Attacker.TRANSFER
+        ):
             raise UserError(
                 f"--attacks {job.attack}: expected a model that autograd can differentiate, found "
                 "one that it cannot; attack it with square and --twin."
@@ -152,16 +152,18 @@ def plan_jobs(
     curve = _Curve(norm, epsilons[0], steps, target.image_size)
     return Plan(
         main=list(dict.fromkeys(main)),
-        epsilon_curves={through: curve.over_epsilon(through) for through in everywhere},
-        steps_curves={through: curve.over_steps(through) for through in everywhere},
+        epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in everywhere},
+        steps_curves={attacker: curve.over_steps(attacker) for attacker in everywhere},
     )
 
 
 def _controls(norm: str, epsilon: float, steps: int, target: Target) -> list[Job]:
     """Random noise, and PGD from the undefended twin."""
-    jobs = [Job(attack="noise", through="model", norm=norm, epsilon=epsilon)]
+    jobs = [Job(attack="noise", attacker=Attacker.OBLIVIOUS, norm=norm, epsilon=epsilon)]
     if target.twin is not None:
-        jobs.append(Job(attack="pgd", through="twin", norm=norm, epsilon=epsilon, steps=steps))
+        jobs.append(
+            Job(attack="pgd", attacker=Attacker.TRANSFER, norm=norm, epsilon=epsilon, steps=steps)
+        )
     return jobs
 
 
@@ -172,19 +174,19 @@ class _Curve:
     steps: int
     image_size: int
 
-    def over_epsilon(self, through: Through) -> list[Job]:
+    def over_epsilon(self, attacker: Attacker) -> list[Job]:
         """PGD at growing epsilon; fewer points where a masked model makes each one dear."""
         largest = unbounded(self.norm, self.image_size)
-        multiples = [m for m in EPSILONS if through == "revealed" or m in (0, 1, 4)]
+        multiples = [m for m in EPSILONS if attacker == Attacker.ADAPTIVE or m in (0, 1, 4)]
         radii = [self.epsilon * m for m in multiples if self.epsilon * m < largest]
-        return [self._pgd(through, radius, self.steps) for radius in [*radii, largest]]
+        return [self._pgd(attacker, radius, self.steps) for radius in [*radii, largest]]
 
-    def over_steps(self, through: Through) -> list[Job]:
+    def over_steps(self, attacker: Attacker) -> list[Job]:
         """PGD with growing steps, at last with twice those asked for where it is adaptive."""
-        grid = [1, 5] if through == "model" else list(STEPS)
+        grid = [1, 5] if attacker == Attacker.OBLIVIOUS else list(STEPS)
         points = [number for number in grid if number < self.steps] + [self.steps]
-        points += [2 * self.steps] if through == "revealed" else []
-        return [self._pgd(through, self.epsilon, number) for number in points]
+        points += [2 * self.steps] if attacker == Attacker.ADAPTIVE else []
+        return [self._pgd(attacker, self.epsilon, number) for number in points]
 
-    def _pgd(self, through: Through, epsilon: float, steps: int) -> Job:
-        return Job(attack="pgd", through=through, norm=self.norm, epsilon=epsilon, steps=steps)
+    def _pgd(self, attacker: Attacker, epsilon: float, steps: int) -> Job:
+        return Job(attack="pgd", attacker=attacker, norm=self.norm, epsilon=epsilon, steps=steps)

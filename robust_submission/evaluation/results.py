@@ -10,7 +10,7 @@ from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.evaluation_data import EvaluationData
 from robust_submission.evaluation.plan import Job, Plan, canonical
 from robust_submission.evaluation.runner import Results
-from robust_submission.evaluation.schema import Share, Through, share
+from robust_submission.evaluation.schema import Attacker, Share, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,12 @@ class Findings:
         """bool (n, draws): which images withstand all of these jobs."""
         return np.logical_and.reduce([self.clean, *(self.robust(job) for job in jobs)])
 
-    def headline(self, *through: Through) -> list[Job]:
-        """The jobs at the first epsilon through these views."""
+    def headline(self, *attackers: Attacker) -> list[Job]:
+        """The jobs at the first epsilon by these attackers."""
         epsilon = self.plan.main[0].epsilon
-        return [job for job in self.plan.main if job.epsilon == epsilon and job.through in through]
+        return [
+            job for job in self.plan.main if job.epsilon == epsilon and job.attacker in attackers
+        ]
 
     def survival(self, robust: np.ndarray) -> np.ndarray:
         """(m,): the share of draws in which each image that is right when clean survives."""

@@ -6,15 +6,31 @@ processes or interruptions, so that equal runs give equal files.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 from scipy.stats import binomtest
 
-Through = Literal["model", "revealed", "bypassed", "twin"]
-"""What the attacker differentiates: the model as it is (oblivious), the model with its masking
-revealed (adaptive), the same with the gradient passed straight through its TRN too (adaptive), or
-its undefended twin (transfer). All are scored on the model as it is."""
-ADAPTIVE: tuple[Through, ...] = ("revealed", "bypassed")
+
+class Attacker(StrEnum):
+    """Who attacks: what the attacker knows, and so differentiates.
+
+    Every attack is scored on the model as it is deployed.
+    """
+
+    OBLIVIOUS = "oblivious"
+    """Knows of no defence and differentiates the model as it is."""
+    ADAPTIVE = "adaptive"
+    """Knows the defence and differentiates the model with its masking revealed: GCM by BPDA, TRN
+    through its gradient map, random stages by their expectation."""
+    ADAPTIVE_BPDA = "adaptive-bpda"
+    """The same, with the gradient passed straight through TRN too."""
+    TRANSFER = "transfer"
+    """Differentiates the undefended twin."""
+
+
+ADAPTIVE = (Attacker.ADAPTIVE, Attacker.ADAPTIVE_BPDA)
+"""The attackers that know the defence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +72,7 @@ class Measurement:
     name: str
     """Unique, such as "pgd-20 linf 8/255 adaptive"."""
     attack: str
-    through: Through
+    attacker: Attacker
     norm: str
     epsilon: float
     """In the norm's unit, pixel values from 0 to 1."""
@@ -75,7 +91,7 @@ class Curve:
     """Accuracy against one quantity, on the same images at each point."""
 
     name: Literal["epsilon", "steps"]
-    through: Through
+    attacker: Attacker
     norm: str
     x: tuple[float, ...]
     accuracy: tuple[Share, ...]
@@ -136,4 +152,4 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     """The options that decide the report: norm, epsilons, steps, draws; the first epsilon is the
     headline's."""
-    schema: int = 1
+    schema: int = 2

@@ -4,18 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from robust_submission.evaluation.schema import Check, Measurement, Report, Share, Through
+from robust_submission.evaluation.schema import Attacker, Check, Measurement, Report, Share
 
 SPACE = "\N{NO-BREAK SPACE}"
 UNKNOWN = "not known"
 NO_IMAGES = "no images"
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-THROUGH: dict[Through, str] = {
-    "model": "oblivious",
-    "revealed": "adaptive",
-    "bypassed": "adaptive, past TRN",
-    "twin": "transfer",
-}
 OUTCOMES = {
     "ok": "passed",
     "masking": "sign of masking",
@@ -133,6 +127,12 @@ def draws(share: Share) -> str:
         return f"{len(values)} draws from {100 * min(values):.1f} to {percent(max(values))}"
     listed = ", ".join(f"{100 * value:.1f}" for value in values)
     return f"{plural(len(values), 'draw')}: {listed}{SPACE}%"
+
+
+def attackers(report: Report) -> list[Attacker]:
+    """Who attacked, in the enum's order."""
+    used = {one.attacker for one in report.measurements}
+    return [attacker for attacker in Attacker if attacker in used]
 
 
 def gap(report: Report) -> float:

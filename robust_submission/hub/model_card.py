@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import Report, Share
+from robust_submission.evaluation.schema import Attacker, Report, Share
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
 from robust_submission.models.resize_pad import RandomResizePad
@@ -54,7 +54,7 @@ def model_card(
         model=model,
         report=report,
         rows=measurement_groups(report) if report else [],
-        views=views(report) if report else [],
+        attackers=table_attackers(report) if report else [],
         training=training(recipe or {}),
         provenance=provenance,
     )
@@ -95,10 +95,10 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def views(report: Report) -> list[str]:
-    """What attackers differentiated, in order: the table's last columns."""
-    used = {"model", "revealed", *(one.through for one in report.measurements)}
-    return [through for through in wording.THROUGH if through in used]
+def table_attackers(report: Report) -> list[Attacker]:
+    """Who attacked, in order: the table's last columns."""
+    used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *(one.attacker for one in report.measurements)}
+    return [attacker for attacker in Attacker if attacker in used]
 
 
 def eval_results(report: Report) -> list[EvalResult]:
@@ -108,17 +108,17 @@ def eval_results(report: Report) -> list[EvalResult]:
     worst = f"worst case of {first.norm} {wording.radius(first.epsilon, first.norm)}"
     found = [
         _result(report, "clean", report.clean),
-        _result(report, f"{worst} oblivious", report.oblivious, through="model", **ball),
-        _result(report, f"{worst} adaptive", report.adaptive, through="revealed", **ball),
+        _result(report, f"{worst} oblivious", report.oblivious, attacker="oblivious", **ball),
+        _result(report, f"{worst} adaptive", report.adaptive, attacker="adaptive", **ball),
     ]
     for one in report.measurements:
-        arguments = {"norm": one.norm, "epsilon": one.epsilon, "through": one.through}
+        arguments = {"norm": one.norm, "epsilon": one.epsilon, "attacker": str(one.attacker)}
         found.append(_result(report, one.name, one.robust_accuracy, attack=one.attack, **arguments))
     return found
 
 
 def _result(report: Report, name: str, share: Share, **arguments: Any) -> EvalResult:
-    masked = report.verdict == "masked" and arguments.get("through") == "model"
+    masked = report.verdict == "masked" and arguments.get("attacker") == Attacker.OBLIVIOUS
     source = str(report.data.get("source"))
     return EvalResult(
         task_type="image-classification",

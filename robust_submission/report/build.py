@@ -14,11 +14,11 @@ from robust_submission.evaluation.plan import BLACK_BOX, Job, canonical
 from robust_submission.evaluation.results import Findings, accuracy, attack_robustness
 from robust_submission.evaluation.schema import (
     ADAPTIVE,
+    Attacker,
     Curve,
     Measurement,
     Picture,
     Report,
-    Through,
 )
 from robust_submission.runtime import provenance
 
@@ -26,8 +26,8 @@ from robust_submission.runtime import provenance
 def build_report(findings: Findings, settings: dict[str, Any], seed: int) -> Report:
     """The report; `settings` are the options that decide it."""
     target, clean = findings.measure.target, findings.clean
-    oblivious = findings.worst(findings.headline("model"))
-    adaptive = findings.worst(findings.headline("model", *ADAPTIVE, "twin"))
+    oblivious = findings.worst(findings.headline(Attacker.OBLIVIOUS))
+    adaptive = findings.worst(findings.headline(Attacker.OBLIVIOUS, *ADAPTIVE, Attacker.TRANSFER))
     found = run_checks(findings)
     twin = findings.results.clean["twin"] == findings.labels
     return Report(
@@ -77,7 +77,7 @@ def _measurement(findings: Findings, job: Job) -> Measurement:
     settings["seed"] = "of each image, from the report's seed and its index"
     if target.random:
         settings["draws_scored"] = findings.measure.draws
-        if job.through in ADAPTIVE:
+        if job.attacker in ADAPTIVE:
             settings["draws_averaged"] = findings.measure.eot
     if job.attack == "autoattack":
         parts = arrays["fooled_by"]
@@ -87,7 +87,7 @@ def _measurement(findings: Findings, job: Job) -> Measurement:
     return Measurement(
         name=job.name,
         attack=job.label,
-        through=job.through,
+        attacker=job.attacker,
         norm=job.norm,
         epsilon=float(job.epsilon),
         settings=settings,
@@ -98,21 +98,21 @@ def _measurement(findings: Findings, job: Job) -> Measurement:
 
 
 def _curves(findings: Findings) -> Iterable[Curve]:
-    for through, jobs in findings.plan.epsilon_curves.items():
-        yield _curve(findings, "epsilon", through, jobs, [float(job.epsilon) for job in jobs])
-    for through, jobs in findings.plan.steps_curves.items():
-        yield _curve(findings, "steps", through, jobs, [float(job.steps or 0) for job in jobs])
+    for attacker, jobs in findings.plan.epsilon_curves.items():
+        yield _curve(findings, "epsilon", attacker, jobs, [float(job.epsilon) for job in jobs])
+    for attacker, jobs in findings.plan.steps_curves.items():
+        yield _curve(findings, "steps", attacker, jobs, [float(job.steps or 0) for job in jobs])
 
 
 def _curve(
     findings: Findings,
     name: Literal["epsilon", "steps"],
-    through: Through,
+    attacker: Attacker,
     jobs: list[Job],
     x: list[float],
 ) -> Curve:
     shares = tuple(accuracy(findings.on_curve(job)) for job in jobs)
-    return Curve(name=name, through=through, norm=jobs[0].norm, x=tuple(x), accuracy=shares)
+    return Curve(name=name, attacker=attacker, norm=jobs[0].norm, x=tuple(x), accuracy=shares)
 
 
 def _strongest(findings: Findings, row: int, jobs: list[Job]) -> Job:
@@ -124,7 +124,10 @@ def _strongest(findings: Findings, row: int, jobs: list[Job]) -> Job:
 
 def _shown(findings: Findings) -> list[tuple[int, Job, Job]]:
     """Rows of the gallery with the oblivious and the adaptive attack to show."""
-    oblivious, adaptive = findings.headline("model"), findings.headline(*ADAPTIVE, "twin")
+    oblivious, adaptive = (
+        findings.headline(Attacker.OBLIVIOUS),
+        findings.headline(*ADAPTIVE, Attacker.TRANSFER),
+    )
     return [
         (row, _strongest(findings, row, oblivious), _strongest(findings, row, adaptive))
         for row in findings.results.gallery
@@ -181,12 +184,12 @@ def per_image_table(findings: Findings) -> pd.DataFrame:
     for job in findings.plan.main:
         columns[f"{job.name} robust"] = _robust_column(findings.robust(job)[order])
         columns[f"{job.name} prediction"] = names[findings.arrays(job)["predictions"][order, 0]]
-    views: dict[str, tuple[Through, ...]] = {
-        "oblivious": ("model",),
-        "adaptive": ("model", *ADAPTIVE, "twin"),
+    views: dict[str, tuple[Attacker, ...]] = {
+        "oblivious": (Attacker.OBLIVIOUS,),
+        "adaptive": (Attacker.OBLIVIOUS, *ADAPTIVE, Attacker.TRANSFER),
     }
-    for name, through in views.items():
-        worst = findings.worst(findings.headline(*through))
+    for name, attackers in views.items():
+        worst = findings.worst(findings.headline(*attackers))
         columns[f"worst case {name} robust"] = _robust_column(worst[order])
     return pd.DataFrame(columns)
 

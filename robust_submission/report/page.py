@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import Curve, Measurement, Report, Share
+from robust_submission.evaluation.schema import Attacker, Curve, Measurement, Report, Share
 from robust_submission.report.gallery import Row
 from robust_submission.report.plots import curve_svgs
 
@@ -16,7 +16,6 @@ CURVES = {
     "epsilon": ("Accuracy against epsilon", "It should fall to about 0 as epsilon grows."),
     "steps": ("Accuracy against steps", "It should be flat at its end: more steps change little."),
 }
-_ORDER = list(wording.THROUGH)
 
 
 def measurement_groups(report: Report) -> list[list[Measurement]]:
@@ -24,7 +23,8 @@ def measurement_groups(report: Report) -> list[list[Measurement]]:
     groups: dict[tuple[str, str, float], list[Measurement]] = {}
     for one in report.measurements:
         groups.setdefault((one.attack, one.norm, one.epsilon), []).append(one)
-    return [sorted(group, key=lambda one: _ORDER.index(one.through)) for group in groups.values()]
+    order = list(Attacker)
+    return [sorted(group, key=lambda one: order.index(one.attacker)) for group in groups.values()]
 
 
 def curve_figures(report: Report) -> list[dict[str, Any]]:

@@ -20,11 +20,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.typing import RcKeyType
 
 from robust_submission.cli.files import atomic_write
-from robust_submission.evaluation.schema import Curve, Report, Through
-from robust_submission.evaluation.wording import NORMS, THROUGH
+from robust_submission.evaluation.schema import Attacker, Curve, Report
+from robust_submission.evaluation.wording import NORMS
 
 INK, MUTED, LINE, PAPER = "#16181d", "#5a6172", "#d9dce2", "#fdfdfc"
-LEGEND_NAMES: dict[Through, str] = {**THROUGH, "twin": "transfer from the twin"}
 STYLE: dict[RcKeyType, Any] = {
     "axes.edgecolor": LINE,
     "axes.labelcolor": INK,
@@ -52,20 +51,20 @@ class _Look:
     hollow: bool
 
 
-LOOKS: dict[Through, _Look] = {
-    "model": _Look(color="#b34a00", marker="o", line="--", hollow=True),
-    "revealed": _Look(color="#005f9e", marker="s", line="-", hollow=False),
-    "bypassed": _Look(color="#005f9e", marker="D", line=":", hollow=False),
-    "twin": _Look(color="#4b7a3a", marker="^", line="-.", hollow=True),
+LOOKS: dict[Attacker, _Look] = {
+    Attacker.OBLIVIOUS: _Look(color="#b34a00", marker="o", line="--", hollow=True),
+    Attacker.ADAPTIVE: _Look(color="#005f9e", marker="s", line="-", hollow=False),
+    Attacker.ADAPTIVE_BPDA: _Look(color="#005f9e", marker="D", line=":", hollow=False),
+    Attacker.TRANSFER: _Look(color="#4b7a3a", marker="^", line="-.", hollow=True),
 }
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     LINE: "var(--line)",
     PAPER: "var(--paper)",
-    LOOKS["model"].color: "var(--oblivious)",
-    LOOKS["revealed"].color: "var(--adaptive)",
-    LOOKS["twin"].color: "var(--transfer)",
+    LOOKS[Attacker.OBLIVIOUS].color: "var(--oblivious)",
+    LOOKS[Attacker.ADAPTIVE].color: "var(--adaptive)",
+    LOOKS[Attacker.TRANSFER].color: "var(--transfer)",
 }
 
 
@@ -79,7 +78,7 @@ def panels(report: Report, name: str) -> dict[str, list[Curve]]:
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
-    look = LOOKS[curve.through]
+    look = LOOKS[curve.attacker]
     rows = [(x, s.value, s.low, s.high) for x, s in zip(curve.x, curve.accuracy, strict=True)]
     x, value, low, high = np.array([row for row in rows if np.isfinite(row).all()]).T
     axes.fill_between(x, 100 * low, 100 * high, color=look.color, alpha=0.16, linewidth=0)
@@ -91,7 +90,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         marker=look.marker,
         markersize=5.5,
         markerfacecolor=PAPER if look.hollow else look.color,
-        label=LEGEND_NAMES[curve.through],
+        label=str(curve.attacker),
         clip_on=False,
         zorder=4 if look.hollow else 3,
     )

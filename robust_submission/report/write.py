@@ -22,7 +22,7 @@ from rich.text import Text
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import Measurement, Report, Through
+from robust_submission.evaluation.schema import Attacker, Measurement, Report
 from robust_submission.report.gallery import Pictures, gallery_rows, write_gallery
 from robust_submission.report.page import measurement_groups, render_page
 from robust_submission.report.plots import write_curves
@@ -116,14 +116,13 @@ def print_table(report: Report, console: Console | None = None) -> None:
 
 
 def _measurements(report: Report) -> Table:
-    used: set[Through] = {one.through for one in report.measurements}
-    through = sorted(used, key=list(wording.THROUGH).index)
+    attackers = wording.attackers(report)
     table = Table(caption="robust accuracy with its 95 % interval", caption_justify="left")
     table.add_column("attack", overflow="fold")
-    for key in through:
-        table.add_column(wording.THROUGH[key], justify="right")
+    for key in attackers:
+        table.add_column(key, justify="right")
     for group in measurement_groups(report):
-        table.add_row(Text(_attack(group[0])), *(_cells(group, key) for key in through))
+        table.add_row(Text(_attack(group[0])), *(_cells(group, key) for key in attackers))
     return table
 
 
@@ -132,6 +131,6 @@ def _attack(measurement: Measurement) -> str:
     return f"{measurement.attack} {norm} {wording.radius(measurement.epsilon, measurement.norm)}"
 
 
-def _cells(group: Sequence[Measurement], through: Through) -> Text:
-    shares = [one.robust_accuracy for one in group if one.through == through]
+def _cells(group: Sequence[Measurement], attacker: Attacker) -> Text:
+    shares = [one.robust_accuracy for one in group if one.attacker == attacker]
     return Text("\n".join(f"{wording.share_percent(s)}\n{wording.interval(s)}" for s in shares))

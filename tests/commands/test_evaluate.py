@@ -117,7 +117,7 @@ def test_the_parts_of_the_report_fit_together(finished: Path):
         assert measured["attack_robustness"]["value"] == pytest.approx(column.sum() / right.sum())
     assert table["worst case adaptive robust"].tolist() == table[robust].min(axis=1).tolist()
     assert table["worst case adaptive robust"].sum() == report["adaptive"]["count"]
-    curve = next(each for each in report["curves"] if each["through"] == "revealed")
+    curve = next(each for each in report["curves"] if each["attacker"] == "adaptive")
     counts = [point["count"] for point in curve["accuracy"]]
     assert counts == sorted(counts, reverse=True) and counts[-1] <= 3
     assert len(report["gallery"]) == 8

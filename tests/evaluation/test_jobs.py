@@ -8,6 +8,7 @@ from torch import nn
 
 from robust_submission.attacks import PGD
 from robust_submission.evaluation.plan import Job, canonical, plan_jobs, unbounded
+from robust_submission.evaluation.schema import Attacker
 from robust_submission.evaluation.views import Target
 
 
@@ -33,8 +34,10 @@ def target(**changes: Any) -> Target:
 HONEST = target(revealed=identity, twin=None)
 
 
-def job(attack: str = "pgd", through: Any = "model", steps: int | None = 20) -> Job:
-    return Job(attack=attack, through=through, norm="linf", epsilon=8 / 255, steps=steps)
+def job(
+    attack: str = "pgd", attacker: Attacker = Attacker.OBLIVIOUS, steps: int | None = 20
+) -> Job:
+    return Job(attack=attack, attacker=attacker, norm="linf", epsilon=8 / 255, steps=steps)
 
 
 def names(jobs: list[Job]) -> list[str]:
@@ -66,45 +69,45 @@ def test_a_trn_is_also_attacked_past_it_by_what_follows_gradients():
     assert names(plan.main) == [
         "pgd-7 linf 8/255 oblivious",
         "pgd-7 linf 8/255 adaptive",
-        "pgd-7 linf 8/255 adaptive-bypass",
+        "pgd-7 linf 8/255 adaptive-bpda",
         "square linf 8/255 oblivious",
         "square linf 8/255 adaptive",
         "noise linf 8/255 oblivious",
         "pgd-7 linf 8/255 transfer",
     ]
-    assert set(plan.steps_curves) == {"model", "revealed"}
+    assert set(plan.steps_curves) == {Attacker.OBLIVIOUS, Attacker.ADAPTIVE}
 
 
 def test_without_a_twin_nothing_is_transferred():
     plan = plan_jobs(("pgd",), "linf", (0.1,), 7, HONEST, curves=False)
-    assert [each.through for each in plan.main] == ["model", "revealed", "model"]
+    assert [each.attacker for each in plan.main] == ["oblivious", "adaptive", "oblivious"]
 
 
 def test_curves_share_their_points_with_the_attacks_on_all_images():
     plan = plan_jobs(("pgd",), "linf", (8 / 255,), 20, target(), curves=True)
-    adaptive = plan.epsilon_curves["revealed"]
+    adaptive = plan.epsilon_curves[Attacker.ADAPTIVE]
     multiples = [each.epsilon * 255 / 8 for each in adaptive]
     assert multiples == pytest.approx([0, 0.25, 0.5, 1, 2, 4, 0.5 * 255 / 8])
-    assert [each.steps for each in plan.steps_curves["revealed"]] == [1, 2, 5, 10, 20, 40]
+    assert [each.steps for each in plan.steps_curves[Attacker.ADAPTIVE]] == [1, 2, 5, 10, 20, 40]
     distinct = plan.distinct(target())
-    assert distinct[job(through="revealed")] and distinct[job()]
+    assert distinct[job(attacker=Attacker.ADAPTIVE)] and distinct[job()]
     assert not distinct[adaptive[0]]
     assert len(distinct) == len({each.key for each in distinct})
 
 
 def test_a_model_that_hides_nothing_is_attacked_once():
-    revealed = job(through="revealed")
+    revealed = job(attacker=Attacker.ADAPTIVE)
     assert canonical(revealed, HONEST) == job()
     assert canonical(revealed, target()) == revealed
     assert canonical(revealed, target(revealed=identity, random=True)) == revealed
     plan = plan_jobs(("fgsm", "pgd"), "linf", (0.1,), 5, HONEST, curves=True)
-    assert {each.through for each in plan.distinct(HONEST)} == {"model"}
+    assert {each.attacker for each in plan.distinct(HONEST)} == {Attacker.OBLIVIOUS}
 
 
 def test_square_asks_for_outputs_alone_which_revealing_does_not_change():
-    square = job("square", "revealed", None)
-    assert canonical(square, target()).through == "model"
-    assert canonical(square, target(random=True)).through == "revealed"
+    square = job("square", Attacker.ADAPTIVE, None)
+    assert canonical(square, target()).attacker == Attacker.OBLIVIOUS
+    assert canonical(square, target(random=True)).attacker == Attacker.ADAPTIVE
 
 
 def test_early_stop_where_asked_and_possible():
@@ -150,7 +153,7 @@ def test_a_model_without_gradients_is_left_to_square_and_transfer():
 
 @pytest.mark.parametrize(("norm", "size"), [("linf", "51/255"), ("l2", "0.2"), ("l1", "0.2")])
 def test_a_job_names_its_radius_as_the_page_does(norm: str, size: str):
-    found = Job(attack="pgd", through="twin", norm=norm, epsilon=0.2, steps=5)
+    found = Job(attack="pgd", attacker=Attacker.TRANSFER, norm=norm, epsilon=0.2, steps=5)
     assert found.name == f"pgd-5 {norm} {size} transfer"
 
 

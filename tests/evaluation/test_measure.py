@@ -10,6 +10,7 @@ from robust_submission.evaluation.batch import Chunk, Measure
 from robust_submission.evaluation.checks import check_size, check_uphill
 from robust_submission.evaluation.memory import FittingBatches
 from robust_submission.evaluation.plan import Job
+from robust_submission.evaluation.schema import Attacker
 from robust_submission.evaluation.views import build_target
 from robust_submission.models.gcm import GCM
 from robust_submission.models.load import Named
@@ -18,7 +19,7 @@ from robust_submission.models.resize_pad import RandomResizePad
 CPU = torch.device("cpu")
 COUNT, CLASSES = 20, 4
 SIZE = 32  # of the chunk
-PGD = Job(attack="pgd", through="model", norm="linf", epsilon=0.1, steps=4)
+PGD = Job(attack="pgd", attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=0.1, steps=4)
 
 
 def network(*before: nn.Module) -> nn.Module:
@@ -78,7 +79,7 @@ def test_a_part_of_several_says_whom_it_fooled():
     model = network()
     given = chunk(model)
     measure = measure_of(model, given.images)
-    job = Job(attack="autoattack", through="model", norm="linf", epsilon=0.02)
+    job = Job(attack="autoattack", attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=0.02)
     right = np.arange(COUNT) % 2 == 0
     clean = measure.clean(given)["predictions"][:, 0]
     found = measure.attacked(job, given, right, SHOWN, part=1)
@@ -101,7 +102,7 @@ def test_nothing_is_spared_that_a_random_model_gets_right_in_a_scored_draw(attac
             return inner(images).roll(int(self.draw >= 1000), dims=1)
 
     measure = measure_of(nn.Sequential(Unsure(8, 7)), given.images)
-    job = Job(attack=attack, through="revealed", norm="linf", epsilon=0.1)
+    job = Job(attack=attack, attacker=Attacker.ADAPTIVE, norm="linf", epsilon=0.1)
     found = measure.attacked(job, given, RIGHT, SHOWN)
     assert (found["distance"] > 0.05).all()
     assert found["fooled"].all() == (attack == "autoattack")
@@ -132,7 +133,7 @@ def test_noise_from_global_generators_is_repeated():
     assert first["predictions"].shape == (COUNT, 3)
     assert np.array_equal(first["predictions"], again["predictions"])
     assert len({tuple(draw) for draw in first["predictions"].T}) > 1
-    at_zero = Job(attack="pgd", through="model", norm="linf", epsilon=0.0, steps=4)
+    at_zero = Job(attack="pgd", attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=0.0, steps=4)
     unmoved = measure.attacked(at_zero, given, RIGHT, SHOWN)["predictions"]
     assert np.array_equal(unmoved, measure.clean(given)["predictions"])
 

@@ -12,6 +12,7 @@ from robust_submission.evaluation.batch import Chunk
 from robust_submission.evaluation.cache import Arrays, Journal
 from robust_submission.evaluation.plan import Job
 from robust_submission.evaluation.runner import Evaluation
+from robust_submission.evaluation.schema import Attacker
 
 NUMBER, LIMIT = 300, 20  # images; of the curves
 RNG = np.random.default_rng(0)
@@ -20,8 +21,8 @@ INDICES = np.sort(RNG.permutation(2 * NUMBER)[:NUMBER])
 RIGHT = INDICES % 7 != 0
 FOOLED_BY = np.where(RIGHT & (INDICES % 5 < 4), INDICES % 5, -1)
 LOSS = (0.0, 1.0, 3.0, 2.0)  # that each part reaches, whether it fools or not
-AUTOATTACK = Job(attack="autoattack", through="model", norm="linf", epsilon=0.1)
-PGD = Job(attack="pgd", through="model", norm="linf", epsilon=0.1, steps=2)
+AUTOATTACK = Job(attack="autoattack", attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=0.1)
+PGD = Job(attack="pgd", attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=0.1, steps=2)
 
 
 class Attacked:

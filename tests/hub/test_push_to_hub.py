@@ -81,10 +81,9 @@ def test_the_cards_table_holds_the_reports_numbers(pushed: Path, report: Path):
     worst = plain["worst case of all, image by image L∞ 8/255"]
     assert worst["oblivious"] == shown(found["oblivious"])
     assert worst["adaptive"] == shown(found["adaptive"])
-    columns = {"model": "oblivious", "revealed": "adaptive", "twin": "transfer"}
     for one in found["measurements"]:
         row = plain[f"{one['attack']} L∞ 8/255"]
-        assert row[columns[one["through"]]] == shown(one["robust_accuracy"])
+        assert row[one["attacker"]] == shown(one["robust_accuracy"])
     assert {row["clean"] for row in plain.values()} == {shown(found["clean"])}
     assert {(row["images"], row["seed"]) for row in plain.values()} == {("40", "0")}
     assert found["oblivious"] != found["adaptive"] != found["clean"]
@@ -108,9 +107,9 @@ def test_the_metadata_holds_the_reports_numbers_and_survives_a_round_trip(
         share = one["robust_accuracy"]
         assert result.metric_value == share["value"]
         assert one["name"] in result.metric_name and "40 images" in result.metric_name
-        assert ("(masked)" in result.metric_name) == (one["through"] == "model")
+        assert ("(masked)" in result.metric_name) == (one["attacker"] == "oblivious")
         assert result.metric_args == {
-            **{key: one[key] for key in ("attack", "norm", "epsilon", "through")},
+            **{key: one[key] for key in ("attack", "norm", "epsilon", "attacker")},
             "images": 40,
             "seed": 0,
             "interval_95": [share["low"], share["high"]],

@@ -3,16 +3,26 @@
 import numpy as np
 import pytest
 
-from robust_submission.evaluation.schema import Check, Curve, Measurement, Picture, Report, share
+from robust_submission.evaluation.schema import (
+    Attacker,
+    Check,
+    Curve,
+    Measurement,
+    Picture,
+    Report,
+    share,
+)
 from robust_submission.report.gallery import gallery_rows
 from robust_submission.report.page import render_page
 
 
-def make_measurement(attack="pgd", through="model", count=940, **changes) -> Measurement:
+def make_measurement(
+    attack="pgd", attacker=Attacker.OBLIVIOUS, count=940, **changes
+) -> Measurement:
     values = {
-        "name": f"{attack} {through}",
+        "name": f"{attack} {attacker}",
         "attack": attack,
-        "through": through,
+        "attacker": attacker,
         "norm": "linf",
         "epsilon": 8 / 255,
         "settings": {"steps": 20, "step_size": 2 / 255},
@@ -23,9 +33,9 @@ def make_measurement(attack="pgd", through="model", count=940, **changes) -> Mea
     return Measurement(**{**values, **changes})
 
 
-def curve(name, through, norm, x, counts) -> Curve:
+def curve(name, attacker, norm, x, counts) -> Curve:
     points = tuple(share(count, 1000) for count in counts)
-    return Curve(name=name, through=through, norm=norm, x=tuple(x), accuracy=points)
+    return Curve(name=name, attacker=attacker, norm=norm, x=tuple(x), accuracy=points)
 
 
 def make_report(**changes) -> Report:
@@ -42,17 +52,17 @@ def make_report(**changes) -> Report:
         "oblivious_robustness": share(940, 950),
         "adaptive_robustness": share(3, 950),
         "measurements": (
-            make_measurement("fgsm", "revealed", 148),
-            make_measurement("pgd", "revealed", 4),
-            make_measurement("fgsm", "model", 946),
-            make_measurement("pgd", "twin", 106),
-            make_measurement("pgd", "model", 944),
+            make_measurement("fgsm", Attacker.ADAPTIVE, 148),
+            make_measurement("pgd", Attacker.ADAPTIVE, 4),
+            make_measurement("fgsm", Attacker.OBLIVIOUS, 946),
+            make_measurement("pgd", Attacker.TRANSFER, 106),
+            make_measurement("pgd", Attacker.OBLIVIOUS, 944),
         ),
         "curves": (
-            curve("epsilon", "model", "linf", epsilons, [950, 948, 944, 860]),
-            curve("epsilon", "revealed", "linf", epsilons, [950, 530, 4, 0]),
-            curve("epsilon", "revealed", "l2", [0.0, 0.5], [950, 34]),
-            curve("steps", "revealed", "linf", [1, 10, 20, 80], [148, 6, 4, 4]),
+            curve("epsilon", Attacker.OBLIVIOUS, "linf", epsilons, [950, 948, 944, 860]),
+            curve("epsilon", Attacker.ADAPTIVE, "linf", epsilons, [950, 530, 4, 0]),
+            curve("epsilon", Attacker.ADAPTIVE, "l2", [0.0, 0.5], [950, 34]),
+            curve("steps", Attacker.ADAPTIVE, "linf", [1, 10, 20, 80], [148, 6, 4, 4]),
         ),
         "checks": (
             Check(name="one-step", question="Does one step beat many?", outcome="ok",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robust_submission.evaluation.schema import Curve, Measurement, Picture, Report, share
+from robust_submission.evaluation.schema import Attacker, Curve, Measurement, Picture, Report, share
 from robust_submission.report.write import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -29,7 +29,8 @@ LONG = "honestly_without_a_single_space_" * 6
 
 def small_report() -> Report:
     attacked = Measurement(
-        name="pgd", attack=LONG, through="model", norm="linf", epsilon=8 / 255, settings={},
+        name="pgd", attack=LONG, attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=8 / 255,
+        settings={},
         robust_accuracy=share(940, 1000), attack_robustness=share(940, 950),
         largest_perturbation=8 / 255,
     )  # fmt: skip
@@ -49,9 +50,15 @@ def small_report() -> Report:
         adaptive=share(3, 1000),
         oblivious_robustness=share(940, 950),
         adaptive_robustness=share(3, 950),
-        measurements=(attacked, replace(attacked, through="revealed")),
+        measurements=(attacked, replace(attacked, attacker=Attacker.ADAPTIVE)),
         curves=(
-            Curve(name="epsilon", through="revealed", norm="linf", x=(0, 8 / 255), accuracy=points),
+            Curve(
+                name="epsilon",
+                attacker=Attacker.ADAPTIVE,
+                norm="linf",
+                x=(0, 8 / 255),
+                accuracy=points,
+            ),
         ),
         checks=(),
         verdict="masked",

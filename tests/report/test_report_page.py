@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import share
+from robust_submission.evaluation.schema import Attacker, share
 from robust_submission.report.page import exceeds, measurement_groups
 from robust_submission.report.plots import curve_svgs
 from robust_submission.report.write import print_table
@@ -166,12 +166,12 @@ def test_a_random_model_shows_its_draws(example, rendered):
 
 
 def test_oblivious_and_adaptive_of_one_attack_stand_together(example, measured):
-    stronger = measured("pgd", "model", 900, epsilon=16 / 255)
+    stronger = measured("pgd", Attacker.OBLIVIOUS, 900, epsilon=16 / 255)
     groups = measurement_groups(example(measurements=(*example().measurements, stronger)))
     assert [[one.name for one in group] for group in groups] == [
-        ["fgsm model", "fgsm revealed"],
-        ["pgd model", "pgd revealed", "pgd twin"],
-        ["pgd model"],
+        ["fgsm oblivious", "fgsm adaptive"],
+        ["pgd oblivious", "pgd adaptive", "pgd transfer"],
+        ["pgd oblivious"],
     ]
 
 
