@@ -29,6 +29,7 @@ COPY --from=build /venv /venv
 WORKDIR /app
 COPY LICENSE ./
 COPY robust_submission robust_submission
+COPY data data
 COPY training training
 COPY inference inference
 COPY submission submission

@@ -1,17 +1,14 @@
-"""Do time and memory grow straight and stay flat with the number of images?
+"""Time and memory of the commands against the number of images.
 
-    python benchmarks/growth.py --counts 1000,10000,100000
+    OMP_NUM_THREADS=1 python benchmarks/growth.py --counts 1000,10000,100000
 
-Each command on each number of images is one process, start-up included: predict.py and
-evaluate.py (FGSM, all images, no curves) with a tiny random ConvNeXt, and validate.py on the file
-that predict.py wrote. The images are 8-pixel PNG files in class folders, hard links to
-scikit-learn's 360 test digits, so that the disk's cache holds them all. Seconds per 1,000 images
-are between a row and the one above, without start-up: growth is straight when they stay the same.
-Memory is the largest resident set of the process, and its ratio is to the command's first row.
+Each row is one process, start-up included: predict.py and evaluate.py (FGSM, no curves) with a tiny
+random ConvNeXt, and validate.py on the file that predict.py wrote. The images are PNG files of 8
+pixels, hard links to scikit-learn's 360 test digits. Seconds per 1,000 images are the difference to
+the row above. Memory is the process's largest resident set.
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +17,7 @@ from PIL import Image
 from robust_submission.cli.command import Names, run
 from robust_submission.data.sources import open_source
 from robust_submission.models.classifier import RobustClassifier
-from timing import Usage, print_machine, print_table, python, run_command
-
-COMMANDS = ("predict", "evaluate", "validate")
+from timing import Usage, Words, print_table, python, run_command
 
 
 @dataclass(kw_only=True)
@@ -30,18 +25,7 @@ class Options:
     """What to measure."""
 
     counts: Names = Names("1000,10000,100000")
-    """Numbers of images, parted by commas, growing."""
-    commands: Names = Names(COMMANDS)
-    """Among predict, evaluate and validate, which reads what predict wrote."""
-
-    def __post_init__(self) -> None:
-        if unknown := set(self.commands) - set(COMMANDS):
-            raise ValueError(f"--commands: expected {', '.join(COMMANDS)}, found {min(unknown)}.")
-        if "validate" in self.commands and "predict" not in self.commands:
-            raise ValueError("--commands: expected predict with validate, found validate alone.")
-        counts = [int(count) if count.isdecimal() else 0 for count in self.counts]
-        if min(counts, default=0) < 1 or counts != sorted(set(counts)):
-            raise ValueError(f"--counts: expected growing numbers, found {','.join(self.counts)}.")
+    """Growing numbers of images."""
 
 
 def make_images(folder: Path, count: int) -> Path:
@@ -61,62 +45,46 @@ def make_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def make_model(folder: Path) -> Path:
-    """Write a random classifier of the digits, 32 pixels a side."""
-    class_names = open_source("digits", split="test").class_names
-    assert class_names is not None
-    model = RobustClassifier(class_names=class_names, backbone="test_convnext", image_size=32)
-    model.save_pretrained(folder)
-    return folder
-
-
-def command_line(command: str, model: Path, data: Path) -> list[str | Path]:
-    """The words that run `command` on `data`, in which they write too."""
+def command_lines(model: Path, data: Path) -> dict[str, Words]:
+    """The commands that are measured; predict writes the file that validate reads."""
     images, predictions = data / "test", data / "sub.csv"
-    if command == "predict":
-        return python(
-            "inference/predict.py",
-            *("--checkpoint", model, "--images", images, "--out", predictions),
-        )
-    if command == "validate":
-        return python("submission/validate.py", predictions, "--images", images)
-    return python(
-        "inference/evaluate.py",
-        *("--checkpoint", model, "--data.name", "folder", "--data.root", data),
-        *("--limit", "null", "--attacks", "fgsm", "--norm", "linf", "--epsilon", "8/255"),
-        *("--curves", "false", "--out", data / "report"),
-    )
-
-
-def growth_rows(command: str, counts: Sequence[int], usages: Sequence[Usage]) -> list[list[str]]:
-    """The rows of a command: one a number of images."""
-    rows = list[list[str]]()
-    for place, (count, usage) in enumerate(zip(counts, usages, strict=True)):
-        slope = "-"
-        if place:
-            seconds = usage.seconds - usages[place - 1].seconds
-            slope = f"{1000 * seconds / (count - counts[place - 1]):.2f}"
-        ratio = usage.peak / usages[0].peak
-        numbers = (f"{usage.seconds:.1f}", f"{usage.peak:.0f}", slope, f"{ratio:.2f}")
-        rows.append([command, f"{count:,}", *numbers])
-    return rows
+    files = ("--checkpoint", model, "--images", images, "--out", predictions)
+    return {
+        "predict": python("inference/predict.py", *files),
+        "evaluate": python(
+            "inference/evaluate.py",
+            *("--checkpoint", model, "--data.name", "folder", "--data.root", data),
+            *("--limit", "null", "--attacks", "fgsm", "--curves", "false"),
+            *("--out", data / "report"),
+        ),
+        "validate": python("submission/validate.py", predictions, "--images", images),
+    }
 
 
 def growth(options: Options) -> None:
     """Measure every command and print the table."""
     counts = [int(count) for count in options.counts]
-    usages = {name: list[Usage]() for name in sorted(options.commands, key=COMMANDS.index)}
+    usages = dict[str, list[Usage]]()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = make_model(folder / "model")
+        folder, class_names = Path(name), [str(digit) for digit in range(10)]
+        model = folder / "model"
+        RobustClassifier(
+            class_names=class_names, backbone="test_convnext", image_size=32
+        ).save_pretrained(model)
         for count in counts:
             data = make_images(folder / str(count), count)
-            for command, found in usages.items():
-                found.append(run_command(command_line(command, model, data)))
-    rows = [row for command, found in usages.items() for row in growth_rows(command, counts, found)]
-    columns = ("command", "images", "seconds", "peak MiB", "s per 1,000 more", "memory ratio")
-    print_table(columns, rows)
-    print_machine()
+            for command, words in command_lines(model, data).items():
+                usages.setdefault(command, []).append(run_command(words))
+    rows = list[list[str]]()
+    for command, found in usages.items():
+        for place, (count, usage) in enumerate(zip(counts, found, strict=True)):
+            slope = "-"
+            if place:
+                seconds = usage.seconds - found[place - 1].seconds
+                slope = f"{1000 * seconds / (count - counts[place - 1]):.2f}"
+            numbers = (f"{usage.seconds:.1f}", slope, f"{usage.peak:.0f}")
+            rows.append([command, f"{count:,}", *numbers])
+    print_table(("command", "images", "seconds", "s per 1,000 more", "peak MiB"), rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Timing that holds on a shared machine: all take turns, and ratios are taken round by round."""
+"""Timing that holds on a shared machine: contestants take turns, ratios are taken round by round.
+
+A command is timed at two lengths; the difference over the work between them is the time of a unit
+of work, without start-up.
+"""
 
 import os
 import statistics
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from robust_submission.runtime import provenance
@@ -18,8 +23,10 @@ from robust_submission.runtime import provenance
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 ON_CPU = DEVICE.type == "cpu"
+CLASSES = 10  # of CIFAR-10
 Seconds = Mapping[str, Sequence[float]]
-# Linux counts the memory of the process that forked as the child's own: this one is small.
+Words = list[str | Path]
+# Linux counts the memory of the process that forked as the child's: this launcher is small.
 LAUNCHER = """import resource, subprocess, sys
 status = subprocess.call(sys.argv[2:])
 with open(sys.argv[1], "w") as peak:
@@ -29,17 +36,11 @@ sys.exit(status)"""
 
 @dataclass(frozen=True)
 class Usage:
-    """What one process took."""
+    """What one process used."""
 
     seconds: float
     peak: float
-    """Largest resident memory of one of its processes, in MiB."""
-
-
-def synchronize() -> None:
-    """Wait for the end of what a GPU is doing."""
-    if not ON_CPU:
-        torch.accelerator.synchronize()
+    """Largest resident memory in MiB."""
 
 
 def take_turns(
@@ -48,30 +49,30 @@ def take_turns(
     """Wall seconds of each contestant in each round.
 
     Args:
-        contestants: What to time, by name; in every round each of them runs once.
-        rounds: How many are counted.
-        warm_up: How many go before them, uncounted.
+        contestants: What to time, by name; each runs once per round.
+        rounds: Rounds that are counted.
+        warm_up: Rounds before them that are not.
     """
     seconds = {name: list[float]() for name in contestants}
     for turn in tqdm(range(warm_up + rounds), desc="rounds", leave=False):
         for name, work in contestants.items():
             start = time.perf_counter()
             work()
-            synchronize()
+            if not ON_CPU:
+                torch.accelerator.synchronize()
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def median(seconds: Seconds, name: str) -> float:
-    """The median second count of a contestant."""
+    """The median time of a contestant."""
     return statistics.median(seconds[name])
 
 
 def times_as_fast(seconds: Seconds, name: str, peer: str) -> str:
     """`1.31 (1.28 to 1.35)`: the peer's time over that of `name`, median and range over rounds."""
-    pairs = zip(seconds[peer], seconds[name], strict=True)
-    ratios = [theirs / own for theirs, own in pairs]
+    ratios = [theirs / own for theirs, own in zip(seconds[peer], seconds[name], strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
@@ -81,29 +82,29 @@ def seconds_per_unit(
     more: int,
     rounds: int,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """What a command takes for a unit of work, and to start up, from runs of two lengths.
+    """Time per unit of work and start-up time of commands, each run at two lengths.
 
     Args:
         contestants: By name, a run of `units` units and one of `units + more`; all take turns.
-        units: See above.
-        more: See above.
+        units: Units of the shorter run.
+        more: Additional units of the longer run.
         rounds: How often each is measured.
 
     Returns:
-        By name, for each round: seconds a unit; seconds that the shorter run takes beyond its own.
+        By name, for each round: seconds per unit; seconds of the shorter run beyond its units.
     """
-    turns = dict[str, Callable[[], object]]()
-    for name, (shorter, longer) in contestants.items():
-        turns |= {f"{name}, shorter": shorter, f"{name}, longer": longer}
+    turns = {
+        f"{name} {length}": work
+        for name, works in contestants.items()
+        for length, work in zip(("shorter", "longer"), works, strict=True)
+    }
     seconds = take_turns(turns, rounds, warm_up=0)
-    each, start_up = dict[str, list[float]](), dict[str, list[float]]()
+    per_unit, start_up = dict[str, list[float]](), dict[str, list[float]]()
     for name in contestants:
-        pairs = list(zip(seconds[f"{name}, shorter"], seconds[f"{name}, longer"], strict=True))
-        each[name] = [(long - short) / more for short, long in pairs]
-        start_up[name] = [
-            short - units * slope for (short, _), slope in zip(pairs, each[name], strict=True)
-        ]
-    return each, start_up
+        pairs = list(zip(seconds[f"{name} shorter"], seconds[f"{name} longer"], strict=True))
+        per_unit[name] = [(long - short) / more for short, long in pairs]
+        start_up[name] = [short - units * (long - short) / more for short, long in pairs]
+    return per_unit, start_up
 
 
 def run_command(
@@ -117,12 +118,12 @@ def run_command(
 
     Args:
         words: Program and arguments.
-        threads: Of each process (OMP_NUM_THREADS); None leaves it to the program.
-        cores: How many it is held to, by taskset; None: all.
+        threads: OMP_NUM_THREADS of each process; None leaves it to the program.
+        cores: How many cores it may use (taskset); None: all.
         cwd: Folder to run it in.
 
     Raises:
-        RuntimeError: it failed; with the end of what it printed.
+        RuntimeError: It failed; the message ends with its output.
     """
     environment = dict(os.environ)
     if threads is not None:
@@ -147,18 +148,41 @@ def run_command(
         return Usage(seconds, int(Path(peak.name).read_text()) / 1024)
 
 
-def python(script: str, *arguments: str | Path, processes: int = 1) -> list[str | Path]:
-    """The words that run one of this project's scripts, under torchrun with several processes."""
-    launcher: list[str | Path] = [sys.executable]
+def python(script: str, *arguments: str | Path, processes: int = 1) -> Words:
+    """The command line of one of this project's scripts; torchrun starts several processes."""
+    launcher: Words = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return [*launcher, ROOT / script, *arguments]
 
 
+def make_folder(images: Path, folder: Path, count: int, side: int) -> Path:
+    """Write `count` training and ten validation JPEG files, CIFAR photographs resized to a square.
+
+    Args:
+        images: Holds train/<class>/*.jpg and test/<class>/*.jpg.
+        folder: New; gets train/<class> and val/<class>.
+        count: Training files; photographs repeat where there are fewer.
+        side: Side of the files' images in pixels.
+    """
+    for source, split, number in (("train", "train", count), ("test", "val", min(count, CLASSES))):
+        classes = sorted(path for path in (images / source).iterdir() if path.is_dir())
+        photographs = [sorted(path.glob("*.jpg")) for path in classes]
+        for index in range(number):
+            place, label = divmod(index, len(classes))
+            target = folder / split / classes[label].name
+            target.mkdir(parents=True, exist_ok=True)
+            with Image.open(photographs[label][place % len(photographs[label])]) as image:
+                resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            resized.save(target / f"{place}.jpg", quality=90)
+    return folder
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table."""
+    """Print a Markdown table, then the machine and the versions."""
     lines = [columns, ["---"] * len(columns), *rows]
     print("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+    print_machine()
 
 
 def print_machine() -> None:
@@ -167,9 +191,7 @@ def print_machine() -> None:
     hardware, packages = found["hardware"], found["packages"]
     assert isinstance(hardware, dict) and isinstance(packages, dict)
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", "accelerate"))
-    device = f"{hardware['cpu_cores']} CPU cores, {_processor()}"
-    if hardware["gpu"]:
-        device = f"{hardware['gpu']}; {device}"
+    device = f"{hardware['gpu'] or 'no GPU'}; {hardware['cpu_cores']} CPU cores, {_processor()}"
     print(f"\n{device}; {torch.get_num_threads()} threads; {versions}.")
 
 
@@ -177,4 +199,4 @@ def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
+    return names[0] if names else "unknown processor"

@@ -1,15 +1,13 @@
-"""How fast is a training step, beside timm's train.py and a plain loop with torchattacks?
+"""A training step beside timm's train.py and a plain loop with torchattacks.
 
     git clone https://github.com/huggingface/pytorch-image-models /tmp/timm
     pip install --no-deps --target /tmp/peers -r benchmarks/requirements.txt
     python benchmarks/training_speed.py --images data/raw/cifar10 \\
         --timm /tmp/timm --peers /tmp/peers
 
-Whole commands, so that reading, augmentation and bookkeeping count. Each trains one epoch, of few
-steps and of more; the difference over the steps between is the time of a step, without start-up,
-validation and saving. All take turns. Peers do the same work: model, images, batch, crops and
-flips, AdamW, clipped gradients, float32 on a CPU and bfloat16 (autocast) on a GPU. The model is not
-behind GCM, which no peer has.
+Whole commands of one epoch: reading, augmentation and bookkeeping count. Peers do the same work:
+model, images, batch, crops and flips, AdamW, clipped gradients, float32 on a CPU and bfloat16 on a
+GPU. The model is not behind GCM, which no peer has.
 """
 
 import json
@@ -27,14 +25,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from photographs import CLASSES, make_folder
 from robust_submission.cli.command import Names, run
+from robust_submission.cli.errors import UserError
 from timing import (
+    CLASSES,
     DEVICE,
     ON_CPU,
     ROOT,
+    Words,
+    make_folder,
     median,
-    print_machine,
     print_table,
     python,
     run_command,
@@ -47,35 +47,30 @@ LR, WEIGHT_DECAY, CLIP_GRAD = 5e-4, 0.05, 1.0
 EPSILON, STEP_SIZE, ATTACK_STEPS = 8 / 255, 2 / 255, 10
 FEW_STEPS = 2
 
-Words = list[str | Path]
-Contestants = dict[str, Callable[[Path], object]]
-"""What each does, given the folder of images to train on."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What is trained."""
 
-    backbone: str
-    """A timm model."""
-    backbone_args: dict[str, Any] = field(default_factory=dict)
-    """Its further arguments."""
+    backbone: str = "convnext_tiny"
+    backbone_args: dict[str, Any] = field(default_factory=lambda: {"patch_size": 2})
     image_size: int = 32
-    """Side of the model's images."""
     file_size: int = 32
     """Side of the images in the JPEG files."""
+    batch_size: int = 64
+    steps: int = 32
+    """Additional steps of the longer run."""
     attacked: bool = False
-    """Train on PGD examples."""
+    """Train on PGD-10 examples."""
 
 
+ATTO = {"patch_size": 2, "kernel_sizes": 3}
 SETTINGS = {
-    "224": Setting(backbone="convnext_tiny", image_size=224, file_size=256),
-    "32": Setting(backbone="convnext_tiny", backbone_args={"patch_size": 2}),
-    "pgd": Setting(backbone="convnext_tiny", backbone_args={"patch_size": 2}, attacked=True),
+    "224": Setting(backbone_args={}, image_size=224, file_size=256, batch_size=16, steps=6),
+    "32": Setting(),
+    "pgd": Setting(attacked=True, steps=8),
     "pgd-atto": Setting(
-        backbone="convnext_atto",
-        backbone_args={"patch_size": 2, "kernel_sizes": 3},
-        attacked=True,
+        backbone="convnext_atto", backbone_args=ATTO, attacked=True, batch_size=128
     ),
 }
 
@@ -91,47 +86,35 @@ class Options:
     peers: Path | None = None
     """The folder that benchmarks/requirements.txt is installed in."""
     settings: Names = Names("224,32,pgd,pgd-atto")
-    """224, 32: ConvNeXt-Tiny at so many pixels; pgd, pgd-atto: PGD-10 training of ConvNeXt-Tiny and
-    -Atto at 32."""
+    """224, 32: ConvNeXt-Tiny at that many pixels (needs --timm); pgd, pgd-atto: PGD-10 training of
+    ConvNeXt-Tiny and -Atto at 32 (needs --peers)."""
     rounds: int = 3
     """How often each is measured."""
-    steps: int = 16
-    """More steps of the longer run at 224 pixels."""
-    small_steps: int = 32
-    """The same at 32 pixels."""
-    batch_size: int = 16
-    """Images a step at 224 pixels."""
-    small_batch_size: int = 128
-    """The same at 32 pixels."""
     workers: int = 0
-    """Processes that read images in ours; 0 reads in a thread."""
-    peer_workers: int = 2
-    """Processes that read images in the peers."""
-    processes: int = 1
-    """Processes of ours, which share the images of a step and the cores; the peers have one."""
+    """Processes that read images in ours; 0 reads in a thread. The peers have two."""
     compile: bool = False
     """Ours with model.compile, which needs a C++ compiler."""
     plain_loop: str | None = None
-    """Train the plain loop of this setting on `images`, and no more: what the script starts."""
+    """Only train the plain loop of this setting on `images`: used by the script itself."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.settings) - set(SETTINGS):
-            raise ValueError(f"--settings: expected {', '.join(SETTINGS)}, found {min(unknown)}.")
-        standard = [name for name in self.settings if not SETTINGS[name].attacked]
-        if standard and self.timm is None:
-            raise ValueError(f"--timm: expected a checkout for {', '.join(standard)}, found none.")
-        attacked = [name for name in self.settings if SETTINGS[name].attacked]
-        if attacked and self.peers is None:
-            raise ValueError(f"--peers: expected a folder for {', '.join(attacked)}, found none.")
+            raise UserError(f"--settings: expected {', '.join(SETTINGS)}, found {min(unknown)}.")
+        for name in self.settings:
+            option = "peers" if SETTINGS[name].attacked else "timm"
+            if getattr(self, option) is None:
+                raise UserError(
+                    f"--{option}: expected a folder for the setting {name}, found none."
+                )
 
 
-def train_ours(setting: Setting, options: Options, batch_size: int, scratch: Path) -> Words:
-    """This project's command, but for its images."""
+def train_ours(setting: Setting, options: Options, scratch: Path) -> Words:
+    """This project's command without its images."""
     keys: dict[str, object] = {
         "output": scratch / "ours",
         "overwrite": "true",
         "epochs": 1,
-        "batch_size": batch_size,
+        "batch_size": setting.batch_size,
         "trackers": "",
         "mixed_precision": "no" if ON_CPU else "bf16",
         "data.name": "folder",
@@ -151,17 +134,16 @@ def train_ours(setting: Setting, options: Options, batch_size: int, scratch: Pat
         "optimizer.clip_grad": CLIP_GRAD,
         "optimizer.warmup_epochs": 0,
     }
-    arguments = [f"--{name}={value}" for name, value in keys.items()]
-    return python("training/train.py", *arguments, processes=options.processes)
+    return python("training/train.py", *(f"--{name}={value}" for name, value in keys.items()))
 
 
-def train_timm(setting: Setting, options: Options, batch_size: int, scratch: Path) -> Words:
-    """The command of timm's checkout, but for its images."""
+def train_timm(setting: Setting, options: Options, scratch: Path) -> Words:
+    """timm's command without its images."""
     assert options.timm is not None
     flags = f"""
         --train-split train --val-split val --device {DEVICE.type} --epochs 1 --warmup-epochs 0
-        --model {setting.backbone} --num-classes {CLASSES} --batch-size {batch_size}
-        --input-size 3 {setting.image_size} {setting.image_size} --workers {options.peer_workers}
+        --model {setting.backbone} --num-classes {CLASSES} --batch-size {setting.batch_size}
+        --input-size 3 {setting.image_size} {setting.image_size} --workers 2
         --opt adamw --lr {LR} --weight-decay {WEIGHT_DECAY} --clip-grad {CLIP_GRAD}
         --color-jitter 0 --train-interpolation bicubic --smoothing 0 --checkpoint-hist 1
         --experiment timm --output {scratch} {"" if ON_CPU else "--amp --amp-dtype bfloat16"}
@@ -172,28 +154,18 @@ def train_timm(setting: Setting, options: Options, batch_size: int, scratch: Pat
     return ["env", "-u", "PYTHONPATH", sys.executable, script, *flags.split(), *kwargs]
 
 
-def train_plain(name: str, options: Options, batch_size: int) -> Words:
-    """The command of the plain loop, but for its images."""
-    assert options.peers is not None
-    return [
-        *("env", f"PYTHONPATH={options.peers.resolve()}", sys.executable, Path(__file__)),
-        *(f"--plain_loop={name}", "--settings=", f"--small_batch_size={batch_size}"),
-        f"--peer_workers={options.peer_workers}",
-    ]
-
-
-def train_plainly(setting: Setting, options: Options) -> None:
-    """PGD adversarial training as one writes it: torchattacks in a loop of torch, one epoch."""
+def train_plainly(setting: Setting, images: Path) -> None:
+    """One epoch of PGD adversarial training as one writes it with torch and torchattacks."""
     import torchattacks  # pyright: ignore[reportMissingImports]
     from torchvision import datasets, transforms
 
     crop = transforms.RandomCrop(setting.image_size, padding=4, padding_mode="reflect")
     augment = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
     loader = DataLoader(
-        datasets.ImageFolder(str(options.images / "train"), augment),
-        batch_size=options.small_batch_size,
+        datasets.ImageFolder(str(images / "train"), augment),
+        batch_size=setting.batch_size,
         shuffle=True,
-        num_workers=options.peer_workers,
+        num_workers=2,
         pin_memory=not ON_CPU,
         drop_last=True,
     )
@@ -211,21 +183,23 @@ def train_plainly(setting: Setting, options: Options) -> None:
         optimizer.step()
 
 
-def contestants(name: str, options: Options, batch_size: int, scratch: Path) -> Contestants:
-    """Ours, then its peers: each trains on the images of a folder."""
+def contestants(name: str, options: Options, scratch: Path) -> dict[str, Callable[[Path], object]]:
+    """Ours and its peers, each a function of the folder to train on."""
     setting = SETTINGS[name]
-    ours = train_ours(setting, options, batch_size, scratch)
-    threads = max(torch.get_num_threads() // options.processes, 1)
-    found: Contestants = {
+    ours = train_ours(setting, options, scratch)
+    threads = torch.get_num_threads()
+    found: dict[str, Callable[[Path], object]] = {
         "ours": lambda images: run_command(
             [*ours, f"--data.root={images}"], threads=threads, cwd=ROOT
         )
     }
     if setting.attacked:
-        plain = train_plain(name, options, batch_size)
+        assert options.peers is not None
+        peer_path = f"PYTHONPATH={options.peers.resolve()}:{ROOT}"
+        plain = ["env", peer_path, sys.executable, __file__, f"--plain_loop={name}", "--settings="]
         found["torchattacks"] = lambda images: run_command([*plain, f"--images={images}"])
         return found
-    words = train_timm(setting, options, batch_size, scratch)
+    words = train_timm(setting, options, scratch)
     for peer, more in (("timm", []), ("timm --channels-last", ["--channels-last"])):
         found[peer] = lambda images, more=more: run_command(
             [*words, *more, "--data-dir", images], cwd=scratch
@@ -234,28 +208,27 @@ def contestants(name: str, options: Options, batch_size: int, scratch: Path) -> 
 
 
 def measure(name: str, options: Options) -> list[list[str]]:
-    """The rows of a setting, one a peer."""
+    """The rows of a setting, one per peer."""
     setting = SETTINGS[name]
-    large = setting.image_size > 32
-    steps = options.steps if large else options.small_steps
-    batch_size = options.batch_size if large else options.small_batch_size
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         few, more = (
-            make_folder(options.images, scratch / str(count), count * batch_size, setting.file_size)
-            for count in (FEW_STEPS, FEW_STEPS + steps)
+            make_folder(
+                options.images, scratch / str(steps), steps * setting.batch_size, setting.file_size
+            )
+            for steps in (FEW_STEPS, FEW_STEPS + setting.steps)
         )
-        trainings = contestants(name, options, batch_size, scratch)
+        trainings = contestants(name, options, scratch)
+        if options.compile:
+            trainings["ours"](few)  # leaves its compiled code on disk for the measured runs
         pairs = {
             each: (partial(train, few), partial(train, more)) for each, train in trainings.items()
         }
-        if options.compile:
-            trainings["ours"](few)  # leaves its compiled code on disk, which the measured runs load
-        seconds, _ = seconds_per_unit(pairs, FEW_STEPS, steps, options.rounds)
-    title = f"{'PGD-10, ' if setting.attacked else ''}{setting.backbone}, {setting.image_size} px"
+        seconds, _ = seconds_per_unit(pairs, FEW_STEPS, setting.steps, options.rounds)
+    title = f"{setting.backbone}, {setting.image_size} px, batch {setting.batch_size}"
     return [
         [
-            f"{title}, batch {batch_size}",
+            f"{'PGD-10, ' * setting.attacked}{title}",
             f"{median(seconds, 'ours'):.3f}",
             peer,
             f"{median(seconds, peer):.3f}",
@@ -268,15 +241,10 @@ def measure(name: str, options: Options) -> list[list[str]]:
 def compare(options: Options) -> None:
     """Measure every setting and print the table."""
     if options.plain_loop:
-        train_plainly(SETTINGS[options.plain_loop], options)
+        train_plainly(SETTINGS[options.plain_loop], options.images)
         return
     rows = [row for name in options.settings for row in measure(name, options)]
     print_table(("trained", "ours, s/step", "peer", "peer, s/step", "times as fast"), rows)
-    print_machine()
-    if options.timm:
-        version = (options.timm / "timm" / "version.py").read_text().split("'")[1]
-        print(f"timm's checkout: {version}.")
-    print(f"Ours with --processes {options.processes} --compile {str(options.compile).lower()}.")
 
 
 if __name__ == "__main__":
