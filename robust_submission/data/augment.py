@@ -2,33 +2,71 @@
 
 albumentations keeps random state in each transform and mixes torch's worker seed into it; here
 the state is replaced before each call, so that neither workers nor earlier calls matter.
-albumentations is imported at the first use: prediction never needs it.
+
+Importing this file takes a second, for albumentations; loaders and prediction do without it.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
+import albumentations as A
+import cv2
 import numpy as np
 
 from robust_submission.cli.errors import UserError
+from robust_submission.data.challenge_operations import FLIPS, Transform, challenge_operations
 from robust_submission.data.images import resize_image
-
-if TYPE_CHECKING:
-    import albumentations
-
-AUGMENTATIONS = ("none", "light", "augmix", "imagenet", "challenge")
 
 
 def apply_transform(
-    transform: "albumentations.BasicTransform | albumentations.BaseCompose",
-    image: np.ndarray,
-    rng: np.random.Generator,
+    transform: Transform, image: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """albumentations' `transform` as a function of (image, rng); leaves `image` as it is."""
     transform.set_random_state(rng, random.Random(int(rng.integers(2**63))))
     return transform(image=image)["image"]
+
+
+class AugMix(A.ImageOnlyTransform):
+    """An image mixed with chains of mild changes (Hendrycks et al. 2020, arXiv 1912.02781).
+
+    (1 - m) image + m (w_1 chain_1(image) + w_2 ... + w_3 ...), w from Dirichlet(1, 1, 1), m from
+    Beta(1, 1); a chain is one to three operations, none of them a test corruption, at the paper's
+    severity 3. The paper's consistency loss is not part of it. Images are uint8 (H, W, 3), RGB.
+    """
+
+    def __init__(self, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.operation = A.OneOf(
+            [
+                A.AutoContrast(method="pil"),
+                A.Equalize(mode="pil"),
+                A.Posterize(num_bits=(3, 4)),
+                A.Solarize(threshold_range=(0.7, 1)),
+                A.Affine(rotate=(-9, 9)),
+                A.Affine(shear={"x": (-5, 5), "y": (0, 0)}),
+                A.Affine(shear={"x": (0, 0), "y": (-5, 5)}),
+                A.Affine(translate_percent={"x": (-0.1, 0.1), "y": (0, 0)}),
+                A.Affine(translate_percent={"x": (0, 0), "y": (-0.1, 0.1)}),
+            ],
+            p=1,
+        )
+
+    def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
+        """Mix the image with three chains; a weighted mean stays in 0 to 255."""
+        self.operation.set_random_state(self.random_generator, self.py_random)
+        share = self.random_generator.beta(1, 1)
+        mixed = (1 - share) * img
+        for weight in self.random_generator.dirichlet((1, 1, 1)):
+            mixed += share * weight * self._chain(img)
+        return np.rint(mixed).astype(np.uint8)
+
+    def _chain(self, image: np.ndarray) -> np.ndarray:
+        for _ in range(self.random_generator.integers(1, 4)):
+            image = self.operation(image=image)["image"]
+        return image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +81,22 @@ class Augmentation:
     """Side of the result in pixels."""
     flip: bool = True
     """Mirror half of the images left to right; off for digits and letters. challenge: mirror 5 %,
-    and 5 % upside down."""
+    and turn 5 % upside down."""
     padding: float = 4 / 32
     """light, augmix: the largest shift, as a share of the side; the edge is reflected."""
     min_scale: float = 0.08
-    """imagenet, challenge: the smallest share of the image's area that a crop takes."""
+    """imagenet, challenge: the smallest share of the image's area that a crop covers."""
 
     def __post_init__(self) -> None:
         if self.name not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
-            raise UserError(f"expected an augmentation among {known}, found {self.name!r}.")
+            raise UserError(f"augmentation: expected one of {known}, found {self.name!r}.")
         if self.image_size < 1:
-            raise UserError(f"expected an image_size of at least 1, found {self.image_size}.")
+            raise UserError(f"image_size: expected at least 1, found {self.image_size}.")
         if not 0 <= self.padding < 1:
-            raise UserError(f"expected a padding from 0 to below 1, found {self.padding}.")
+            raise UserError(f"padding: expected from 0 to below 1, found {self.padding}.")
         if not 0 < self.min_scale <= 1:
-            raise UserError(f"expected a min_scale above 0 and up to 1, found {self.min_scale}.")
+            raise UserError(f"min_scale: expected above 0 and up to 1, found {self.min_scale}.")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Augment one image.
@@ -68,20 +106,69 @@ class Augmentation:
             rng: All randomness comes from it.
 
         Returns:
-            uint8 (image_size, image_size, 3).
+            uint8 (image_size, image_size, 3), RGB.
         """
         if self.name == "none":
             return resize_image(image, self.image_size)
         if self.name in ("light", "augmix"):
             image = resize_image(image, self.image_size)
-        return apply_transform(self._compose, image, rng)
+        return apply_transform(self._chain, image, rng)
 
     def __getstate__(self) -> dict[str, object]:
         """The settings alone: a worker process builds its own transforms."""
-        return {key: value for key, value in vars(self).items() if key != "_compose"}
+        return {key: value for key, value in vars(self).items() if key != "_chain"}
 
     @cached_property
-    def _compose(self) -> "albumentations.Compose":
-        from robust_submission.data.transforms import compose
+    def _chain(self) -> A.Compose:
+        cv2.setNumThreads(0)  # workers are the parallelism, and OpenCV's threads don't survive fork
+        return A.Compose(_CHAINS[self.name](self))
 
-        return compose(self)
+
+def _flip(settings: Augmentation) -> list[Transform]:
+    return [A.HorizontalFlip(p=0.5)] if settings.flip else []
+
+
+def _light(settings: Augmentation) -> list[Transform]:
+    pixels = round(settings.padding * settings.image_size)
+    return [
+        A.Pad(padding=pixels, border_mode=cv2.BORDER_REFLECT_101),
+        A.RandomCrop(settings.image_size, settings.image_size),
+        *_flip(settings),
+    ]
+
+
+def _augmix(settings: Augmentation) -> list[Transform]:
+    return [*_light(settings), AugMix()]
+
+
+def _random_crop(settings: Augmentation) -> Transform:
+    return A.RandomResizedCrop(
+        size=(settings.image_size, settings.image_size),
+        scale=(settings.min_scale, 1.0),
+        interpolation=cv2.INTER_CUBIC,
+        area_for_downscale="image",
+    )
+
+
+def _imagenet(settings: Augmentation) -> list[Transform]:
+    return [_random_crop(settings), *_flip(settings)]
+
+
+def _challenge(settings: Augmentation) -> list[Transform]:
+    resize = A.SmallestMaxSize(
+        max_size=round(settings.image_size * 256 / 224),
+        interpolation=cv2.INTER_CUBIC,
+        area_for_downscale="image",
+    )
+    operations = challenge_operations(settings.image_size)
+    kept = [each for name, each in operations.items() if settings.flip or name not in FLIPS]
+    return [resize, _random_crop(settings), *kept]
+
+
+_CHAINS: dict[str, Callable[[Augmentation], list[Transform]]] = {
+    "light": _light,
+    "augmix": _augmix,
+    "imagenet": _imagenet,
+    "challenge": _challenge,
+}
+AUGMENTATIONS = ("none", *_CHAINS)

@@ -1,19 +1,21 @@
-"""The 32 operations with which the challenge's 2nd place augmented, through albumentations.
+"""The 32 augmentations of the challenge's 2nd place, through albumentations.
 
-Strengths are those of github.com/ForeverPs/Robust-Classification, data_aug.py (for most, the range
-of ImageNet-C's five severities), here drawn anew for every image. Four operations have no twin in
-albumentations and are functions below: extend, block_shuffle, random_padding and frost. Some twins
-do it another way: impulse noise falls on whole pixels, fog is made of circles, and snow lies on the
-dark parts. Rain, fog, snow, spatter and elastic are graded anew.
+Strengths are those of github.com/ForeverPs/Robust-Classification, data_aug.py, drawn anew for every
+image; most are the range of a corruption's five severities. Four operations are missing from
+albumentations and are functions here: extend, block_shuffle, random_padding and frost. Some others
+differ in kind: impulse noise hits whole pixels, fog is made of circles, and snow lies on the dark
+parts. Rain, fog, snow, spatter and elastic are graded anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import albumentations as A
 import cv2
 import numpy as np
+
+from robust_submission.data.corruptions import GRADED, Graded
 
 FULL_SIZE = 224
 """Side of the images that lengths in pixels are meant for."""
@@ -25,7 +27,7 @@ Transform = A.BasicTransform | A.BaseCompose
 
 
 class Drawn(A.ImageOnlyTransform):
-    """A function of (image, rng) as a transform; images are uint8 (H, W, 3), RGB."""
+    """A function of (image, rng) as albumentations' transform; images are uint8 (H, W, 3), RGB."""
 
     def __init__(
         self, function: Callable[[np.ndarray, np.random.Generator], np.ndarray], p: float = 1.0
@@ -39,7 +41,7 @@ class Drawn(A.ImageOnlyTransform):
 
 
 def extend(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Smear: each pixel takes the value of one a few pixels below and to the right of it."""
+    """Smear: each pixel takes the value of another one, a few pixels below it and to its right."""
     height, width = image.shape[:2]
     down, right = rng.integers(0, rng.integers(3, 10), size=(2, height, width))
     rows = np.minimum(np.arange(height)[:, None] + down, height - 1)
@@ -47,13 +49,13 @@ def extend(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def block_shuffle(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cut the image in two near its middle, along either axis, and swap the parts."""
+    """Cut the image in two near its middle, along a random axis, and swap the parts."""
     axis = int(rng.integers(2))
     return np.roll(image, round(rng.uniform(0.4, 0.6) * image.shape[axis]), axis)
 
 
 def random_padding(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shrink the image to 65 to 95 % and lay it anywhere on a ground of one grey or of noise."""
+    """Shrink the image to 65 to 95 % and paste it anywhere on a plain grey or noise background."""
     height, width = image.shape[:2]
     scale = rng.uniform(0.65, 0.95)
     size = (int(scale * width), int(scale * height))
@@ -67,7 +69,7 @@ def random_padding(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def frost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Dim the image and add needles of ice in their haze, in ImageNet-C's five proportions.
+    """Dim the image and add hazy needles of ice, in ImageNet-C's five proportions.
 
     ImageNet-C takes the ice from photographs; here it is drawn.
     """
@@ -85,32 +87,22 @@ def frost(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (kept * image + added * shade[..., None] * ICE).clip(0, 255).astype(np.uint8)
 
 
-def _one_of(kind: Callable[..., A.BasicTransform], **grades: Sequence[Any]) -> A.OneOf:
-    """For settings that a transform keeps for good: a transform for each grade, one is drawn."""
-    rows = zip(*grades.values(), strict=True)
-    return A.OneOf([kind(**dict(zip(grades, row, strict=True))) for row in rows])
-
-
-def _color(**factors: tuple[float, float]) -> A.ColorJitter:
-    unchanged = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
-    return A.ColorJitter(**{**unchanged, **factors})
+def _one_of(graded: Graded, **others: Any) -> A.OneOf:
+    """For arguments that a transform keeps for good: one transform per severity, one is drawn."""
+    return A.OneOf([graded.at(severity, **others) for severity in range(1, 6)])
 
 
 def _noise() -> dict[str, Transform]:
-    spreads = [3**0.5 * std for std in (0.15, 0.2, 0.35, 0.45, 0.6)]  # a uniform factor of that std
-    colors = ((0, 255, 0), (255, 0, 0), (0, 0, 255), None)  # None: any one
+    colors = ((0, 255, 0), (255, 0, 0), (0, 0, 255), None)  # None: any color
     return {
         "pepper_salt_noise": A.SaltAndPepper(amount=(0.005, 0.02)),
         "color_point_noise": A.Sequential(
             [A.PixelDropout(dropout_prob=0.0025, drop_value=color, p=1) for color in colors]
         ),
         "gaussian_noise": A.GaussNoise(std_range=(0.01, 0.15)),
-        "shot_noise": A.ShotNoise(scale_range=(1 / 60, 1 / 3)),
-        "impulse_noise": A.SaltAndPepper(amount=(0.03, 0.27), salt_vs_pepper=(0.5, 0.5)),
-        "speckle_noise": _one_of(
-            partial(A.MultiplicativeNoise, per_channel=True, elementwise=True),
-            multiplier=[(max(0, 1 - spread), 1 + spread) for spread in spreads],
-        ),
+        "shot_noise": GRADED["shot_noise"].between(),
+        "impulse_noise": GRADED["impulse_noise"].between(),
+        "speckle_noise": _one_of(GRADED["speckle_noise"]),
     }
 
 
@@ -134,74 +126,60 @@ def _layout() -> dict[str, Transform]:
 
 def _blur() -> dict[str, Transform]:
     return {
-        "gaussian_blur": A.GaussianBlur(sigma_limit=(1, 2)),
+        "gaussian_blur": GRADED["gaussian_blur"].between(1, 2),
         "box_blur": A.Blur(blur_limit=(3, 7)),
-        "glass_blur": _one_of(
-            A.GlassBlur,
-            sigma=(0.7, 0.9, 1, 1.1, 1.5),
-            max_delta=(1, 2, 2, 3, 4),
-            iterations=(2, 1, 3, 2, 2),
-        ),
-        "defocus_blur": A.Defocus(radius=(3, 10), alias_blur=(0.1, 0.5)),
-        "motion_blur": A.MotionBlur(blur_limit=(9, 29), allow_shifted=False),
-        "zoom_blur": A.ZoomBlur(max_factor=(1.11, 1.31), step_factor=(0.01, 0.03)),
+        "glass_blur": _one_of(GRADED["glass_blur"]),
+        "defocus_blur": GRADED["defocus_blur"].between(),
+        "motion_blur": GRADED["motion_blur"].between(),
+        "zoom_blur": GRADED["zoom_blur"].between(),
     }
+
+
+def _rain() -> A.OneOf:
+    lengths, blurs = (12, 16, 20, 24, 28), (1, 3, 3, 3, 5)
+    coefficients = (0.95, 0.9, 0.85, 0.8, 0.7)
+    return A.OneOf(
+        [
+            A.RandomRain(drop_length=length, blur_value=blur, brightness_coefficient=coefficient)
+            for length, blur, coefficient in zip(lengths, blurs, coefficients, strict=True)
+        ]
+    )
 
 
 def _weather() -> dict[str, Transform]:
     water = A.Spatter(cutout_threshold=(0.66, 0.74), color=(175, 238, 238))
     mud = A.Spatter(cutout_threshold=(0.66, 0.69), mode="mud", color=(63, 42, 20))
     return {
-        "rain": _one_of(
-            A.RandomRain,
-            drop_length=(12, 16, 20, 24, 28),
-            blur_value=(1, 3, 3, 3, 5),
-            brightness_coefficient=(0.95, 0.9, 0.85, 0.8, 0.7),
-        ),
+        "rain": _rain(),
         "fog": A.RandomFog(fog_coef_range=(0.5, 1)),
         "frost": Drawn(frost),
-        "snow": A.RandomSnow(snow_point_range=(0.1, 0.5)),
+        "snow": GRADED["snow"].between(),
         "spatter": A.OneOf([water, mud]),
     }
 
 
 def _digital() -> dict[str, Transform]:
+    saturate = GRADED["saturate"]  # two severities fade, three glare
     return {
-        "contrast": _color(contrast=(0.05, 0.4)),
-        "brightness": A.RandomBrightnessContrast(brightness_limit=(0.1, 0.5), contrast_limit=0),
-        "saturation": A.OneOf([_color(saturation=(0.1, 0.3)), _color(saturation=(2, 20))]),
-        "jpeg_compression": A.ImageCompression(quality_range=(7, 25)),
-        "pixelation": A.Downscale(
-            scale_range=(0.25, 0.6),
-            interpolation_pair={
-                "downscale": cv2.INTER_AREA,
-                "upscale": cv2.INTER_NEAREST_EXACT,
-            },
-        ),
+        "contrast": GRADED["contrast"].between(),
+        "brightness": GRADED["brightness"].between(),
+        "saturation": A.OneOf([saturate.between(1, 2), saturate.between(3, 5)]),
+        "jpeg_compression": GRADED["jpeg_compression"].between(),
+        "pixelation": GRADED["pixelate"].between(),
     }
 
 
 def _warp() -> dict[str, Transform]:
-    return {
-        "extend": Drawn(extend),
-        "elastic": _one_of(
-            partial(
-                A.ElasticTransform,
-                sigma=3,
-                noise_distribution="uniform",
-                border_mode=cv2.BORDER_REFLECT_101,
-            ),
-            alpha=(12, 24, 36, 48, 60),
-        ),
-    }
+    elastic = _one_of(GRADED["elastic_transform"], border_mode=cv2.BORDER_REFLECT_101)
+    return {"extend": Drawn(extend), "elastic": elastic}
 
 
 def _enlarged(transform: Transform, image_size: int) -> A.Sequential:
-    """Transform a small image enlarged, and bring it back.
+    """Enlarge a small image for the transform, and bring it back.
 
-    Blurs, weather and warps are sized in pixels. The same number of pixels would leave nothing of
-    an image of 32, and of the same share of the image nothing would be seen: the geometric mean of
-    the two sizes lies between.
+    Blurs, weather and warps are sized in pixels. At their full number of pixels nothing of a 32 px
+    image would remain; scaled down with the image they would not be visible. The enlarged side is
+    in between: the geometric mean of the two sizes.
     """
     transform.p = 1
     side = round((FULL_SIZE * image_size) ** 0.5)
@@ -216,7 +194,7 @@ def challenge_operations(image_size: int, p: float = 0.05) -> dict[str, Transfor
 
     Args:
         image_size: Side in pixels of the square images, uint8 (image_size, image_size, 3) RGB,
-            that they take and give.
+            that go in and come out.
         p: From 0 to 1.
     """
     in_pixels = {**_blur(), **_weather(), **_warp()}

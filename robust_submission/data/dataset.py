@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from robust_submission.cli.errors import UserError
-from robust_submission.data.augment import Augmentation
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import Source
 
@@ -18,6 +16,9 @@ NO_LABEL = -1
 READ_TOGETHER = 16
 """Images that are read, and held, before the first of them is augmented: the processor's caches
 hold the code of one step, not of all; small images then take three quarters of the time."""
+
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""uint8 (H, W, 3) and a source of randomness to uint8 (image_size, image_size, 3)."""
 
 _Key = int | tuple[int, int]
 _Result = TypeVar("_Result")
@@ -63,7 +64,7 @@ class ImageDataset(Dataset[Item]):
         source: Where the images come from.
         indices: Which of them, and in which order; None takes all.
         image_size: Side of the images in pixels.
-        augmentation: None only resizes, the same in every epoch.
+        augmentation: To `image_size`; None only resizes, the same in every epoch.
         seed: Of the augmentation.
         skip_bad: Loaders set unreadable images apart instead of raising their ValueError.
     """
@@ -73,15 +74,10 @@ class ImageDataset(Dataset[Item]):
         source: Source,
         indices: np.ndarray | None,
         image_size: int,
-        augmentation: Augmentation | None = None,
+        augmentation: Augment | None = None,
         seed: int = 0,
         skip_bad: bool = False,
     ) -> None:
-        if augmentation is not None and augmentation.image_size != image_size:
-            raise UserError(
-                f"expected an augmentation to {image_size} pixels, "
-                f"found one to {augmentation.image_size}."
-            )
         self.source = source
         self.indices = np.arange(len(source)) if indices is None else np.asarray(indices)
         self.image_size = image_size
@@ -122,6 +118,7 @@ class ImageDataset(Dataset[Item]):
             image = resize_image(image, self.image_size)
         else:
             image = self.augmentation(image, np.random.default_rng([self.seed, epoch, index]))
+            assert image.shape[:2] == (self.image_size, self.image_size), image.shape
         labels = self.source.labels
         return Item(
             image=image, label=NO_LABEL if labels is None else int(labels[index]), index=index

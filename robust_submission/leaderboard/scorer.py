@@ -11,8 +11,8 @@ from torch import Tensor
 
 from robust_submission.attacks import WorstCase, build_attack, image_seeds
 from robust_submission.attacks.base import Attack, Model, correct
-from robust_submission.attacks.corruptions import CORRUPTIONS, Corruption
 from robust_submission.cli.errors import UserError
+from robust_submission.data.corruptions import CORRUPTIONS, Corruption
 from robust_submission.leaderboard.load import Contestant
 
 SEEING = ("fgsm", "ffgsm", "bim", "mim", "pgd")
@@ -111,7 +111,7 @@ class Scorer:
                 for name in CORRUPTIONS
                 for severity in self.setting.severities
             ]
-            return [lambda x, y, s, act=each: act(None, x, y, seeds=s) for each in kinds]
+            return [lambda x, _, s, corruption=each: corruption.batch(x, s) for each in kinds]
         names = self.black_box if column == "black_box" else self.setting.white_box
         pairs = [(name, epsilon) for name in names for epsilon in self.setting.epsilon]
         return [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from robust_submission.data.augment import Augmentation, apply_transform
+from robust_submission.data.augment import A, Augmentation, apply_transform
 from robust_submission.data.challenge_operations import (
     block_shuffle,
     challenge_operations,
@@ -15,7 +15,6 @@ from robust_submission.data.challenge_operations import (
     random_padding,
 )
 from robust_submission.data.images import resize_image
-from robust_submission.data.transforms import A, compose
 
 NAMES = (
     *("pepper_salt_noise", "color_point_noise", "gaussian_noise", "shot_noise", "impulse_noise"),
@@ -191,7 +190,7 @@ def test_each_is_applied_to_one_image_in_twenty() -> None:
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_the_recipe_is_two_crops_and_the_operations(flip: bool) -> None:
-    chain = compose(Augmentation(name="challenge", image_size=64, flip=flip)).transforms
+    chain = Augmentation(name="challenge", image_size=64, flip=flip)._chain.transforms
     resize, crop, *operations = chain
     assert isinstance(resize, A.SmallestMaxSize) and resize.max_size == 73
     assert isinstance(crop, A.RandomResizedCrop) and crop.size == (64, 64)
