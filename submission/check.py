@@ -1,4 +1,4 @@
-"""Check a submission, one's own or a stranger's, as the organisers would: contract and budget.
+"""Check a submission, yours or a stranger's, as the organisers would: contract and budget.
 
     python submission/check.py submission.zip --images validation
 
@@ -10,18 +10,15 @@ distrust in a container.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robust_submission.checker.host import Images, Rules, examine
+from robust_submission.checker.checks import Verdict, check_trial
+from robust_submission.checker.host import Rules, read_labelled, try_submission
 from robust_submission.checker.sandbox import Limits
-from robust_submission.checker.verdicts import Verdict, judge
 from robust_submission.cli.command import Names, run
 from robust_submission.cli.errors import UserError
-from robust_submission.data.images import resize_image
-from robust_submission.data.sources import open_source, stratified_subset
 
 COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
 
@@ -31,7 +28,7 @@ class Options:
     """What to check, and against which rules."""
 
     file: Path = field(metadata={"positional": True})
-    """The submission: a .zip or .onnx file, or one's own .pt2."""
+    """The submission: a .zip or .onnx file."""
     images: Path | None = None
     """Labelled images for the checks of channel order and range: a folder for each class, or
     images/ and label.txt."""
@@ -61,7 +58,7 @@ class Options:
 
     @property
     def rules(self) -> Rules:
-        """As the examination takes them."""
+        """What the checks compare with."""
         return Rules(
             num_classes=self.num_classes,
             image_size=self.image_size,
@@ -70,21 +67,6 @@ class Options:
             packages=self.packages,
             limits=Limits(seconds=self.timeout, memory=self.memory),
         )
-
-
-def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Images:
-    """Images and labels of a folder of class folders, or of the challenge's folder.
-
-    Raises:
-        UserError: the source's own errors.
-    """
-    name = "challenge" if (folder / "label.txt").is_file() else "folder"
-    split = "test" if name == "challenge" or (folder / "test").is_dir() else "train"
-    source = open_source(name, folder, split)
-    assert source.labels is not None
-    chosen = stratified_subset(source.labels, limit, seed)
-    pixels = [resize_image(source.image(int(index)), image_size) for index in chosen]
-    return Images(pixels=np.stack(pixels), labels=source.labels[chosen])
 
 
 def table(title: str, verdicts: list[Verdict]) -> Table:
@@ -107,7 +89,7 @@ def check(options: Options) -> None:
     rules, images = options.rules, None
     if options.images is not None:
         images = read_labelled(options.images, options.image_size, options.limit, options.seed)
-    verdicts = judge(examine(options.file, rules, images), rules)
+    verdicts = check_trial(try_submission(options.file, rules, images), rules)
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from robust_submission.checker.host import Findings, Images, Rules, examine
+from robust_submission.checker.checks import check_trial
+from robust_submission.checker.host import Images, Rules, try_submission
+from robust_submission.checker.result import TrialResult
 from robust_submission.checker.sandbox import Limits
-from robust_submission.checker.verdicts import judge
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
@@ -87,7 +88,7 @@ def reference_logits(model: RobustClassifier, pixels: np.ndarray) -> np.ndarray:
 
 def prove(
     package: Path, model: RobustClassifier, pixels: np.ndarray, rules: Rules
-) -> tuple[Findings, float]:
+) -> tuple[TrialResult, float]:
     """Try the package in a process of its own and compare its logits with the checkpoint's.
 
     Returns:
@@ -97,19 +98,20 @@ def prove(
         UserError: a check failed, or a logit differs by more than `TOLERANCE`.
     """
     expected = reference_logits(model, pixels)
-    findings = examine(package, rules, Images(pixels=pixels), logits=True)
-    failed = [each for each in judge(findings, rules) if each.status == "fail"]
+    trial = try_submission(package, rules, Images(pixels=pixels), logits=True)
+    failed = [each for each in check_trial(trial, rules) if each.status == "fail"]
     if failed:
         words = [f"{each.check}: expected {each.expected}, found {each.found}." for each in failed]
         raise UserError("not packed: " + "\n".join(words[:3]))
-    found = np.asarray(findings.results["logits"])
+    assert trial.result is not None  # a check fails where there is none
+    found = np.asarray(trial.result.logits)
     largest = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
     if not largest <= TOLERANCE:
         raise UserError(
             f"not packed: expected the checkpoint's logits within {TOLERANCE:g}, found a "
             f"difference of {largest:.1e}."
         )
-    return findings, largest
+    return trial.result, largest
 
 
 def package(options: Options) -> None:
@@ -135,23 +137,20 @@ def package(options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         draft = Path(folder) / f"draft{options.out.suffix.lower()}"
         write(model, draft)
-        findings, largest = prove(draft, model, pixels, rules)
+        result, largest = prove(draft, model, pixels, rules)
         with atomic_write(options.out) as temporary:
             shutil.copyfile(draft, temporary)
     print(f"logits within {largest:.1e} of the checkpoint's on {len(pixels)} {name}")
-    print(summary(options.out, findings))
+    print(summary(options.out, result))
 
 
-def summary(path: Path, findings: Findings) -> str:
+def summary(path: Path, result: TrialResult) -> str:
     """The package's size and budget in a line."""
-    results = findings.results
-    counts = [results.get("ptflops"), results.get("dispatched")]
-    counts.append(results.get("operations", {}).get("graph"))
-    operations = max(count for count in counts if isinstance(count, (int, float)))
+    assert result.parameters is not None
     return (
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, "
-        f"{results['parameters']['total'] / 1e6:.2f} M parameters, "
-        f"{operations / 1e9:.3g} G operations"
+        f"{result.parameters.total / 1e6:.2f} M parameters, "
+        f"{max(result.operations.values()) / 1e9:.3g} G operations"
     )
 
 

@@ -1,35 +1,37 @@
 """Open a submission, whoever made it, and try its model in a process of its own."""
 
+import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from robust_submission.checker.result import Stage, TrialRequest, TrialResult
 from robust_submission.checker.sandbox import Limits, Run, run_isolated
 from robust_submission.checker.unpack import BOUNDS, RefusedError, unpack
 from robust_submission.cli.errors import UserError
+from robust_submission.data.images import resize_image
+from robust_submission.data.sources import open_source, stratified_subset
 
-HERE = Path(__file__).parent
-KINDS = (".zip", ".onnx", ".pt2")
-NEEDLESS = (".pyc", ".pyo", ".ds_store", ".ipynb", ".log")
-NEEDLESS_FOLDERS = {"__macosx", "__pycache__", ".git"}
-
-STAGES = {
+KINDS = (".zip", ".onnx")
+STAGES: dict[Stage, str] = {
     "load": "loading the model",
+    "parameters": "counting parameters",
+    "interface": "reading inputs",
     "outputs": "computing outputs",
+    "logits": "computing outputs of the given images",
     "stability": "computing outputs again",
+    "reactions": "computing outputs of the given images",
     "modes": "comparing eval and train mode",
     "distributed": "running under DistributedDataParallel",
+    "graph": "counting operations",
     "dispatched": "counting operations",
     "ptflops": "counting operations with ptflops",
-    "operations": "counting operations",
-    "reactions": "computing outputs of the given images",
-    "logits": "computing outputs of the given images",
 }
 
 
@@ -56,89 +58,109 @@ class Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """All that was seen of a submission, before it is judged."""
+class Trial:
+    """All that is known of a submission, before it is checked against the rules."""
 
     kind: str
-    """.zip, .onnx or .pt2."""
+    """.zip or .onnx."""
     files: list[str]
     """In the archive."""
     refused: RefusedError | None = None
     """Why the archive was not unpacked, or its model not run."""
     run: Run | None = None
-    """How the trial ended; None where there was none."""
+    """How the process ended; None if there was none."""
+    result: TrialResult | None = None
+    """What the worker found; None if it wrote no valid result."""
     seconds: float = 0.0
     images: Images | None = None
 
-    @property
-    def results(self) -> dict[str, Any]:
-        """What the trial wrote; empty where it wrote nothing."""
-        return (self.run and self.run.result) or {}
+
+def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Images:
+    """Images and labels from a folder of class folders, or from the challenge's folder.
+
+    Raises:
+        UserError: see `open_source`.
+    """
+    name = "challenge" if (folder / "label.txt").is_file() else "folder"
+    split = "test" if name == "challenge" or (folder / "test").is_dir() else "train"
+    source = open_source(name, folder, split)
+    assert source.labels is not None
+    chosen = stratified_subset(source.labels, limit, seed)
+    pixels = [resize_image(source.image(int(index)), image_size) for index in chosen]
+    return Images(pixels=np.stack(pixels), labels=source.labels[chosen])
 
 
-def examine(
-    path: Path,
-    rules: Rules,
-    images: Images | None = None,
-    *,
-    logits: bool = False,
-) -> Findings:
+def try_submission(
+    path: Path, rules: Rules, images: Images | None = None, *, logits: bool = False
+) -> Trial:
     """Unpack and try a submission, with a progress bar.
 
     Args:
-        path: A .zip, .onnx or .pt2 file. A .pt2 is for one's own alone: reading it is not bounded.
-        rules: The limits.
-        images: What to try it on; patches of colour without.
-        logits: Whether `results["logits"]` is wanted for the images.
+        path: A .zip or .onnx file.
+        rules: Image size, packages and limits of the trial.
+        images: What to try it on; by default patches of colour.
+        logits: Whether the result shall have the logits of the images.
 
     Raises:
-        UserError: no such file, or of another kind.
+        UserError: no such file, or a file of another kind.
     """
     _check_path(path)
-    request: dict[str, Any] = {"image_size": rules.image_size, "logits": logits}
-    request["threads"] = _threads()
+    kind = path.suffix.lower()
     with tempfile.TemporaryDirectory(prefix="submission-") as name:
-        base, kind = Path(name).resolve(), path.suffix.lower()
-        if images is not None:
-            np.save(base / "images.npy", images.pixels)
-            request |= {"images": str(base / "images.npy"), "labelled": images.labels is not None}
+        folder = Path(name).resolve()
         try:
-            place, files = _open(path, base / "content")
+            submission, files = _open(path, folder / "content")
         except RefusedError as error:
-            return Findings(kind=kind, files=[], refused=error)
+            return Trial(kind=kind, files=[], refused=error)
+        request = TrialRequest(
+            submission=str(submission),
+            image_size=rules.image_size,
+            threads=_threads(),
+            images=_save(images, folder / "images.npy"),
+            labelled=images is not None and images.labels is not None,
+            logits=logits,
+        )
         start = time.monotonic()
-        script, packages = HERE / "worker.py", rules.packages
-        if kind == ".onnx":
-            script, packages = HERE / "worker_onnx.py", ("numpy", "onnx", "onnxruntime")
-        with tqdm(total=len(STAGES), unit="check", leave=False) as bar:
-
-            def on_stage(stage: str) -> None:
-                bar.set_description(STAGES.get(stage, stage))
-                bar.update()
-
-            run = run_isolated(script, {**request, **place}, packages, rules.limits, on_stage)
+        run = _run_worker(kind, request, rules)
         seconds = time.monotonic() - start
-        return Findings(kind=kind, files=files, run=run, seconds=seconds, images=images)
+    run, result = _parse(run, images)
+    return Trial(kind=kind, files=files, run=run, result=result, seconds=seconds, images=images)
 
 
 def _check_path(path: Path) -> None:
     if path.suffix.lower() not in KINDS:
         found = path.suffix or "no ending"
-        raise UserError(f"{path}: expected the ending {', '.join(KINDS)}, found {found}.")
+        raise UserError(f"{path}: expected the ending {' or '.join(KINDS)}, found {found}.")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing there"
         raise UserError(f"{path}: expected a submission, found {found}.")
 
 
-def _open(path: Path, folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Where the model is, as the request says it, and the files that came with it."""
+def _open(path: Path, folder: Path) -> tuple[Path, list[str]]:
+    """What the worker loads, and the files that came with it."""
     if path.suffix.lower() == ".zip":
         folder.mkdir()
         files = unpack(path, folder)
         _check_layout(files)
-        return {"folder": str(folder)}, files
-    key = "onnx" if path.suffix.lower() == ".onnx" else "program"
-    return {key: str(_bounded(path).resolve())}, [path.name]
+        return folder, files
+    size, most = path.stat().st_size, BOUNDS.total
+    if size > most:
+        found = f"{size / 2**20:,.0f} MiB"
+        raise RefusedError(f"at most {most / 2**20:,.0f} MiB", found, "export a smaller model")
+    return path.resolve(), [path.name]
+
+
+def _check_layout(files: list[str]) -> None:
+    """Raise RefusedError unless model.py lies at the top."""
+    if "model.py" in files:
+        return
+    expected = "model.py at the top level"
+    nested = [name for name in files if name.endswith("/model.py")]
+    if nested:
+        fix = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
+        raise RefusedError(expected, f"{nested[0]}, a folder too deep", fix)
+    found = ", ".join(files[:3]) or "nothing"
+    raise RefusedError(expected, found, "add a model.py with a class Model")
 
 
 def _threads() -> int:
@@ -146,30 +168,40 @@ def _threads() -> int:
     return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
 
 
-def _bounded(path: Path) -> Path:
-    size, most = path.stat().st_size, BOUNDS.total
-    if size > most:
-        found = f"{size / 2**20:,.0f} MiB"
-        raise RefusedError(f"at most {most / 2**20:,.0f} MiB", found, "export a smaller model")
-    return path
+def _save(images: Images | None, path: Path) -> str | None:
+    if images is None:
+        return None
+    np.save(path, images.pixels)
+    return str(path)
 
 
-def _check_layout(files: list[str]) -> None:
-    """Raise RefusedError unless model.py lies at the top."""
-    if "model.py" in files:
-        return
-    nested = [name for name in files if name.endswith("/model.py")]
-    if nested:
-        fix = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
-        raise RefusedError("model.py at the top level", f"{nested[0]}, a folder too deep", fix)
-    found = ", ".join(files[:3]) or "nothing"
-    raise RefusedError("model.py at the top level", found, "add a model.py with a class Model")
+def _run_worker(kind: str, request: TrialRequest, rules: Rules) -> Run:
+    worker, packages = "worker", rules.packages
+    if kind == ".onnx":
+        worker, packages = "worker_onnx", ("numpy", "onnx", "onnxruntime")
+    words: dict[str, str] = {**STAGES}
+    with tqdm(total=len(STAGES), unit="check", leave=False) as bar:
+
+        def on_stage(stage: str) -> None:
+            bar.set_description(words.get(stage, stage))
+            bar.update()
+
+        text = json.dumps(asdict(request))
+        return run_isolated(worker, text, packages, rules.limits, on_stage)
 
 
-def needless(files: list[str]) -> list[str]:
-    """Files that no model needs."""
-    return [
-        name
-        for name in files
-        if name.lower().endswith(NEEDLESS) or NEEDLESS_FOLDERS & {*name.lower().split("/")}
-    ]
+def _parse(run: Run, images: Images | None) -> tuple[Run, TrialResult | None]:
+    """The result, if it is one that a worker writes; a damaged or forged one counts as none."""
+    if run.result is None:
+        return run, None
+    try:
+        result = TypeAdapter(TrialResult).validate_json(run.result, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = ": ".join([*map(str, first["loc"]), first["msg"]])
+        return replace(run, found=f"a result that no worker writes ({words})"), None
+    if (seen := result.reactions) is not None:
+        count = 0 if images is None else len(images.pixels)
+        if {len(seen.bgr), len(seen.rgb), len(seen.bgr255)} != {count}:
+            return replace(run, found="a result that no worker writes (other images)"), None
+    return run, result

@@ -1,13 +1,13 @@
-"""Run a program that may be a stranger's in a process of its own: few packages, little time.
+"""Run code that may be a stranger's in a process of its own: few packages, little time.
 
-What this is: a bound on time, memory and written files, a clean environment, an empty working
-folder, and exactly the packages that are named, so that what runs here runs at the organisers'.
-What it is not: a wall. A program that means harm can do what its user can; run it in a container.
+What it does: it bounds time, memory and the size of files, starts from a clean environment and an
+empty working folder, and links exactly the named packages, so that what runs here also runs at the
+organisers'. It is no wall: a malicious program can do whatever its user can, so run what you
+distrust in a container.
 """
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import signal
 import subprocess
@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from packaging.requirements import Requirement
 
+HERE = Path(__file__).parent
 RESULT_BYTES = 256 << 20
-POLL = 0.05
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,16 @@ class Limits:
 class Run:
     """How a run ended."""
 
-    result: dict[str, Any] | None
-    """What it wrote; None where it did not live to write it."""
+    end: Literal["exited", "late", "killed"]
+    """By itself, at the time limit, or by a signal."""
+    found: str
+    """The same in words."""
     stage: str
     """The last thing that it began."""
-    found: str
-    """In words, where there is no result."""
     output: str
     """The end of what it printed."""
+    result: bytes | None = None
+    """What it wrote; None unless it exited with status 0 and wrote something."""
 
 
 def required(names: Iterable[str]) -> set[importlib.metadata.Distribution]:
@@ -86,48 +89,57 @@ def _link(distribution: importlib.metadata.Distribution, folder: Path) -> None:
 
 
 def run_isolated(
-    script: Path,
-    request: dict[str, Any],
+    worker: str,
+    request: str,
     packages: Iterable[str],
     limits: Limits,
     on_stage: Callable[[str], object],
 ) -> Run:
-    """Run `script` under this Python with the standard library and `packages` alone.
+    """Run a worker under this Python with the standard library and `packages` alone.
 
-    The script is called with the path of a JSON file: `request`, and "packages" (a folder for
-    sys.path), "tools" (another, with ptflops, for when the model is loaded), "result" (where to
-    write a JSON object), "stage" (where to append what it begins, one line each), "memory" (the
-    limit that it sets itself once the packages are loaded).
+    Args:
+        worker: Name of a module of this folder. Its `main` is called with a folder, in which it
+            finds `request`, and ptflops in `tools`; it writes `result`, and the name of what it
+            begins as a line of `stage`.
+        request: What it finds in `request`.
+        packages: Names of distributions; what they require comes with them.
+        limits: Of time and memory.
+        on_stage: Called with each new line of `stage`.
     """
     with tempfile.TemporaryDirectory(prefix="isolated-") as name:
-        base = Path(name)
-        shared = ("packages", "tools", "result", "stage")
-        places = {key: base / key for key in (*shared, "work", "printed")}
-        for key in ("packages", "tools", "work"):
-            places[key].mkdir()
-        link_packages(places["packages"], packages)
-        _link(importlib.metadata.distribution("ptflops"), places["tools"])
-        paths = {key: str(places[key]) for key in shared}
-        (base / "request").write_text(json.dumps({**request, **paths, "memory": limits.memory}))
-        words = [sys.executable, "-I", "-S", "-B", str(script.resolve()), str(base / "request")]
-        with places["printed"].open("wb") as printed:
+        folder = Path(name)
+        for each in ("packages", "tools", "work", "code"):
+            (folder / each).mkdir()
+        link_packages(folder / "packages", packages)
+        _link(importlib.metadata.distribution("ptflops"), folder / "tools")
+        _link_this_folder(folder / "code")
+        (folder / "request").write_text(request)
+        with (folder / "printed").open("wb") as printed:
             process = subprocess.Popen(
-                words,
+                _command(folder, worker, limits),
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
-                cwd=places["work"],
-                env=_environment(places["work"]),
+                cwd=folder / "work",
+                env=_environment(folder / "work"),
                 start_new_session=True,
             )
-            in_time = _wait(process, limits.seconds, places["stage"], on_stage)
-        whole = in_time and process.returncode == 0
-        return Run(
-            result=_read_result(places["result"]) if whole else None,
-            stage=_stage(places["stage"]),
-            found=_ending(process.returncode, in_time, limits),
-            output=_tail(places["printed"]),
-        )
+            in_time = _wait(process, limits.seconds, folder / "stage", on_stage)
+        return _describe_end(process.returncode, in_time, limits, folder)
+
+
+def _link_this_folder(code: Path) -> None:
+    """Make the modules of this folder importable by their names, but nothing else of ours."""
+    *parents, last = __name__.split(".")[:-1]
+    code.joinpath(*parents).mkdir(parents=True)
+    code.joinpath(*parents, last).symlink_to(HERE.resolve())
+
+
+def _command(folder: Path, worker: str, limits: Limits) -> list[str]:
+    package = __name__.rpartition(".")[0]
+    arguments = (folder, f"{package}.{worker}", int(limits.memory))
+    script = HERE / "bootstrap.py"
+    return [sys.executable, "-I", "-S", "-B", *map(str, (script.resolve(), *arguments))]
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -153,7 +165,7 @@ def _wait(
     deadline, last = time.monotonic() + seconds, ""
     try:
         while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
             if (now := _stage(stage)) != last:
                 on_stage(now)
                 last = now
@@ -177,20 +189,15 @@ def _tail(path: Path, size: int = 4000) -> str:
         return file.read(size).decode(errors="replace")
 
 
-def _read_result(path: Path) -> dict[str, Any] | None:
-    """JSON and nothing but JSON: what a stranger wrote is never unpickled."""
-    if not path.is_file() or path.stat().st_size > RESULT_BYTES:
-        return None
-    try:
-        result = json.loads(path.read_bytes())
-    except ValueError:
-        return None
-    return result if isinstance(result, dict) else None
-
-
-def _ending(status: int | None, in_time: bool, limits: Limits) -> str:
+def _describe_end(status: int, in_time: bool, limits: Limits, folder: Path) -> Run:
+    stage, output = _stage(folder / "stage"), _tail(folder / "printed")
     if not in_time:
-        return f"still running after {limits.seconds:g} s"
-    if status is not None and status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    return f"it ended by itself with status {status}"
+        found = f"still running after {limits.seconds:g} s"
+        return Run(end="late", found=found, stage=stage, output=output)
+    if status < 0:
+        found = f"killed by {signal.Signals(-status).name}"
+        return Run(end="killed", found=found, stage=stage, output=output)
+    found, written = f"it ended by itself with status {status}", folder / "result"
+    whole = status == 0 and written.is_file() and written.stat().st_size <= RESULT_BYTES
+    result = written.read_bytes() if whole else None
+    return Run(end="exited", found=found, stage=stage, output=output, result=result)

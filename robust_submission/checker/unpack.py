@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-CHUNK = 1 << 20
 CODED = (zlib.error, lzma.LZMAError, UnicodeDecodeError)
 DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, *CODED)
 """What zipfile raises for a damaged archive, or one of a compression that it does not have."""
+NEEDLESS = (".pyc", ".pyo", ".ds_store", ".ipynb", ".log")
+NEEDLESS_FOLDERS = {"__macosx", "__pycache__", ".git"}
 ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
 
 
@@ -60,6 +61,15 @@ def unpack(archive: Path, folder: Path, bounds: Bounds = BOUNDS) -> list[str]:
     return [_name(entry) for entry in entries]
 
 
+def needless(files: list[str]) -> list[str]:
+    """Files that no model needs."""
+    return [
+        name
+        for name in files
+        if name.lower().endswith(NEEDLESS) or NEEDLESS_FOLDERS & {*name.lower().split("/")}
+    ]
+
+
 def _name(entry: zipfile.ZipInfo) -> str:
     return str(PurePosixPath(entry.filename))  # "./model.py" is model.py
 
@@ -105,7 +115,7 @@ def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, left:
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with content.open(entry) as packed, target.open("xb") as file:
-        while chunk := packed.read(CHUNK):
+        while chunk := packed.read(1 << 20):
             written += len(chunk)
             if written > left:
                 raise RefusedError(
