@@ -44,7 +44,8 @@ class Options:
     checkpoint: Path | None = None
     """A run folder of a model with GCM."""
     model: str | None = None
-    """Instead of a checkpoint: package.module:function that gives a model with GCM."""
+    """Instead of a checkpoint: package.module:function, or path/file.py:function, that gives a
+    model with GCM."""
     image_size: int | None = None
     """Side of the images for --model, where the model does not say it."""
     data: DataOptions = field(default_factory=DataOptions)

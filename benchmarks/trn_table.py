@@ -44,7 +44,8 @@ class Options:
     checkpoint: Path | None = None
     """Run folder of the classifier."""
     model: str | None = None
-    """Instead of a checkpoint: package.module:function that gives a RobustClassifier."""
+    """Instead of a checkpoint: package.module:function, or path/file.py:function, that gives a
+    RobustClassifier."""
     trn: Path | None = None
     """Run folder of the TRN."""
     data: DataOptions = field(default_factory=DataOptions)

@@ -14,7 +14,7 @@ from robust_submission.evaluation.cache import module_digest
 from robust_submission.models.classifier import random_stages, reveal, set_draw, undefended
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.gcm import GCM
-from robust_submission.models.load import Named
+from robust_submission.models.load import LoadedModel
 from robust_submission.models.trn import TRN
 
 
@@ -83,7 +83,11 @@ class LogProbabilities(nn.Module):
 
 
 def build_target(
-    named: Named, twin: Model | None, images: Tensor, class_names: list[str], device: torch.device
+    named: LoadedModel,
+    twin: Model | None,
+    images: Tensor,
+    class_names: list[str],
+    device: torch.device,
 ) -> Target:
     """Try the model on a few images and prepare its views.
 
@@ -154,7 +158,7 @@ def _try(name: str, model: Model, images: Tensor) -> Tensor:
     return logits
 
 
-def _check_order(named: Named, class_names: list[str]) -> None:
+def _check_order(named: LoadedModel, class_names: list[str]) -> None:
     trained = named.class_names or class_names
     if trained != class_names and sorted(trained) == sorted(class_names):
         first = next(i for i, name in enumerate(trained) if name != class_names[i])

@@ -1,14 +1,12 @@
 """Load a checkpoint, or the model that a command line names.
 
-A name is `package.module:function` (called without arguments, gives a callable from images to
-logits), a timm model (`resnet18`, with its published weights) or a Hugging Face hub id.
+A name is `package.module:function` or `path/to/file.py:function` (see `user_function`), a timm
+model (`resnet18`, with its published weights) or a Hugging Face hub id.
 """
 
 import difflib
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +21,20 @@ from robust_submission.cli.errors import UserError
 from robust_submission.models.checkpoint import load_weights
 from robust_submission.models.classifier import Normalize, RobustClassifier
 from robust_submission.models.trn import TRN
+from robust_submission.models.user_function import call_function
 
-Model = Callable[[Tensor], Tensor]
-Loaded = TypeVar("Loaded", RobustClassifier, TRN)
+Rebuilt = TypeVar("Rebuilt", RobustClassifier, TRN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
-    """A model with what it says of itself."""
+class LoadedModel:
+    """A model, what to call it, and what it says of its input and classes."""
 
     name: str
-    model: Model
+    model: Callable[[Tensor], Tensor]
+    """From RGB images (B, 3, H, W), 0 to 1, to logits (B, num_classes)."""
     image_size: int
+    """Side of the square images in pixels."""
     class_names: list[str] | None = None
 
 
@@ -43,108 +43,100 @@ def load_named(
     model: str | None,
     image_size: int | None = None,
     trn: Path | None = None,
-) -> Named:
-    """Load what `--checkpoint` or `--model` names, behind what `--trn` names.
+) -> LoadedModel:
+    """Load the model of `--checkpoint` or `--model`, with the TRN of `--trn` in front.
 
     Raises:
-        UserError: both or neither is given, there is no such model, or its input size is unknown
-            or not `image_size`; a TRN for a model that is no RobustClassifier.
+        UserError: both or neither is given, there is no such model, its input size is unknown or
+            not `image_size`, or a TRN is given for a model that is no RobustClassifier.
     """
     if (checkpoint is None) == (model is None):
         raise UserError("expected either --checkpoint or --model, found both or neither.")
     if checkpoint is not None:
-        named = _classifier(str(checkpoint), load_checkpoint(checkpoint))
+        loaded = _classifier(str(checkpoint), load_checkpoint(checkpoint))
     else:
         assert model is not None
-        named = _by_name(model, image_size or 0)
-    if not named.image_size:
+        loaded = _by_name(model, image_size or 0)
+    if not loaded.image_size:
         raise UserError(f"--model {model}: expected --image_size, as the model does not say it.")
-    if image_size not in (None, named.image_size):
-        own = f"{named.image_size}, as {named.name} has it"
+    if image_size not in (None, loaded.image_size):
+        own = f"{loaded.image_size}, as {loaded.name} has it"
         raise UserError(f"--image_size: expected {own}, found {image_size}.")
     if trn is not None:
-        if not isinstance(named.model, RobustClassifier):
+        if not isinstance(loaded.model, RobustClassifier):
             raise UserError(
-                f"--trn: expected a RobustClassifier to put it before, found {named.name}."
+                f"--trn: expected a RobustClassifier to put it before, found {loaded.name}."
             )
-        named.model.attach_trn(load_trn(trn))
-    return named
+        loaded.model.attach_trn(load_trn(trn))
+    return loaded
 
 
 def load_restoring(
     checkpoint: Path | None, model: str | None, trn: Path | None
 ) -> tuple[str, RobustClassifier]:
-    """Name and model of a RobustClassifier with a TRN, its own or what `--trn` names; frozen.
+    """Name and model of a RobustClassifier with a TRN, its own or that of `--trn`; frozen.
 
     Raises:
         UserError: see `load_named`; or it has none.
     """
-    named = load_named(checkpoint, model, trn=trn)
-    if not isinstance(named.model, RobustClassifier) or not isinstance(named.model.restore, TRN):
-        raise UserError(f"{named.name}: expected a RobustClassifier with a TRN, or --trn.")
-    return named.name, named.model.eval().requires_grad_(False)
+    loaded = load_named(checkpoint, model, trn=trn)
+    if not isinstance(loaded.model, RobustClassifier) or not isinstance(loaded.model.restore, TRN):
+        raise UserError(f"{loaded.name}: expected a RobustClassifier with a TRN, or --trn.")
+    return loaded.name, loaded.model.eval().requires_grad_(False)
 
 
-def _by_name(name: str, image_size: int) -> Named:
+def _by_name(name: str, image_size: int) -> LoadedModel:
     if name.startswith("hf-hub:") or timm.is_model(name):
-        return _timm(name, image_size)
+        return _published(name, image_size)
     if ":" in name:
-        return _function(name, image_size)
+        return _users_own(name, image_size)
     if "/" in name:
-        return _hub(name, image_size)
+        return _from_hub(name, image_size)
     nearest = difflib.get_close_matches(name, timm.list_models(), n=1)
     raise UserError(
-        f"{name}: expected package.module:function, a timm model or a hub id, found "
-        f"none of them{f'; nearest timm model: {nearest[0]}' if nearest else ''}."
+        f"{name}: expected package.module:function, path/to/file.py:function, a timm model or a "
+        f"hub id, found none of them{f'; nearest timm model: {nearest[0]}' if nearest else ''}."
     )
 
 
-def _classifier(name: str, model: RobustClassifier) -> Named:
-    return Named(name=name, model=model, image_size=model.image_size, class_names=model.class_names)
+def _classifier(name: str, model: RobustClassifier) -> LoadedModel:
+    return LoadedModel(
+        name=name, model=model, image_size=model.image_size, class_names=model.class_names
+    )
 
 
-def _timm(name: str, image_size: int) -> Named:
-    network = timm.create_model(name, pretrained=True)
+def _published(name: str, image_size: int) -> LoadedModel:
+    """A timm model with its published weights."""
+    try:
+        network = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:  # no such weights, or no way to them
+        raise _no_download(name, error) from error
     config = cast(dict[str, Any], network.pretrained_cfg)
-    return Named(
+    return LoadedModel(
         name=name,
         model=nn.Sequential(Normalize(config["mean"], config["std"]), network),
         image_size=image_size or config["input_size"][-1],
     )
 
 
-def _hub(name: str, image_size: int) -> Named:
-    config = json.loads(Path(hf_hub_download(name, CONFIG_NAME)).read_text())
-    if "architecture" in config:  # timm's; ours has class_names
-        return _timm(f"hf-hub:{name}", image_size)
-    return _classifier(name, RobustClassifier.from_pretrained(name))
+def _from_hub(name: str, image_size: int) -> LoadedModel:
+    try:
+        config = Path(hf_hub_download(name, CONFIG_NAME))
+        if "architecture" in json.loads(config.read_text()):  # timm's; ours has class_names
+            return _published(f"hf-hub:{name}", image_size)
+        hf_hub_download(name, SAFETENSORS_SINGLE_FILE)
+    except (OSError, ValueError) as error:
+        raise _no_download(name, error) from error
+    return _classifier(name, load_checkpoint(config.parent))
 
 
-def _function(name: str, image_size: int) -> Named:
-    module_name, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code: anything
-        raise UserError(
-            f"{name}: expected a module to import, found {type(error).__name__}: {error}."
-        ) from error
-    build = getattr(module, attribute, None)
-    if not callable(build):
-        nearest = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f"; nearest: {nearest[0]}" if nearest else ""
-        raise UserError(
-            f"{name}: expected a function {attribute!r} in {module_name}, "
-            f"found {'none' if build is None else type(build).__name__}{hint}."
-        )
-    try:
-        model: Any = build()
-    except Exception as error:
-        raise UserError(
-            f"{name}: expected a function that makes the model, without arguments, found "
-            f"{type(error).__name__}: {error}."
-        ) from error
+def _no_download(name: str, error: Exception) -> UserError:
+    found = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(f"{name}: expected a model to download, found {found}")
+
+
+def _users_own(name: str, image_size: int) -> LoadedModel:
+    model = call_function(name)
     if not callable(model):
         raise UserError(
             f"{name}: expected a callable from images to logits, found {type(model).__name__}."
@@ -152,7 +144,8 @@ def _function(name: str, image_size: int) -> Named:
     if isinstance(model, RobustClassifier):
         return _classifier(name, model)
     size = image_size or getattr(model, "image_size", 0)
-    return Named(name=name, model=cast(Model, model), image_size=size)
+    model = cast(Callable[[Tensor], Tensor], model)
+    return LoadedModel(name=name, model=model, image_size=size if isinstance(size, int) else 0)
 
 
 def load_checkpoint(path: str | Path, trn: str | Path | None = None) -> RobustClassifier:
@@ -180,7 +173,7 @@ def load_trn(path: str | Path) -> TRN:
     return _load(TRN, path, required="estimator")
 
 
-def _load(kind: type[Loaded], path: str | Path, required: str) -> Loaded:
+def _load(kind: type[Rebuilt], path: str | Path, required: str) -> Rebuilt:
     """Rebuild a model from a folder's config.json and load its tensors strictly."""
     config = Path(path) / CONFIG_NAME
     if not Path(path).is_dir():

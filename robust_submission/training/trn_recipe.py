@@ -111,7 +111,8 @@ class TRNRecipe(RunRecipe):
     checkpoint: Path | None = None
     """Run folder of the trained classifier."""
     model: str | None = None
-    """Instead of a checkpoint: package.module:function that gives a RobustClassifier."""
+    """Instead of a checkpoint: package.module:function, or path/file.py:function, that gives a
+    RobustClassifier."""
     trn: TRNConfig = field(default_factory=TRNConfig)
     """The network."""
     objective: RestorationConfig = field(default_factory=RestorationConfig)

@@ -13,7 +13,7 @@ from robust_submission.evaluation.plan import Job
 from robust_submission.evaluation.schema import Attacker
 from robust_submission.evaluation.views import build_target
 from robust_submission.models.gcm import GCM
-from robust_submission.models.load import Named
+from robust_submission.models.load import LoadedModel
 from robust_submission.models.resize_pad import RandomResizePad
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def chunk(model: nn.Module) -> Chunk:
 
 
 def measure_of(model: object, images: Tensor, draws: int = 3, limit: int = SIZE) -> Measure:
-    named = Named(name="it", model=model, image_size=8)  # type: ignore[arg-type]
+    named = LoadedModel(name="it", model=model, image_size=8)  # type: ignore[arg-type]
     target = build_target(named, None, images[:2], [str(i) for i in range(CLASSES)], CPU)
     fit = FittingBatches(limit)
     return Measure(target, ball=("linf", 0.1), seed=0, draws=draws, eot=2, fit=fit)

@@ -11,7 +11,7 @@ from robust_submission.evaluation.cache import module_digest
 from robust_submission.evaluation.views import LogProbabilities, Target, build_target
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
-from robust_submission.models.load import Named, load_named
+from robust_submission.models.load import LoadedModel, load_named
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.surgery import StraightThrough
 from robust_submission.models.trn import TRN
@@ -49,7 +49,7 @@ def linear(*before: nn.Module) -> nn.Module:
 
 
 def build(model: object, class_names: list[str] | None = None, twin: object = None) -> Target:
-    named = Named(name="it", model=model, image_size=8)  # type: ignore[arg-type]
+    named = LoadedModel(name="it", model=model, image_size=8)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
     return build_target(named, twin, IMAGES, class_names or NAMES, cpu)  # type: ignore[arg-type]
 
@@ -201,7 +201,7 @@ def test_a_model_that_does_not_fit_the_data(model: object, class_names: list[str
 
 
 def test_classes_in_another_order_are_refused():
-    named = Named(name="it", model=linear(), image_size=8, class_names=["0", "1", "10"])
+    named = LoadedModel(name="it", model=linear(), image_size=8, class_names=["0", "1", "10"])
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"label 1 is '1'\), found '10'"):
         build_target(named, None, IMAGES, ["0", "10", "1"], cpu)
