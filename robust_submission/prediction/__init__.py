@@ -1,1 +1,1 @@
-"""The prediction file: written, read and validated."""
+"""The prediction file: planned, written, read and validated."""

@@ -1,125 +1,125 @@
-"""What a prediction file looks like before anything is predicted: header, rows, columns.
-
-A template is a contest's sample_submission.csv; it prescribes header, ids, row order and whether
-labels are integers or class names.
-"""
+"""Decides what a prediction file will look like, from the images' names and from a template."""
 
 import re
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from robust_submission.cli.errors import UserError
-from robust_submission.prediction.rows import Table, read_table, shorten
+from robust_submission.prediction.reader import Fault, csv_rows, shorten
+from robust_submission.prediction.schema import (
+    HEADER,
+    LABEL,
+    Expected,
+    Format,
+    Layout,
+    column_order,
+    integer_ids,
+)
 
-HEADER = ("image_id", "label")
-_INTEGER_NAME = re.compile(r"(?:.*/)?([0-9]+)(?:\.[^./]*)?", re.DOTALL)
 _NUMBER = re.compile(r"[0-9]*\.?[0-9]*(e-?[0-9]+)?", re.IGNORECASE)
 _LABEL_COLUMNS = ("label", "category", "category_id", "class", "class_id", "target", "prediction")
-LABEL = -1  # stands for the label among the columns of class probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Header, rows and columns of a prediction file."""
+class Template:
+    """A contest's sample_submission.csv: a sound CSV file whose first column is the ids."""
 
-    header: Sequence[str] | None
-    ids: Sequence[str | int]
-    """As written, row by row."""
-    order: Sequence[int]
-    """For each row, the index of its image."""
-    columns: Sequence[int]
-    """What follows the id: `LABEL`, or the class whose probability it is."""
-    label_names: Sequence[str] | None
-    """Class names where the labels are written as such; None for integers."""
+    path: Path
+    header: list[str] | None
+    rows: dict[str, list[str]]
+    """The cells of each row, its id included, by id."""
+    lines: list[int]
+    """The line of each row."""
 
     @property
-    def needs_probabilities(self) -> bool:
-        return any(column != LABEL for column in self.columns)
+    def labels(self) -> set[str]:
+        """What stands in the second column, empty cells apart."""
+        return {cells[1] for cells in self.rows.values()} - {""}
 
 
-def read_template(path: Path, format: str = "csv") -> Table:
+def read_template(path: Path, format: Format) -> Template:
     """Read a template: CSV, with a header unless the format is `neurips`.
 
-    A byte order mark, CRLF and blank lines are tolerated here; none is carried on.
-
     Raises:
-        UserError: no CSV, no rows, an empty id, an id twice, a row of another length.
+        UserError: unreadable, no CSV, no rows, an empty id, an id twice, a row of another length.
+            A byte order mark and blank lines are ignored.
     """
+
+    def report(fault: Fault) -> None:
+        if fault.kind not in ("byte order mark", "blank line"):
+            raise UserError(f"{path}: {fault}")
+
     if path.suffix.lower() == ".json":
         raise UserError(f"{path}: expected a CSV file as the template, found JSON.")
-    return read_table(path, format != "neurips", tolerated=("byte order mark", "blank line"))
+    table = list(csv_rows(path, report))
+    width = len(table[0][1]) if table else 0
+    header = table.pop(0)[1] if table and format != "neurips" else None
+    if width < 2 or not table:
+        expected = "rows" if format == "neurips" else "a header and rows"
+        raise UserError(f"{path}: expected {expected} of an id and a label, found none.")
+    lines, rows = dict[str, int](), dict[str, list[str]]()
+    for line, cells in table:
+        if len(cells) != width or not cells[0]:
+            found = f"{len(cells)}, the id {shorten(cells[0])}"
+            raise UserError(f"{path}: line {line}: expected {width} cells, found {found}.")
+        if (earlier := lines.setdefault(cells[0], line)) != line:
+            found = f"{shorten(cells[0])} on line {earlier} too"
+            raise UserError(f"{path}: line {line}: expected each id once, found {found}.")
+        rows[cells[0]] = cells
+    return Template(path=path, header=header, rows=rows, lines=[*lines.values()])
 
 
-def column_order(columns: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
-    """The class of each probability column, or None where the columns are not the classes.
+def _begins_with_label(template: Template, columns: Sequence[str]) -> bool:
+    """Whether the first of several columns is the label, of classes whose names are not known.
 
-    A class has its column under its name, `p_` and its name, its number, or `p_` and its number.
+    Decided by what the columns are called, else by what they hold.
     """
-    numbers = [str(label) for label in range(len(class_names))]
-    for names in (class_names, numbers):
-        for prefix in ("p_", ""):
-            labels = {f"{prefix}{name}": label for label, name in enumerate(names)}
-            if labels.keys() == set(columns) and len(columns) == len(labels):
-                return [labels[column] for column in columns]
-    return None
-
-
-def read_columns(table: Table, class_names: Sequence[str]) -> list[int]:
-    """What follows the id in a file with a header: `LABEL` or a class, column by column.
-
-    Raises:
-        UserError: columns that are neither a label, nor one probability a class, nor both.
-    """
-    header = table.header
-    if header is None:
-        return [LABEL, *range(len(table.cells[0]) - 2)]
-    if len(header) == 2:
-        return [LABEL]
-    if (classes := column_order(header[1:], class_names)) is not None:
-        return classes
-    if (classes := column_order(header[2:], class_names)) is not None:
-        return [LABEL, *classes]
-    expected = f"an id, a label and one column a class ({shorten(', '.join(class_names))})"
-    found = shorten(", ".join(header))
-    raise UserError(f"{table.path}: line 1: expected {expected}, found {found}.")
-
-
-def begins_with_label(table: Table) -> bool:
-    """Whether a label follows the id in a file with a header, of classes whose names are not known:
-    by `column_order` of their numbers, or by what the columns are called and hold."""
-    columns = (table.header or [])[1:]
     numbers = [str(label) for label in range(len(columns))]
     if len(columns) < 2 or column_order(columns[1:], numbers[:-1]):
         return True
     if columns[0].startswith("p_") or column_order(columns, numbers):
         return False
-    first = {row[1] for row in table.cells}
-    others = {cell for row in table.cells for cell in row[2:]}
+    first = {cells[1] for cells in template.rows.values()}
+    others = {cell for cells in template.rows.values() for cell in cells[2:]}
     if not all(map(_NUMBER.fullmatch, first | others)):
         return True
     called = columns[0].lower() in _LABEL_COLUMNS
     return "." not in "".join(first) and (called or "." in "".join(others))
 
 
-def wants_names(table: Table, columns: Sequence[int], class_names: Sequence[str]) -> bool:
-    """Whether the labels are class names; a class named "3" counts as a name first.
+def classes_of(template: Template) -> tuple[list[str], list[str]]:
+    """Class names as a template alone shows them: (of its columns, among its labels)."""
+    columns = (template.header or [])[1:]
+    labelled = _begins_with_label(template, columns)
+    names = [name.removeprefix("p_") for name in columns[1 if labelled else 0 :]]
+    integers = all(label.removeprefix("-").isdecimal() for label in template.labels)
+    return names, sorted(template.labels) if labelled and not integers else []
 
-    Raises:
-        UserError: a label that is neither a class name nor an integer.
-    """
-    if columns[0] != LABEL:
-        return False
-    known = set(class_names)
-    labels = {cells[1] for cells in table.cells} - {""}
-    if labels <= known:
-        return bool(labels)
-    for line, cells in zip(table.lines, table.cells, strict=True):
+
+def _read_columns(template: Template, class_names: Sequence[str]) -> list[int]:
+    """What follows the id in a template with a header: `LABEL` or a class, column by column."""
+    header = template.header or HEADER
+    if len(header) == 2:
+        return [LABEL]
+    if (classes := column_order(header[1:], class_names)) is not None:
+        return classes
+    if (classes := column_order(header[2:], class_names)) is not None:
+        return [LABEL, *classes]
+    expected = f"an id, a label and one column per class ({shorten(', '.join(class_names))})"
+    found = shorten(", ".join(header))
+    raise UserError(f"{template.path}: line 1: expected {expected}, found {found}.")
+
+
+def _wants_names(template: Template, class_names: Sequence[str]) -> bool:
+    """Whether the labels are class names; a class named "3" counts as a name first."""
+    if template.labels <= set(class_names):
+        return bool(template.labels)
+    for line, cells in zip(template.lines, template.rows.values(), strict=True):
         if cells[1] and not cells[1].removeprefix("-").isdecimal():
             expected = f"labels all integers or all class names ({shorten(', '.join(class_names))})"
-            found = "a name among integers" if cells[1] in known else shorten(cells[1])
-            raise UserError(f"{table.path}: line {line}: expected {expected}, found {found}.")
+            found = "a name among integers" if cells[1] in class_names else shorten(cells[1])
+            raise UserError(f"{template.path}: line {line}: expected {expected}, found {found}.")
     return False
 
 
@@ -128,105 +128,113 @@ def _stem(name: str) -> str:
 
 
 def _match_rows(
-    template: Table, ids: Sequence[str], skipped: Collection[str]
-) -> tuple[list[str], list[int]]:
-    """The template's rows: (ids as it writes them, index of each one's image)."""
-    images = {name: index for index, name in enumerate(ids)}
-    skipped = set(skipped)
-    if images.keys().isdisjoint(template.ids):
-        stems = {_stem(name): index for name, index in images.items()}
-        if len(stems) == len(images) and not stems.keys().isdisjoint(template.ids):
-            images, skipped = stems, {_stem(name) for name in skipped}
-    if template.header and template.header[0] in images:
+    template: Template, images: Sequence[str], left_out: Collection[str]
+) -> dict[str, str]:
+    """The rows that the template asks for: the id as it writes it, and the image's name."""
+    known = {name: name for name in images}
+    if known.keys().isdisjoint(template.rows):
+        stems = {_stem(name): name for name in images}
+        if len(stems) == len(images) and not stems.keys().isdisjoint(template.rows):
+            known, left_out = stems, [*map(_stem, left_out)]
+    if template.header and template.header[0] in known:
         found = f"the row of {shorten(template.header[0])}"
         raise UserError(f"{template.path}: line 1: expected a header, found {found}.")
-    unknown = set(template.ids) - images.keys() - skipped
-    if unknown:
-        line, name = next(
-            row for row in zip(template.lines, template.ids, strict=True) if row[1] in unknown
-        )
-        expected = f"the name of one of the {len(images)} images"
-        found = f"the unknown id {shorten(name)}"
-        raise UserError(f"{template.path}: line {line}: expected {expected}, found {found}.")
-    rows = [name for name in template.ids if name in images]
-    if missing := images.keys() - set(rows):
-        first = shorten(min(missing, key=lambda name: images[name]))
+    rows, left_out = dict[str, str](), set(left_out)
+    for line, name in zip(template.lines, template.rows, strict=True):
+        if name in known:
+            rows[name] = known[name]
+        elif name not in left_out:
+            expected = f"the name of one of the {len(known)} images"
+            found = f"the unknown id {shorten(name)}"
+            raise UserError(f"{template.path}: line {line}: expected {expected}, found {found}.")
+    if missing := [name for name in known if name not in rows]:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        last = f"line {template.lines[-1]}, the last"
-        raise UserError(
-            f"{template.path}: {last}: expected a row an image, missing {first}{others}."
-        )
-    return rows, [images[name] for name in rows]
-
-
-def integer_ids(ids: Sequence[str]) -> list[int]:
-    """The integers that the file names are, as the JSON profile wants: `test/17.png` -> 17.
-
-    Raises:
-        UserError: a name that is no integer, or two names with one integer.
-    """
-    names = dict[int, str]()
-    for name in ids:
-        stem = _INTEGER_NAME.fullmatch(name)
-        if not stem:
-            raise UserError(f"{name!r}: expected an integer file name for JSON, such as 17.png.")
-        number = int(stem[1])
-        if (other := names.setdefault(number, name)) != name:
-            raise UserError(f"{name!r}: expected one image {number}, found also {other!r}.")
-    return list(names)
-
-
-def _check_ids(ids: Sequence[str]) -> None:
-    if not ids:
-        raise UserError("expected at least one prediction to write, found none.")
-    double, count = Counter(ids).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{double!r}: expected each image once, found it {count} times.")
-    for name in ids:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{name!a}: expected a file name in UTF-8; rename it.") from error
+        place = f"{template.path}: line {template.lines[-1]}, the last"
+        found = f"none for {shorten(missing[0])}{others}"
+        raise UserError(f"{place}: expected a row for each image, found {found}.")
+    return rows
 
 
 def plan_layout(
-    format: str,
-    ids: Sequence[str],
+    format: Format,
+    images: Sequence[str],
     class_names: Sequence[str],
-    template: Path | Table | None = None,
+    template: Template | None = None,
     probabilities: bool = False,
-    skipped: Collection[str] = (),
+    left_out: Collection[str] = (),
 ) -> Layout:
-    """Decide header, ids, order and columns; call it early, so that faults show before the work.
+    """Decide header, ids, order and columns, before anything is predicted.
 
     Args:
+        format: The profile.
+        images: Names of the images (N,), each once.
         class_names: Names in label order (C,).
-        template: A CSV file to follow (without a header where the format is `neurips`). Its ids
-            are names of images or, where none is one, names without their endings.
-        probabilities: One more column a class.
-        skipped: Names of images without a prediction (the template's rows of them are left out).
+        template: What to follow. Its ids are names of images or, where none is one, names without
+            their endings.
+        probabilities: Whether to add a column per class.
+        left_out: Names of images that get no row; the template may have rows for them.
 
     Raises:
-        UserError: names that the profile cannot write; a template with an unknown, missing or
-            double id, with labels that are neither integers nor class names, or with other columns.
+        UserError: names that the profile cannot write; a template with an unknown or missing id,
+            with labels that are neither integers nor class names, or with other columns.
     """
-    ids = [str(name) for name in ids]
-    _check_ids(ids)
-    numbers = integer_ids(ids) if format == "json" else None
-    classes = list(range(len(class_names))) if probabilities else []
-    header, columns, names = None, [LABEL, *classes], None
-    if format == "csv":
-        header = [*HEADER, *(f"p_{class_names[label]}" for label in classes)]
-    rows, order = ids, list(range(len(ids)))
+    assert len(images) == len(set(images)) > 0
+    for name in images:
+        if name.encode(errors="ignore").decode() != name:
+            raise UserError(f"{name!a}: expected a file name in UTF-8; rename it.")
+    numbers = integer_ids(images) if format == "json" else {}
+    classes = range(len(class_names)) if probabilities else ()
+    header = [*HEADER, *(f"p_{class_names[label]}" for label in classes)]
+    columns, names, rows = [LABEL, *classes], None, {name: name for name in images}
     if template:
-        table = template if isinstance(template, Table) else read_template(template, format)
-        rows, order = _match_rows(table, ids, skipped)
-        prescribed = read_columns(table, class_names)
-        names = class_names if wants_names(table, prescribed, class_names) else None
+        rows = _match_rows(template, images, left_out)
+        prescribed = _read_columns(template, class_names)
+        if prescribed[0] == LABEL and _wants_names(template, class_names):
+            names = class_names
         if format == "csv":
-            header, columns = table.header, prescribed
+            header, columns = template.header, prescribed
             if probabilities and columns == [LABEL]:
-                raise UserError(f"{table.path}: expected probability columns, found none.")
-    if numbers:
-        rows, names = [numbers[image] for image in order], None
-    return Layout(header=header, ids=rows, order=order, columns=columns, label_names=names)
+                raise UserError(f"{template.path}: expected probability columns, found none.")
+    return Layout(
+        format=format,
+        header=header if format == "csv" else None,
+        ids={numbers.get(name, spelled): name for spelled, name in rows.items()},
+        columns=columns,
+        label_names=None if format == "json" else names,
+        from_template=template is not None,
+    )
+
+
+def expect(
+    format: Format,
+    *,
+    images: Sequence[str] | None = None,
+    template: Template | None = None,
+    class_names: Sequence[str] = (),
+    num_classes: int | None = None,
+) -> Expected:
+    """Describe the file that is to be validated.
+
+    Args:
+        format: The profile.
+        images: Names of the images: the file must have one row for each, and no other.
+        template: The file must have its header, ids, order and kind of labels.
+        class_names: Names in label order; by default the template's, where it shows them.
+        num_classes: The number of classes, where their names are not given.
+
+    Raises:
+        UserError: the template has another number of classes, or does not fit the images.
+    """
+    known = class_names
+    if template and not class_names:
+        class_names, labels = classes_of(template)
+        known = class_names or labels
+        if num_classes is not None and len(class_names) not in (0, num_classes):
+            expected, found = f"{num_classes} classes", f"columns for {len(class_names)}"
+            raise UserError(f"{template.path}: line 1: expected {expected}, found {found}.")
+    num_classes = num_classes or len(class_names) or None
+    if images is None and template:
+        images = [*template.rows]
+    known = known or [str(label) for label in range(num_classes or 0)]
+    layout = plan_layout(format, images, known, template) if images is not None else None
+    return Expected(format=format, class_names=class_names, num_classes=num_classes, layout=layout)

@@ -25,7 +25,8 @@ from robust_submission.models.load import load_checkpoint
 from robust_submission.packaging import export
 from robust_submission.packaging.architecture import UnsupportedError, describe
 from robust_submission.packaging.export import zip_members
-from robust_submission.prediction.formats import Predictions, write_predictions
+from robust_submission.prediction.layout import plan_layout
+from robust_submission.prediction.writer import Predictions, write_predictions
 from submission.package import Options, package
 from tests.conftest import run_command
 
@@ -205,10 +206,10 @@ def test_its_prediction_file_is_predicts(
     assert done.returncode == 0, done.stderr
     labels, missing = json.loads(done.stdout)
     assert all(missing)
-    predictions = Predictions(
-        ids=source.ids, labels=np.asarray(labels), class_names=[str(n) for n in range(10)]
-    )
-    write_predictions(tmp_path / "packaged.csv", predictions)
+    names = source.ids.tolist()
+    predictions = Predictions(images=names, labels=np.asarray(labels))
+    layout = plan_layout("csv", names, [str(n) for n in range(10)])
+    write_predictions(tmp_path / "packaged.csv", predictions, layout)
     predict(PredictOptions(out=tmp_path / "sub.csv", checkpoint=checkpoint, images=images))
     assert (tmp_path / "packaged.csv").read_bytes() == (tmp_path / "sub.csv").read_bytes()
     assert len(set(labels)) > 1

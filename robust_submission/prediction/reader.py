@@ -1,0 +1,157 @@
+"""The rows of a CSV file and the entries of a JSON file, each with its line.
+
+One fault does not hide the next: the readers pass it to `report` and continue where they can.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from robust_submission.cli.errors import UserError
+
+BYTE_ORDER_MARK = "\ufeff"
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_JSON_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Fault(NamedTuple):
+    """One thing wrong in a file: where, what was expected, what was found, how to fix it."""
+
+    kind: str
+    line: int | None
+    """From 1; None for a fault of the whole file."""
+    expected: str
+    found: str
+    fix: str
+    entry: int | None = None
+    """The place in a JSON array, from 1: one line may hold many entries."""
+
+    def __str__(self) -> str:
+        place = f"line {self.line}" if self.line else "the whole file"
+        if self.entry:
+            place = f"{place}, entry {self.entry}"
+        return f"{place}: expected {self.expected}, found {self.found}. Fix: {self.fix}."
+
+
+Report = Callable[[Fault], None]
+
+
+def shorten(value: object, length: int = 80) -> str:
+    """A value as a message shows it: in quotes where it is text, cut when long."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _text_lines(path: Path, report: Report) -> Iterator[str]:
+    """The lines of a file, each with its LF; bytes that are not UTF-8 become surrogates.
+
+    Lines end at LF only: a CR inside quotes is part of its cell.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and line.startswith(BYTE_ORDER_MARK):
+                    line = line.removeprefix(BYTE_ORDER_MARK)
+                    expected, fix = "no byte order mark", "save the file as UTF-8 without one"
+                    report(Fault("byte order mark", 1, expected, "one (ef bb bf)", fix))
+                if not line.isascii() and (wrong := _UNDECODED.search(line)):
+                    found = f"the byte 0x{ord(wrong[0]) - 0xDC00:02x}"
+                    report(Fault("encoding", number, "UTF-8 text", found, "save it as UTF-8"))
+                yield line
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable file, found: {error.strerror}.") from error
+
+
+def csv_rows(path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, cells) for each row of a CSV file (RFC 4180; LF and CRLF alike).
+
+    Faults: encoding, byte order mark, blank line, quotes, line end; the last three give no row.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    lines = list(_text_lines(path, report))
+    start, reader = 0, csv.reader(lines, strict=True)
+    while True:
+        first = start + reader.line_num  # the record's first line, from 0
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            report(_csv_syntax(first + 1, lines[first], str(error)))
+            start = first + 1  # only that line is lost
+            reader = csv.reader(map(lines.__getitem__, range(start, len(lines))), strict=True)
+            continue
+        if len(cells) > 1 or "".join(cells).strip():
+            yield first + 1, cells
+        else:
+            report(Fault("blank line", first + 1, "a row", "a blank line", "delete the line"))
+
+
+def _csv_syntax(line: int, text: str, message: str) -> Fault:
+    if "new-line" in message:
+        expected = "lines ended by LF or CRLF"
+        return Fault("line end", line, expected, "a lone CR", "end lines with LF")
+    fix = "close the quotes, and double the quotes inside a cell"
+    found = shorten(text.rstrip("\r\n"))
+    return Fault("quotes", line, "a closing quote before a comma", found, fix)
+
+
+def json_entries(path: Path, report: Report) -> Iterator[tuple[int, object]]:
+    """Yield (line, value) for each entry of a JSON file that holds one array.
+
+    An object with a key twice comes as its list of pairs, which no check takes for an object.
+    Faults: encoding, byte order mark, syntax; nothing after the last is read.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    text = "".join(_text_lines(path, report)).rstrip(" \t\r\n")
+    decode = json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode
+    line, entry, start = 1, 1, 0
+    try:
+        end = _token(text, 0, "[")
+        if text.startswith("]", _skip_space(text, end + 1)):
+            end = _skip_space(text, end + 1)
+        while text[end] != "]":
+            former, start = start, _skip_space(text, end + 1)
+            line += text.count("\n", former, start)
+            value, end = decode(text, start)
+            yield line, value
+            entry += 1
+            end = _token(text, end, ",]")
+        if end + 1 < len(text):
+            raise json.JSONDecodeError("", text, _skip_space(text, end + 1))
+    except (ValueError, RecursionError) as error:  # also digits or nesting without end
+        place = error.pos if isinstance(error, json.JSONDecodeError) else start
+        found = (
+            shorten(text[place : place + 41], 40) if place < len(text) else "the end of the file"
+        )
+        fix = "write the file again, whole; nothing after this place was checked"
+        line, wanted = 1 + text.count("\n", 0, place), "one array in valid JSON, up to its ]"
+        report(Fault("syntax", line, wanted, found, fix, entry))
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> object:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else pairs
+
+
+def _skip_space(text: str, position: int) -> int:
+    space = _JSON_SPACE.match(text, position)
+    return space.end() if space else position
+
+
+def _token(text: str, position: int, allowed: str) -> int:
+    """Where the next character is, one of those allowed."""
+    position = _skip_space(text, position)
+    if position == len(text) or text[position] not in allowed:
+        raise json.JSONDecodeError("", text, position)
+    return position

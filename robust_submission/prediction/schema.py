@@ -1,0 +1,105 @@
+"""What a prediction file is: three profiles, and the layout that writer and validation share.
+
+- `csv`: header `image_id,label`; image_id is the image's name.
+- `json`: the challenge's Phase I, `[{"image_id": 7, "category_id": 0}, ...]`; image_id is the
+  integer in the image's file name.
+- `neurips`: `name,label` without a header (NeurIPS 2017 defence).
+
+Labels are integers from 0, in the order of the class names. A template, a contest's
+sample_submission.csv, decides header, ids, row order, and whether labels are integers or class
+names. Probabilities have six decimals, so that a row sums to 1 only up to rounding: in a CSV one
+column `p_<class name>` per class, in JSON a list under "probabilities".
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from robust_submission.cli.errors import UserError
+
+Format = Literal["csv", "json", "neurips"]
+HEADER = ("image_id", "label")
+JSON_KEYS = ("image_id", "category_id", "probabilities")
+LABEL = -1  # stands for the label among the columns of class probabilities
+_ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json"}
+_INTEGER_NAME = re.compile(r"(?:.*/)?([0-9]+)(?:\.[^./]*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Header, rows and columns of a prediction file."""
+
+    format: Format
+    header: Sequence[str] | None
+    ids: dict[str | int, str]
+    """Each row's id as written, and the name of its image; in the order of the rows."""
+    columns: Sequence[int]
+    """What follows the id: `LABEL`, or the class whose probability it is."""
+    label_names: Sequence[str] | None
+    """Class names where the labels are written as names; None for integers."""
+    from_template: bool
+
+    @property
+    def needs_probabilities(self) -> bool:
+        return any(column != LABEL for column in self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What is known of a prediction file before it is read."""
+
+    format: Format
+    class_names: Sequence[str] = ()
+    """Names in label order; empty where unknown."""
+    num_classes: int | None = None
+    layout: Layout | None = None
+    """From the template or the images, where given."""
+
+    @property
+    def template(self) -> Layout | None:
+        """The layout, where it is a template's."""
+        return self.layout if self.layout and self.layout.from_template else None
+
+
+def choose_format(path: Path, format: Format | None = None) -> Format:
+    """The profile: `format` where given, else by the ending of `path`.
+
+    Raises:
+        UserError: an ending that names no profile.
+    """
+    if choice := format or _ENDINGS.get(path.suffix.lower()):
+        return choice
+    found = path.suffix or "no ending"
+    raise UserError(f"{path}: expected the ending .csv or .json, or --format, found {found}.")
+
+
+def column_order(columns: Sequence[str], class_names: Sequence[str]) -> list[int] | None:
+    """The class of each probability column, or None where the columns are not the classes.
+
+    The column of a class is called by its name or its number, either with or without `p_`.
+    """
+    numbers = [str(label) for label in range(len(class_names))]
+    for names in (class_names, numbers):
+        for prefix in ("p_", ""):
+            labels = {f"{prefix}{name}": label for label, name in enumerate(names)}
+            if labels.keys() == set(columns) and len(columns) == len(labels):
+                return [labels[column] for column in columns]
+    return None
+
+
+def integer_ids(images: Sequence[str]) -> dict[str, int]:
+    """The integer in each file name, which the JSON profile writes: `test/17.png` -> 17.
+
+    Raises:
+        UserError: a name that is no integer, or two names with one integer.
+    """
+    names = dict[int, str]()
+    for name in images:
+        stem = _INTEGER_NAME.fullmatch(name)
+        if not stem:
+            raise UserError(f"{name!r}: expected an integer file name for JSON, such as 17.png.")
+        if (other := names.setdefault(int(stem[1]), name)) != name:
+            raise UserError(f"{name!r}: expected one image {int(stem[1])}, found also {other!r}.")
+    return {name: number for number, name in names.items()}

@@ -1,0 +1,85 @@
+"""Writes a prediction file: the same predictions give the same bytes.
+
+Text is UTF-8 without a byte order mark, lines end in LF, cells are quoted by RFC 4180 where needed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from robust_submission.cli.files import atomic_write
+from robust_submission.prediction.schema import JSON_KEYS, LABEL, Layout
+
+_NEEDS_QUOTES = re.compile(r'[",\r\n]|^\s|\s$')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What the model predicted, one image per row."""
+
+    images: Sequence[str]
+    """Names of the images (N,)."""
+    labels: np.ndarray
+    """Classes, int64 (N,), from 0."""
+    probabilities: np.ndarray | None = None
+    """float32 (N, C), 0 to 1."""
+
+    def __post_init__(self) -> None:
+        assert len(self.labels) == len(self.images) and (self.labels >= 0).all()
+        shares = self.probabilities
+        if shares is not None:
+            assert len(shares) == len(self.images)
+            assert np.all((shares > -1e-5) & (shares < 1 + 1e-5)), "also that none is NaN"
+
+
+def _quote(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell
+
+
+def _rows(predictions: Predictions, layout: Layout) -> Iterator[tuple[str | int, list[str]]]:
+    """The id of each row and its other cells, quoted; images without a prediction have no row."""
+    places = {name: place for place, name in enumerate(predictions.images)}
+    labels, shares = predictions.labels.tolist(), predictions.probabilities
+    if shares is not None:
+        shares = np.abs(shares.clip(0, 1))  # abs: no "-0.000000"
+    names = [_quote(name) for name in layout.label_names or ()]
+    for written, image in layout.ids.items():
+        if (place := places.get(image)) is None:
+            continue
+        label = names[labels[place]] if names else str(labels[place])
+        row = shares[place].tolist() if shares is not None else []
+        cells = [label if column == LABEL else f"{row[column]:.6f}" for column in layout.columns]
+        yield written, cells
+
+
+def _csv_lines(predictions: Predictions, layout: Layout) -> Iterator[str]:
+    if layout.header:
+        yield ",".join(map(_quote, layout.header)) + "\n"
+    for written, cells in _rows(predictions, layout):
+        yield f"{_quote(str(written))},{','.join(cells)}\n"
+
+
+def _json_lines(predictions: Predictions, layout: Layout) -> Iterator[str]:
+    image_id, category_id, probabilities = JSON_KEYS
+    opening = "[\n"
+    for written, (label, *cells) in _rows(predictions, layout):
+        listed = f', "{probabilities}": [{", ".join(cells)}]' if cells else ""
+        yield f'{opening}{{"{image_id}": {written}, "{category_id}": {label}{listed}}}'
+        opening = ",\n"
+    yield "\n]\n"
+
+
+def write_predictions(path: Path, predictions: Predictions, layout: Layout) -> None:
+    """Write a prediction file, whole or not at all.
+
+    Rows of the layout whose image has no prediction are left out.
+
+    Raises:
+        UserError: see `cli.files.atomic_write`.
+    """
+    lines = _json_lines if layout.format == "json" else _csv_lines
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines(predictions, layout))
