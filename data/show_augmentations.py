@@ -1,6 +1,6 @@
 """Show what each operation of the challenge recipe does to an image, on one sheet.
 
-    python training/show_augmentations.py --image photo.jpg --out sheet.png --draws 3
+    python data/show_augmentations.py --image photo.jpg --out sheet.png --draws 3
 
 The image comes first, then the 32 operations of `--data.augmentation challenge`, each applied for
 certain; training applies each with probability 0.05.

@@ -1,12 +1,13 @@
-"""The data that a run was trained on, as its run folder remembers it."""
+"""The data that a run was trained on, as the recipe in its run folder says."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.sources import Source, available_splits, open_source
+from robust_submission.data.sources import Columns, Source, available_splits, open_source
 
 
 def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
@@ -14,7 +15,7 @@ def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
 
     Args:
         checkpoint: A run folder.
-        otherwise: The option that makes the recipe unnecessary, for the error.
+        otherwise: The option that makes the recipe unnecessary, for the message.
 
     Raises:
         UserError: there is no recipe.yaml, or it holds no recipe.
@@ -38,15 +39,21 @@ def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
     return recipe
 
 
+def recipe_columns(data: Mapping[str, Any]) -> Columns:
+    """The columns that a recipe's data names, as `open_source` takes them."""
+    return Columns(image=data.get("image_column"), label=data.get("label_column"))
+
+
 def open_run_data(checkpoint: Path, split: str) -> Source:
-    """The images of the data that the run was trained on.
+    """One split of the data that the run was trained on.
 
     Raises:
         UserError: no recipe, or its data has no such split.
     """
     data = read_recipe(checkpoint, "--images")["data"]
-    if split not in ("train", *available_splits(data["name"], data["root"])):
+    name, root, columns = data["name"], data["root"], recipe_columns(data)
+    if split not in ("train", *available_splits(name, root, columns)):
         raise UserError(
             f"{checkpoint}: expected data with {split} images, or --images; found none."
         )
-    return open_source(data["name"], data["root"], split)
+    return open_source(name, root, split, columns=columns)

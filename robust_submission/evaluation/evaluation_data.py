@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.run_data import read_recipe
+from robust_submission.data.run_data import read_recipe, recipe_columns
 from robust_submission.data.sources import (
+    Columns,
     Source,
     available_splits,
     open_source,
@@ -22,14 +23,19 @@ class DataOptions:
     """The images."""
 
     name: str | None = None
-    """digits, cifar10, svhn, fashion_mnist, folder, challenge, csv or shards; by default the
-    run's own."""
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge or csv (see data/README.md); by
+    default the run's own."""
     root: Path | None = None
-    """Folder (or manifest) of the data; not needed for digits."""
+    """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
+    digits."""
     split: str = "test"
     """train, val or test."""
     download: bool = False
     """Let torchvision download the data set if it is not in root."""
+    image_column: str | None = None
+    """hf: the column of the images; by default the one of type Image."""
+    label_column: str | None = None
+    """hf: the column of the labels; by default the one of type ClassLabel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,13 @@ def open_evaluation_data(
         UserError: no such data, no labels, a limit below 1, or a root of data without a name.
     """
     if options.name:
-        source = open_source(options.name, options.root, options.split, download=options.download)
+        source = open_source(
+            options.name,
+            options.root,
+            options.split,
+            download=options.download,
+            columns=Columns(image=options.image_column, label=options.label_column),
+        )
         candidates, part = np.arange(len(source)), f"split {options.split}"
         origin = options.name if options.root is None else f"{options.name} in {options.root}"
     elif options.root or options.download:
@@ -104,15 +116,16 @@ def _of_the_run(checkpoint: Path | None, split: str) -> tuple[Source, np.ndarray
     try:
         data, seed = recipe["data"], recipe["seed"]
         name, root = data["name"], data["root"]
-        splits = available_splits(name, root)
+        columns = recipe_columns(data)
+        splits = available_splits(name, root, columns)
         if split in splits or split == "train":
-            source = open_source(name, root, split)
+            source = open_source(name, root, split, columns=columns)
             return source, np.arange(len(source)), name, f"split {split}"
         if "val" in splits:
-            source = open_source(name, root, "val")
+            source = open_source(name, root, "val", columns=columns)
             return source, np.arange(len(source)), name, f"split val (there is no {split})"
         # Undivided data: what the run trained on must not be what it is judged on.
-        source = open_source(name, root)
+        source = open_source(name, root, columns=columns)
         labels = np.zeros(0) if source.labels is None else source.labels
         kept = stratified_subset(labels, data["limit"], seed)
         _, held_out = split_train_validation(labels[kept], data["validation_fraction"], seed)

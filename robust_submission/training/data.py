@@ -18,6 +18,7 @@ from robust_submission.data.loader import (
     training_loader,
 )
 from robust_submission.data.sources import (
+    Columns,
     Source,
     available_splits,
     open_source,
@@ -62,7 +63,7 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
         source = _open(config, "train")
     if source.labels is None or source.class_names is None:
         raise UserError(f"data.name: expected a source with labels, received {config.name}.")
-    splits = available_splits(config.name, config.root)
+    splits = available_splits(config.name, config.root, _columns(config))
     chosen = stratified_subset(source.labels, config.limit, recipe.seed)
     fraction = 0 if "val" in splits else config.validation_fraction
     if "val" not in splits and fraction == 0:
@@ -87,7 +88,13 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
 
 
 def _open(config: DataConfig, split: str) -> Source:
-    return open_source(config.name, config.root, split, download=config.download)
+    return open_source(
+        config.name, config.root, split, download=config.download, columns=_columns(config)
+    )
+
+
+def _columns(config: DataConfig) -> Columns:
+    return Columns(image=config.image_column, label=config.label_column)
 
 
 def _training_loader(

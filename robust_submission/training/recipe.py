@@ -26,11 +26,16 @@ class DataConfig:
     """What is trained on."""
 
     name: str = "digits"
-    """digits, cifar10, svhn, fashion_mnist, folder, challenge, csv or shards."""
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge or csv: see data/README.md."""
     root: Path | None = None
-    """Folder (or manifest) of the data; not needed for digits."""
+    """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
+    digits."""
     download: bool = False
     """Let torchvision download the data set if it is not in root."""
+    image_column: str | None = None
+    """hf: the column of the images; by default the one of type Image."""
+    label_column: str | None = None
+    """hf: the column of the labels; by default the one of type ClassLabel."""
     limit: int | None = None
     """Use this many of the training images, drawn with the seed and stratified by class, those held
     out for validation among them; null for all."""

@@ -41,7 +41,9 @@ def source() -> Source:
     """100 images of noise, larger than they are shown."""
     images = RNG.integers(0, 256, (100, 10, 12, 3), dtype=np.uint8)
     ids = np.array([f"{index}.png" for index in range(100)])
-    return ArraySource(images, RNG.integers(0, 5, 100), list("abcde"), ids)
+    return ArraySource(
+        images=images, labels=RNG.integers(0, 5, 100), class_names=list("abcde"), ids=ids
+    )
 
 
 def training(source: Source, workers: int = 0, seed: int = 0, **shard: int) -> TrainingLoader:
@@ -332,7 +334,7 @@ def test_a_dataset_of_many_files_is_small_to_hand_to_a_worker() -> None:
     from robust_submission.data.sources.folders import FileSource
 
     ids = np.array([f"{index}.png" for index in range(100_000)])
-    dataset = ImageDataset(FileSource(Path("images"), ids), None, 32)
+    dataset = ImageDataset(FileSource(folder=Path("images"), ids=ids), None, 32)
     assert len(pickle.dumps(dataset)) < 6_000_000
     assert not any(isinstance(value, list) for value in vars(dataset.source).values())
 

@@ -222,15 +222,15 @@ def test_faults_of_a_manifest_are_named_with_their_line(
 
 
 def test_unknown_names_and_splits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a source among digits.* found 'mnist'"):
+    with pytest.raises(ValueError, match=r"data.name: expected one of digits.* found 'mnist'"):
         open_source("mnist")
-    with pytest.raises(ValueError, match="expected a split among train, val, test, found 'dev'"):
+    with pytest.raises(ValueError, match="split: expected one of train, val, test, found 'dev'"):
         open_source("digits", split="dev")
     with pytest.raises(ValueError, match="expected the split train or test, found 'val'"):
         open_source("digits", split="val")
-    with pytest.raises(ValueError, match=r"expected --data\.root with the source folder"):
+    with pytest.raises(ValueError, match=r"data.root: expected the place of the source folder"):
         open_source("folder")
-    with pytest.raises(ValueError, match=r"a --data\.name other than digits with --data\.root "):
+    with pytest.raises(ValueError, match=r"data.root: expected none with the embedded digits"):
         open_source("digits", tmp_path)
 
 

@@ -60,7 +60,7 @@ def evaluation(tmp_path: Any) -> Evaluation:
     labels[INDICES] = LABELS
     ids = np.array([str(index) for index in range(2 * NUMBER)])
     data: Any = SimpleNamespace(
-        source=ArraySource(pixels, labels, list("abcd"), ids),
+        source=ArraySource(images=pixels, labels=labels, class_names=list("abcd"), ids=ids),
         indices=INDICES,
         labels=labels,
         curve_images=LIMIT,

@@ -1,4 +1,4 @@
-"""Datasets that fit in memory: scikit-learn's digits and torchvision's CIFAR-10, SVHN, Fashion."""
+"""Data sets in memory: scikit-learn's digits, and torchvision's CIFAR-10, SVHN, Fashion-MNIST."""
 
 import pickle
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 
 from robust_submission.cli.errors import UserError
+from robust_submission.data.sources.source import StoredSource
 
 TORCHVISION_FILES = {
     "cifar10": "cifar-10-batches-py/data_batch_1 … data_batch_5, test_batch, batches.meta",
@@ -28,17 +29,19 @@ _READER_ERRORS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class ArraySource:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ArraySource(StoredSource):
     """Images held as one array: uint8 (N, H, W, 3) in RGB, or (N, H, W) in grey."""
 
     images: np.ndarray
-    labels: np.ndarray
-    class_names: list[str]
-    ids: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def content(self, index: int) -> bytes:
+        """The pixels."""
+        return self.images[index].tobytes()
+
+    def place(self, index: int) -> str:
+        """The number of the image."""
+        return f"image {index}"
 
     def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 (H, W, 3), RGB."""
@@ -47,8 +50,12 @@ class ArraySource:
 
 
 def _array_source(images: np.ndarray, labels: object, class_names: list[str]) -> ArraySource:
-    ids = np.array([f"{index:05d}.png" for index in range(len(images))])
-    return ArraySource(images, np.asarray(labels, dtype=np.int64), class_names, ids)
+    return ArraySource(
+        images=images,
+        labels=np.asarray(labels, dtype=np.int64),
+        class_names=class_names,
+        ids=np.array([f"{index:05d}.png" for index in range(len(images))]),
+    )
 
 
 def _require_train_or_test(name: str, split: str) -> None:

@@ -1,59 +1,28 @@
-"""Datasets of image files: class folders, and flat or nested folders without labels."""
+"""Data sets of image files: class folders, and flat or nested folders without labels."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.images import read_image
 from robust_submission.data.sources.listing import list_images, require_folder, subfolders
-
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, eq=False)
-class FileSource:
-    """Image files under one folder; an image's id is its posix path relative to that folder.
-
-    The paths are one numpy array, which worker processes share instead of copying it as they
-    count references.
-    """
-
-    folder: Path
-    ids: np.ndarray
-    labels: np.ndarray | None = None
-    class_names: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def image(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 (H, W, 3), RGB; ValueError when it cannot be read."""
-        return read_image(self.folder / str(self.ids[index]))
+from robust_submission.data.sources.source import SPLITS, FileSource, order_classes
 
 
 def open_images(root: Path) -> FileSource:
     """Every image in a folder and below, without labels, in natural order (2.png, 10.png)."""
     require_folder(root, "a folder of images")
-    return FileSource(root, np.array(list_images(root)))
+    return FileSource(folder=root, ids=np.array(list_images(root)))
 
 
 def folder_splits(root: Path) -> tuple[str, ...]:
-    """Those of train, val and test that are folders of class folders in `root`.
+    """Which of train, val and test are folders of class folders in `root`.
 
-    A folder named train that holds no folder is a class of trains.
+    A folder named train without folders in it is a class: trains.
     """
     require_folder(root, "a folder of class folders")
     found = [split for split in SPLITS if (root / split).is_dir() and subfolders(root / split)]
     return tuple(found)
-
-
-def order_classes(names: list[str]) -> list[str]:
-    """Class names in label order: as numbers when all are integers (0, 1, 10), else as strings."""
-    if all(name.isascii() and name.isdigit() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
 
 
 def _classes_of(root: Path, split: str, splits: tuple[str, ...]) -> list[str]:
@@ -92,4 +61,6 @@ def open_folder(root: Path, split: str) -> FileSource:
             images = list_images(base / name)
             ids += [f"{name}/{image}" for image in images]
             labels.append(np.full(len(images), label, dtype=np.int64))
-    return FileSource(base, np.array(ids), np.concatenate(labels), classes)
+    return FileSource(
+        folder=base, ids=np.array(ids), labels=np.concatenate(labels), class_names=classes
+    )

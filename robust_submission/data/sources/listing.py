@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from robust_submission.cli.errors import UserError
@@ -36,15 +37,28 @@ def require_folder(path: Path, what: str) -> Path:
     raise UserError(f"{path}: expected {what}, found {found}.")
 
 
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise UserError(f"{folder}: expected a readable folder, found: {found}.") from error
+
+
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, hidden ones left out, in natural order."""
-    with os.scandir(folder) as entries:
+    """Names of the folders in `folder`, hidden ones left out, in natural order.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    with _readable(folder), os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
     return natural_order(names)
 
 
 def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
-    """Paths of all files below `folder`; hidden names and links back to a parent left out."""
+    """Paths of all files below `folder`; hidden names and links back to a parent are left out."""
     real = os.path.realpath(folder)
     if real in ancestors:
         return
@@ -58,15 +72,25 @@ def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
                 yield prefix + entry.name
 
 
+def list_files(folder: Path) -> list[str]:
+    """Posix paths, relative to `folder`, of the files in it and below, but for hidden ones.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    with _readable(folder):
+        return list(_walk(str(folder), "", frozenset()))
+
+
 def list_images(folder: Path) -> list[str]:
     """Posix paths, relative to `folder`, of the image files in it and below, in natural order.
 
     A file counts as an image by its ending (`SUFFIXES`, either case).
 
     Raises:
-        UserError: there is no image, or a name is not UTF-8.
+        UserError: there is no image, a name is not UTF-8, or a folder cannot be read.
     """
-    names = list(_walk(str(folder), "", frozenset()))
+    names = list_files(folder)
     images = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122
     if not images:
         found = f"none among {len(names)} files" if names else "an empty folder"

@@ -1,4 +1,4 @@
-"""Datasets that a text file lists: the challenge's label.txt and CSV manifests."""
+"""Data sets that a text file lists: the challenge's label.txt, and CSV manifests."""
 
 import csv
 import os
@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.sources.folders import SPLITS, FileSource, order_classes
 from robust_submission.data.sources.listing import require_folder
+from robust_submission.data.sources.source import LABEL, SPLITS, FileSource, number_labels
 
-_LABEL = re.compile(r"[0-9]{1,6}")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+_NUMERIC = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -27,7 +26,7 @@ class Row(NamedTuple):
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file in UTF-8, with a byte order mark or not; ValueError without one."""
+    """A text file in UTF-8, with or without a byte order mark; UserError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
@@ -65,7 +64,7 @@ def _challenge_rows(path: Path) -> list[Row]:
     rows = list[Row]()
     for number, line in enumerate(text.rstrip().splitlines(), start=1):
         words = line.split()
-        if len(words) != 2 or not _LABEL.fullmatch(words[1]):
+        if len(words) != 2 or not LABEL.fullmatch(words[1]):
             raise UserError(
                 f"{path}: line {number}: expected a name and an integer label "
                 f"(0.JPEG 5), found {line[:80]!r}."
@@ -79,7 +78,7 @@ def _challenge_rows(path: Path) -> list[Row]:
 def open_challenge(root: Path, split: str) -> FileSource:
     """The challenge's layout: root/images/0.JPEG … and root/label.txt with `0.JPEG 5` a line.
 
-    It isn't divided: train and test both mean all of it. Labels are taken as written.
+    It is not divided: train and test both mean all of it. Labels are taken as written.
 
     Raises:
         UserError: a folder or file missing, a malformed or double line (its number), an image
@@ -93,7 +92,8 @@ def open_challenge(root: Path, split: str) -> FileSource:
     _check_images(root / "label.txt", folder, rows)
     labels = np.array([int(row.label) for row in rows], dtype=np.int64)
     classes = [str(label) for label in range(int(labels.max()) + 1)]
-    return FileSource(folder, np.array([row.image for row in rows]), labels, classes)
+    ids = np.array([row.image for row in rows])
+    return FileSource(folder=folder, ids=ids, labels=labels, class_names=classes)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -125,7 +125,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 f"{path}: line {reader.line_num}: expected the split {', '.join(SPLITS)}, "
                 f"found {split!r}."
             )
-        if _NUMBER.fullmatch(label) and not label.isdigit():
+        if _NUMERIC.fullmatch(label) and not label.isdigit():
             raise UserError(
                 f"{path}: line {reader.line_num}: expected an integer from 0 on or a name as "
                 f"label, found {label!r}."
@@ -134,19 +134,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def manifest_splits(path: Path) -> tuple[str, ...]:
-    """Those of train, val and test that the manifest's column split names; () without one."""
+    """Which of train, val and test are in the manifest's column split; () without that column."""
     named = {row.split for row in _csv_rows(path)}
     return tuple(split for split in SPLITS if split in named)
-
-
-def _csv_labels(rows: list[Row]) -> tuple[dict[str, int], list[str]]:
-    """The label of each word, and the class names in label order, over all splits."""
-    words = list({row.label for row in rows})
-    if all(_LABEL.fullmatch(word) for word in words):
-        labels = {word: int(word) for word in words}
-        return labels, [str(label) for label in range(max(labels.values()) + 1)]
-    classes = order_classes(words)
-    return {name: label for label, name in enumerate(classes)}, classes
 
 
 def open_csv(path: Path, split: str) -> FileSource:
@@ -164,7 +154,7 @@ def open_csv(path: Path, split: str) -> FileSource:
     if not rows:
         raise UserError(f"{path}: expected a row for each image, found none.")
     _check_once(path, path.parent, rows)
-    labels, classes = _csv_labels(rows)
+    labels, classes = number_labels(row.label for row in rows)
     if rows[0].split or split == "val":
         named = sorted({row.split for row in rows} - {""})
         rows = [row for row in rows if row.split == split]
@@ -174,4 +164,4 @@ def open_csv(path: Path, split: str) -> FileSource:
     _check_images(path, path.parent, rows)
     ids = np.array([row.image for row in rows])
     chosen = np.array([labels[row.label] for row in rows], dtype=np.int64)
-    return FileSource(path.parent, ids, chosen, classes)
+    return FileSource(folder=path.parent, ids=ids, labels=chosen, class_names=classes)
