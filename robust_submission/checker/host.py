@@ -13,26 +13,12 @@ from tqdm import tqdm
 
 from robust_submission.checker.result import Stage, TrialRequest, TrialResult
 from robust_submission.checker.sandbox import Limits, Run, run_isolated
-from robust_submission.checker.unpack import BOUNDS, RefusedError, unpack
+from robust_submission.checker.unpack import BOUNDS, RefusedError, check_layout, unpack
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source, stratified_subset
 
 KINDS = (".zip", ".onnx")
-STAGES: dict[Stage, str] = {
-    "load": "loading the model",
-    "parameters": "counting parameters",
-    "interface": "reading inputs",
-    "outputs": "computing outputs",
-    "logits": "computing outputs of the given images",
-    "stability": "computing outputs again",
-    "reactions": "computing outputs of the given images",
-    "modes": "comparing eval and train mode",
-    "distributed": "running under DistributedDataParallel",
-    "graph": "counting operations",
-    "dispatched": "counting operations",
-    "ptflops": "counting operations with ptflops",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +95,20 @@ def try_submission(
     with tempfile.TemporaryDirectory(prefix="submission-") as name:
         folder = Path(name).resolve()
         try:
-            submission, files = _open(path, folder / "content")
+            submission, files = _open_submission(path, folder / "content")
         except RefusedError as error:
             return Trial(kind=kind, files=[], refused=error)
+        threads = os.environ.get("OMP_NUM_THREADS", "")
         request = TrialRequest(
             submission=str(submission),
             image_size=rules.image_size,
-            threads=_threads(),
-            images=_save(images, folder / "images.npy"),
+            threads=int(threads) if threads.isdecimal() and int(threads) else os.cpu_count() or 1,
             labelled=images is not None and images.labels is not None,
             logits=logits,
         )
+        if images is not None:
+            np.save(folder / "images.npy", images.pixels)
+            request = replace(request, images=str(folder / "images.npy"))
         start = time.monotonic()
         run = _run_worker(kind, request, rules)
         seconds = time.monotonic() - start
@@ -136,12 +125,12 @@ def _check_path(path: Path) -> None:
         raise UserError(f"{path}: expected a submission, found {found}.")
 
 
-def _open(path: Path, folder: Path) -> tuple[Path, list[str]]:
+def _open_submission(path: Path, folder: Path) -> tuple[Path, list[str]]:
     """What the worker loads, and the files that came with it."""
     if path.suffix.lower() == ".zip":
         folder.mkdir()
         files = unpack(path, folder)
-        _check_layout(files)
+        check_layout(files)
         return folder, files
     size, most = path.stat().st_size, BOUNDS.total
     if size > most:
@@ -150,44 +139,17 @@ def _open(path: Path, folder: Path) -> tuple[Path, list[str]]:
     return path.resolve(), [path.name]
 
 
-def _check_layout(files: list[str]) -> None:
-    """Raise RefusedError unless model.py lies at the top."""
-    if "model.py" in files:
-        return
-    expected = "model.py at the top level"
-    nested = [name for name in files if name.endswith("/model.py")]
-    if nested:
-        fix = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
-        raise RefusedError(expected, f"{nested[0]}, a folder too deep", fix)
-    found = ", ".join(files[:3]) or "nothing"
-    raise RefusedError(expected, found, "add a model.py with a class Model")
-
-
-def _threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
-
-
-def _save(images: Images | None, path: Path) -> str | None:
-    if images is None:
-        return None
-    np.save(path, images.pixels)
-    return str(path)
-
-
 def _run_worker(kind: str, request: TrialRequest, rules: Rules) -> Run:
     worker, packages = "worker", rules.packages
     if kind == ".onnx":
         worker, packages = "worker_onnx", ("numpy", "onnx", "onnxruntime")
-    words: dict[str, str] = {**STAGES}
-    with tqdm(total=len(STAGES), unit="check", leave=False) as bar:
+    with tqdm(total=len(Stage), unit="check", leave=False) as bar:
 
         def on_stage(stage: str) -> None:
-            bar.set_description(words.get(stage, stage))
+            bar.set_description(stage)
             bar.update()
 
-        text = json.dumps(asdict(request))
-        return run_isolated(worker, text, packages, rules.limits, on_stage)
+        return run_isolated(worker, json.dumps(asdict(request)), packages, rules.limits, on_stage)
 
 
 def _parse(run: Run, images: Images | None) -> tuple[Run, TrialResult | None]:

@@ -18,7 +18,6 @@ from robust_submission.checker.result import (
     Outputs,
     ProbeError,
     Reactions,
-    Stability,
     Stage,
     TrialRequest,
     TrialResult,
@@ -55,20 +54,22 @@ class Probes:
 
     def count(self, counter: Counter, probe: Callable[[], float]) -> None:
         """Record multiply-adds per image."""
-        if (found := self.attempt(counter, probe)) is not None:
+        stage = Stage.PTFLOPS if counter == "ptflops" else Stage.OPERATIONS
+        if (found := self.attempt(stage, probe)) is not None:
             self.result.operations[counter] = found
 
     def probe_outputs(self, run: BatchRunner) -> bool:
         """Probe what the images give; whether that is one row of numbers per image."""
         images, result = self.images, self.result
-        result.outputs = self.attempt("outputs", lambda: describe_outputs(run, images))
+        result.outputs = self.attempt(Stage.OUTPUTS, lambda: describe_outputs(run, images))
         if result.outputs is None or len(result.outputs.shape) != 2:
             return False
         if self.request.logits:
-            result.logits = self.attempt("logits", lambda: run(images).tolist())
-        result.stability = self.attempt("stability", lambda: measure_stability(run, images[:4]))
+            result.logits = self.attempt(Stage.LOGITS, lambda: run(images).tolist())
+        moved = self.attempt(Stage.STABILITY, lambda: measure_stability(run, images[:4]))
+        result.repeat, result.batch = moved or (None, None)
         if self.request.labelled:
-            result.reactions = self.attempt("reactions", lambda: find_reactions(run, images))
+            result.reactions = self.attempt(Stage.REACTIONS, lambda: find_reactions(run, images))
         return True
 
     def write(self) -> None:
@@ -124,12 +125,12 @@ def output_difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(worst / max(1.0, np.abs(first).max()))
 
 
-def measure_stability(run: BatchRunner, images: np.ndarray) -> Stability:
+def measure_stability(run: BatchRunner, images: np.ndarray) -> tuple[float, float]:
     """How much outputs change between calls, and with the other images in the batch."""
     first = run(images)
     alone = np.concatenate([run(image[None]) for image in images])
     repeat = max(output_difference(first, run(images)) for _ in range(2))
-    return Stability(repeat=repeat, batch=output_difference(first, alone))
+    return repeat, output_difference(first, alone)
 
 
 def find_reactions(run: BatchRunner, images: np.ndarray) -> Reactions:

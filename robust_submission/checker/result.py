@@ -5,23 +5,26 @@ strictly with pydantic: code of the submission ran in the process that wrote it.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ClassVar, Literal
 
-Stage = Literal[
-    "load",
-    "parameters",
-    "interface",
-    "outputs",
-    "logits",
-    "stability",
-    "reactions",
-    "modes",
-    "distributed",
-    "graph",
-    "dispatched",
-    "ptflops",
-]
-"""What a worker probes, by name; errors are recorded under it."""
+
+class Stage(StrEnum):
+    """What a worker probes, in words for the progress bar; errors are recorded under it."""
+
+    LOAD = "loading the model"
+    PARAMETERS = "counting parameters"
+    INTERFACE = "reading inputs"
+    OUTPUTS = "computing outputs"
+    LOGITS = "computing logits of the given images"
+    STABILITY = "computing outputs again"
+    REACTIONS = "computing outputs of the given images"
+    MODES = "comparing eval and train mode"
+    DISTRIBUTED = "running under DistributedDataParallel"
+    OPERATIONS = "counting operations"
+    PTFLOPS = "counting operations with ptflops"
+
+
 Counter = Literal["graph", "ptflops", "dispatched"]
 """What counted operations: shapes in the ONNX graph, ptflops, or torch's dispatcher."""
 
@@ -56,15 +59,6 @@ class ProbeError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """How many numbers a model holds."""
-
-    total: int
-    trainable: int | None = None
-    """How many of them require a gradient; None for ONNX."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Interface:
     """The inputs of an ONNX model."""
 
@@ -86,16 +80,6 @@ class Outputs:
     """Whether each row is nonnegative and sums to 1."""
     extremes: bool
     """Whether a black and a white image give finite outputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stability:
-    """Largest differences of outputs, as shares of the largest output."""
-
-    repeat: float
-    """Between two calls."""
-    batch: float
-    """Between an image alone and the same image in a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +107,21 @@ class TrialResult:
     errors: dict[Stage, ProbeError] = field(default_factory=dict)
     contacts: list[str] = field(default_factory=list)
     """Hosts that the model tried to reach."""
-    parameters: Parameters | None = None
+    parameters: int | None = None
+    """How many numbers the model holds."""
+    trainable: int | None = None
+    """How many of them require a gradient; None for ONNX."""
     interface: Interface | None = None
     outputs: Outputs | None = None
     logits: list[list[float]] | None = None
     """(N, num_classes)."""
-    stability: Stability | None = None
     reactions: Reactions | None = None
+    repeat: float | None = None
+    """Largest difference between two calls, as a share of the largest output."""
+    batch: float | None = None
+    """The same between an image alone and in a batch."""
     modes: float | None = None
-    """Largest difference between eval and train mode, as a share of the largest output."""
+    """The same between eval and train mode."""
     distributed: bool | None = None
     """True if a forward pass through DistributedDataParallel and DataParallel worked."""
     operations: dict[Counter, float] = field(default_factory=dict)

@@ -106,17 +106,22 @@ def run_isolated(
         limits: Of time and memory.
         on_stage: Called with each new line of `stage`.
     """
+    package = __name__.rpartition(".")[0]
     with tempfile.TemporaryDirectory(prefix="isolated-") as name:
         folder = Path(name)
-        for each in ("packages", "tools", "work", "code"):
+        for each in ("packages", "tools", "work"):
             (folder / each).mkdir()
         link_packages(folder / "packages", packages)
         _link(importlib.metadata.distribution("ptflops"), folder / "tools")
-        _link_this_folder(folder / "code")
+        code = folder.joinpath("code", *package.split("."))
+        code.parent.mkdir(parents=True)
+        code.symlink_to(HERE.resolve())  # nothing else of ours can be imported
         (folder / "request").write_text(request)
+        script = (HERE / "bootstrap.py").resolve()
+        words = (script, folder, f"{package}.{worker}", int(limits.memory))
         with (folder / "printed").open("wb") as printed:
             process = subprocess.Popen(
-                _command(folder, worker, limits),
+                [sys.executable, "-I", "-S", "-B", *map(str, words)],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
@@ -126,20 +131,6 @@ def run_isolated(
             )
             in_time = _wait(process, limits.seconds, folder / "stage", on_stage)
         return _describe_end(process.returncode, in_time, limits, folder)
-
-
-def _link_this_folder(code: Path) -> None:
-    """Make the modules of this folder importable by their names, but nothing else of ours."""
-    *parents, last = __name__.split(".")[:-1]
-    code.joinpath(*parents).mkdir(parents=True)
-    code.joinpath(*parents, last).symlink_to(HERE.resolve())
-
-
-def _command(folder: Path, worker: str, limits: Limits) -> list[str]:
-    package = __name__.rpartition(".")[0]
-    arguments = (folder, f"{package}.{worker}", int(limits.memory))
-    script = HERE / "bootstrap.py"
-    return [sys.executable, "-I", "-S", "-B", *map(str, (script.resolve(), *arguments))]
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -166,7 +157,7 @@ def _wait(
     try:
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            if (now := _stage(stage)) != last:
+            if (now := _last_stage(stage)) != last:
                 on_stage(now)
                 last = now
         return process.poll() is not None
@@ -176,7 +167,7 @@ def _wait(
         process.wait()
 
 
-def _stage(path: Path) -> str:
+def _last_stage(path: Path) -> str:
     lines = _tail(path).splitlines()
     return lines[-1] if lines else "starting Python"
 
@@ -190,7 +181,7 @@ def _tail(path: Path, size: int = 4000) -> str:
 
 
 def _describe_end(status: int, in_time: bool, limits: Limits, folder: Path) -> Run:
-    stage, output = _stage(folder / "stage"), _tail(folder / "printed")
+    stage, output = _last_stage(folder / "stage"), _tail(folder / "printed")
     if not in_time:
         found = f"still running after {limits.seconds:g} s"
         return Run(end="late", found=found, stage=stage, output=output)

@@ -70,6 +70,18 @@ def needless(files: list[str]) -> list[str]:
     ]
 
 
+def check_layout(files: list[str]) -> None:
+    """Raise RefusedError unless model.py lies at the top."""
+    if "model.py" in files:
+        return
+    found = ", ".join(files[:3]) or "nothing"
+    fix = "add a model.py with a class Model"
+    if nested := [name for name in files if name.endswith("/model.py")]:
+        found = f"{nested[0]}, a folder too deep"
+        fix = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
+    raise RefusedError("model.py at the top level", found, fix)
+
+
 def _name(entry: zipfile.ZipInfo) -> str:
     return str(PurePosixPath(entry.filename))  # "./model.py" is model.py
 

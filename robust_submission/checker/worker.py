@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from robust_submission.checker.probes import BATCH, BatchRunner, Probes, output_difference
-from robust_submission.checker.result import Parameters
+from robust_submission.checker.result import Stage
 
 AuditHook = Callable[[str, tuple[object, ...]], None]
 
@@ -65,11 +65,10 @@ def torch_runner(model: nn.Module) -> BatchRunner:
     return run
 
 
-def count_parameters(model: nn.Module) -> Parameters:
+def count_parameters(model: nn.Module) -> tuple[int, int]:
     """All parameters, and those that require a gradient."""
-    counts = [(each.numel(), each.requires_grad) for each in model.parameters()]
-    trainable = sum(count for count, trains in counts if trains)
-    return Parameters(total=sum(count for count, _ in counts), trainable=trainable)
+    trainable = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    return sum(each.numel() for each in model.parameters()), trainable
 
 
 def compare_modes(model: nn.Module, images: np.ndarray) -> float:
@@ -149,16 +148,19 @@ def count_by_ptflops(model: nn.Module, image_size: int, tools: Path) -> float:
 def probe_package(probes: Probes) -> None:
     """Every probe in turn."""
     request, result = probes.request, probes.result
-    model = probes.attempt("load", lambda: load_packaged_model(request.submission))
+    model = probes.attempt(Stage.LOAD, lambda: load_packaged_model(request.submission))
     if model is None:
         return
     result.loaded = True
-    result.parameters = probes.attempt("parameters", lambda: count_parameters(model))
+    counted = probes.attempt(Stage.PARAMETERS, lambda: count_parameters(model))
+    result.parameters, result.trainable = counted or (None, None)
     if not probes.probe_outputs(torch_runner(model)):
         return
     images = probes.images
-    result.modes = probes.attempt("modes", lambda: compare_modes(model, images[:4]))
-    result.distributed = probes.attempt("distributed", lambda: run_distributed(model, images[:2]))
+    result.modes = probes.attempt(Stage.MODES, lambda: compare_modes(model, images[:4]))
+    result.distributed = probes.attempt(
+        Stage.DISTRIBUTED, lambda: run_distributed(model, images[:2])
+    )
     probes.count("dispatched", lambda: count_dispatched(model, images[:1]))
     tools = probes.folder / "tools"
     probes.count("ptflops", lambda: count_by_ptflops(model, request.image_size, tools))

@@ -11,7 +11,7 @@ import onnx.inliner
 import onnxruntime
 
 from robust_submission.checker.probes import BATCH, BatchRunner, Probes
-from robust_submission.checker.result import Interface, Parameters
+from robust_submission.checker.result import Interface, Stage
 
 COUNTED = {  # products, also onnxruntime's own, and which of their inputs is the second factor
     **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "FusedConv"), 1),
@@ -107,7 +107,7 @@ def onnx_runner(model: onnx.ModelProto, fixed: int | None, threads: int) -> Batc
     return run
 
 
-def count_stored(model: onnx.ModelProto) -> Parameters:
+def count_stored(model: onnx.ModelProto) -> int:
     """How many numbers the graph stores, without indices and shapes."""
     multiplied = set[str]()
     for node in (node for graph in all_graphs(model.graph) for node in graph.node):
@@ -118,7 +118,7 @@ def count_stored(model: onnx.ModelProto) -> Parameters:
         for name, each in constants(model)
         if name in multiplied or each.data_type not in INDICES
     )
-    return Parameters(total=sum(counted))
+    return sum(counted)
 
 
 def product_names(node: onnx.NodeProto) -> tuple[str, str, str]:
@@ -153,36 +153,34 @@ def count_in_graph(model: onnx.ModelProto, images: np.ndarray, threads: int) -> 
     return sum(multiply_adds(node, shapes) for node in products) / len(images)
 
 
-def uncounted_kinds(model: onnx.ModelProto) -> list[str]:
+def find_uncounted(model: onnx.ModelProto) -> list[str]:
     """Operators that may multiply but are not counted."""
-    others = [node for node in model.graph.node if node.op_type not in COUNTED]
-    return sorted(
-        {
-            each.op_type
-            for each in others
-            if each.domain not in STANDARD_DOMAINS or each.op_type in UNCOUNTED
-        }
-    )
+    kinds = {
+        node.op_type
+        for node in model.graph.node
+        if node.op_type in UNCOUNTED or node.domain not in STANDARD_DOMAINS
+    }
+    return sorted(kinds - COUNTED.keys())
 
 
 def probe_onnx(probes: Probes) -> None:
     """Every probe in turn."""
     request, result = probes.request, probes.result
-    model = probes.attempt("load", lambda: load_onnx(request.submission))
+    model = probes.attempt(Stage.LOAD, lambda: load_onnx(request.submission))
     if model is None:
         return
-    result.parameters = probes.attempt("parameters", lambda: count_stored(model))
-    result.interface = probes.attempt("interface", lambda: read_interface(model))
+    result.parameters = probes.attempt(Stage.PARAMETERS, lambda: count_stored(model))
+    result.interface = probes.attempt(Stage.INTERFACE, lambda: read_interface(model))
     first = result.interface.shape[0] if result.interface and result.interface.shape else "?"
     fixed = first if isinstance(first, int) else None
-    run = probes.attempt("load", lambda: onnx_runner(model, fixed, request.threads))
+    run = probes.attempt(Stage.LOAD, lambda: onnx_runner(model, fixed, request.threads))
     if run is None:
         return
     result.loaded = True
     if probes.probe_outputs(run):
         one = probes.images[:1].repeat(fixed or 1, 0)
         probes.count("graph", lambda: count_in_graph(model, one, request.threads))
-        result.uncounted = uncounted_kinds(model)
+        result.uncounted = find_uncounted(model)
 
 
 def main(folder: Path) -> None:
