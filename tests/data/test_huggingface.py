@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from robust_submission.data.inspection import inspect_data
 from robust_submission.data.loader import Batch, ImageDataset, evaluation_loader, training_loader
 from robust_submission.data.sources import Columns, StoredSource, available_splits, open_source
 from tests.conftest import ROOT
@@ -229,6 +230,18 @@ def test_a_split_without_labels_is_not_there_to_test_on(tmp_path: Path) -> None:
     assert validation.labels is not None and validation.labels.tolist() == [1, 1]
     with pytest.raises(ValueError, match="test: expected images with labels, found none in 2 rows"):
         open_source("hf", tmp_path, "test")
+
+
+def test_files_that_datasets_ignores_are_named(folder: Path, tmp_path: Path) -> None:
+    """It takes one way of naming splits for all files, and passes over the others."""
+    (data := tmp_path / "data").mkdir()
+    write_parquet(folder, data)
+    stray = (data / "test-00000-of-00001.parquet").rename(data / "test.parquet")
+    inspection = inspect_data("hf", tmp_path, workers=1)
+    assert [*inspection.splits] == ["train"] and not inspection.faults()
+    assert inspection.left_out() == [f"{stray}: not a data file to `datasets`"]
+    assert inspection.class_counts("train") == dict.fromkeys(CLASSES, 24)
+    assert inspection.sizes("train") == {(32, 32): 72} and not inspection.repeated()
 
 
 TWO = {"image": cells(2), "other": cells(2), "label": [0, 1], "name": ["a", "b"]}

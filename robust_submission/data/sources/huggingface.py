@@ -61,14 +61,19 @@ class TableSource(StoredSource):
         return f"{self.origin}: row {self.rows[index]} ({self.ids[index]})"
 
 
+def _is_saved(root: str) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any((Path(root) / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
 def _load(root: str) -> "dict[str, datasets.Dataset]":
     """The splits by their names."""
     import datasets
     from datasets.exceptions import DatasetsError
 
-    saved = any((Path(root) / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        found = datasets.load_from_disk(root) if saved else datasets.load_dataset(root)
+        load = datasets.load_from_disk if _is_saved(root) else datasets.load_dataset
+        found = load(root)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         expected = "a folder of Parquet, Arrow or tar files, or the name of a data set on the Hub"
@@ -77,6 +82,16 @@ def _load(root: str) -> "dict[str, datasets.Dataset]":
         return {"train": found}
     assert isinstance(found, datasets.DatasetDict)
     return {str(name): split for name, split in found.items()}
+
+
+def table_files(root: str) -> set[str]:
+    """Absolute paths of the files that `datasets` reads in a folder; empty for a saved one."""
+    import datasets
+
+    if _is_saved(root):
+        return set()
+    files = datasets.load_dataset_builder(root).config.data_files or {}
+    return {str(path) for paths in files.values() for path in paths}
 
 
 def _find_column(root: str, features: "datasets.Features", what: str, named: str | None) -> str:

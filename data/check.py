@@ -1,0 +1,122 @@
+"""Check a data set before a run reads it: splits, classes, sizes, and the images to mend.
+
+    python data/check.py --data.name folder --data.root DIR
+
+Reads every image once. Exit status 1 where something must be mended first: an image that cannot be
+read, an image that is in train and in test, or fewer than two classes. data/README.md shows the
+layouts.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from robust_submission.cli.command import run
+from robust_submission.cli.errors import UserError
+from robust_submission.data.inspection import Inspection, inspect_data
+from robust_submission.data.sources import Columns
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """The data set."""
+
+    name: str
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv or images."""
+    root: Path | None = None
+    """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
+    digits."""
+    download: bool = False
+    """Let torchvision download the data set if it is not in root."""
+    image_column: str | None = None
+    """hf: the column of the images; by default the one of type Image."""
+    label_column: str | None = None
+    """hf: the column of the labels; by default the one of type ClassLabel."""
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What to check."""
+
+    data: DataOptions
+    """The data set."""
+    num_workers: int = os.cpu_count() or 1
+    """Processes that read images."""
+    show: int = 10
+    """How many lines to print of each list."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_workers", 1), ("show", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected at least {least}, found {getattr(self, name)}.")
+
+
+def draw_splits(inspection: Inspection) -> Table:
+    """Images and sizes of each split."""
+    table = Table("split", "images", "smallest", "largest", "unreadable")
+    for split, images in inspection.images.items():
+        sizes = sorted(inspection.sizes(split), key=lambda size: size[0] * size[1])
+        ends = [f"{width} x {height}" for width, height in (*sizes[:1], *sizes[-1:])] or ["", ""]
+        faults = sum(bool(image.fault) for image in images)
+        table.add_row(split, f"{len(images):,}", *ends, f"{faults:,}")
+    return table
+
+
+def draw_classes(inspection: Inspection) -> Table:
+    """Images of each class in each split."""
+    counts = {split: inspection.class_counts(split) for split in inspection.splits}
+    table = Table("label", "class", *counts)
+    for label, name in enumerate(next(iter(counts.values()))):
+        table.add_row(str(label), name, *(f"{count[name]:,}" for count in counts.values()))
+    return table
+
+
+def print_list(title: str, lines: Sequence[str], show: int) -> None:
+    """The first lines of a list under its title; nothing where it is empty."""
+    if lines:
+        print(f"{title}: {len(lines):,}")
+        for line in lines[:show]:
+            print(f"  {line}")
+        if len(lines) > show:
+            print(f"  and {len(lines) - show:,} more; see --show.")
+
+
+def check(options: Options) -> None:
+    """Inspect the data set and print what was found.
+
+    Raises:
+        UserError: it cannot be opened, or must be mended.
+    """
+    data = options.data
+    inspection = inspect_data(
+        data.name,
+        data.root,
+        workers=options.num_workers,
+        download=data.download,
+        columns=Columns(image=data.image_column, label=data.label_column),
+    )
+    console = Console()
+    console.print(draw_splits(inspection))
+    if inspection.class_counts(next(iter(inspection.splits))):
+        console.print(draw_classes(inspection))
+    print_list("left out", inspection.left_out(), options.show)
+    print_list("unreadable", inspection.unreadable(), options.show)
+    groups = [
+        " = ".join(inspection.place(split, index) for split, index in group)
+        for group in inspection.repeated()
+    ]
+    print_list("same bytes", groups, options.show)
+    if faults := inspection.faults():
+        found = "; ".join(faults)
+        raise UserError(
+            f"{data.root or data.name}: expected data that a run can use, found {found}."
+        )
+    print("Nothing must be mended.")
+
+
+if __name__ == "__main__":
+    run(check, Options)

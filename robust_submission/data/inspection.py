@@ -1,0 +1,192 @@
+"""Inspects a data set before a run reads it: classes, sizes, unreadable and repeated images.
+
+inspection = inspect_data("folder", Path("data/raw/photos"), workers=4)
+inspection.faults()  # what must be mended
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from robust_submission.cli.errors import UserError
+from robust_submission.data.images import SUFFIXES
+from robust_submission.data.sources import Columns, StoredSource, available_splits, open_source
+from robust_submission.data.sources.huggingface import table_files
+from robust_submission.data.sources.listing import list_files
+from robust_submission.data.sources.source import FileSource
+
+CHUNK = 32
+"""Images that a worker process inspects at a time; the progress bar moves after each chunk."""
+
+_in_worker = list[StoredSource]()
+
+
+class InspectedImage(NamedTuple):
+    """What was found out about one image."""
+
+    digest: bytes
+    """Of its stored bytes; empty where it cannot be read."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    fault: str
+    """Why it cannot be read; empty where it can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a run would read, and what is wrong with it."""
+
+    splits: Mapping[str, StoredSource]
+    images: Mapping[str, Sequence[InspectedImage]]
+    """By split, in the order of its images."""
+    unread: Sequence[str]
+    """Files in the folder that no split reads, and why."""
+
+    def class_counts(self, split: str) -> dict[str, int]:
+        """Images of each class in label order; empty where there are no labels."""
+        source = self.splits[split]
+        if source.labels is None or source.class_names is None:
+            return {}
+        counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
+        return dict(zip(source.class_names, counts, strict=True))
+
+    def sizes(self, split: str) -> Counter[tuple[int, int]]:
+        """How many images have each width and height."""
+        return Counter(image.size for image in self.images[split] if not image.fault)
+
+    def left_out(self) -> list[str]:
+        """Samples and files that no split reads, and why."""
+        samples = [
+            f"{split}: {each}" for split, source in self.splits.items() for each in source.left_out
+        ]
+        return [*samples, *self.unread]
+
+    def unreadable(self) -> list[str]:
+        """One message per image that cannot be read."""
+        return [image.fault for images in self.images.values() for image in images if image.fault]
+
+    def repeated(self) -> list[list[tuple[str, int]]]:
+        """Groups of images with the same bytes, each as (split, index)."""
+        groups = defaultdict[bytes, list[tuple[str, int]]](list)
+        for split, images in self.images.items():
+            for index, image in enumerate(images):
+                if not image.fault:
+                    groups[image.digest].append((split, index))
+        return [group for group in groups.values() if len(group) > 1]
+
+    def leaked(self) -> list[list[tuple[str, int]]]:
+        """The groups of `repeated` that are in train and in test."""
+        both = {"train", "test"}
+        return [group for group in self.repeated() if both <= {split for split, _ in group}]
+
+    def place(self, split: str, index: int) -> str:
+        """Where an image is stored, for messages."""
+        return f"{split}: {self.splits[split].place(index)}"
+
+    def faults(self) -> list[str]:
+        """What must be mended before a run, in words; empty where nothing must."""
+        found = list[str]()
+        if count := len(self.unreadable()):
+            found.append(f"unreadable images: {count}")
+        if count := len(self.leaked()):
+            found.append(f"images in both train and test: {count}")
+        counts = self.class_counts(next(iter(self.splits)))
+        if counts and (number := sum(count > 0 for count in counts.values())) < 2:
+            found.append(f"classes with images: {number}")
+        return found
+
+
+def _keep_in_worker(source: StoredSource) -> None:
+    _in_worker[:] = [source]
+
+
+def _inspect_image(source: StoredSource, index: int) -> InspectedImage:
+    try:
+        image = source.image(index)
+        digest = blake2b(source.content(index), digest_size=16).digest()
+    except UserError as error:
+        return InspectedImage(b"", (0, 0), str(error))
+    return InspectedImage(digest, (image.shape[1], image.shape[0]), "")
+
+
+def _inspect_chunk(indices: range) -> list[InspectedImage]:
+    return [_inspect_image(_in_worker[0], index) for index in indices]
+
+
+def _inspect_split(source: StoredSource, workers: int, name: str) -> list[InspectedImage]:
+    chunks = [
+        range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)
+    ]
+    images = list[InspectedImage]()
+    with (
+        tqdm(total=len(source), desc=name, unit="image") as bar,
+        ProcessPoolExecutor(workers, initializer=_keep_in_worker, initargs=(source,)) as pool,
+    ):
+        for found in pool.map(_inspect_chunk, chunks):
+            images += found
+            bar.update(len(found))
+    return images
+
+
+def _unread_files(name: str, root: Path | None, splits: Mapping[str, StoredSource]) -> list[str]:
+    """Files in the data set's folder that no split reads, and why."""
+    if root is None or not root.exists():
+        return []
+    if name == "hf":
+        read = table_files(str(root))
+        return (
+            [f"{path}: not a data file to `datasets`" for path in _others(root, read)]
+            if read
+            else []
+        )
+    files = [source for source in splits.values() if isinstance(source, FileSource)]
+    if not files:
+        return []
+    folder = {"csv": root.parent, "challenge": root / "images"}.get(name, root)
+    read = {str(source.folder / str(each)) for source in files for each in source.ids}
+    why = "in no class folder of a split" if name == "folder" else "not listed"
+    return [
+        f"{path}: {why if path.suffix.lower() in SUFFIXES else 'not an image by its ending'}"
+        for path in _others(folder, read | {str(root)})
+    ]
+
+
+def _others(folder: Path, read: set[str]) -> list[Path]:
+    """The files below a folder but for some."""
+    paths = (folder / each for each in list_files(folder))
+    return [path for path in paths if not {str(path), str(path.resolve())} & read]
+
+
+def inspect_data(
+    name: str,
+    root: Path | None,
+    *,
+    workers: int,
+    download: bool = False,
+    columns: Columns | None = None,
+) -> Inspection:
+    """Read every image of every split once, in parallel, with a progress bar.
+
+    Args:
+        name: As in `open_source`, like the others but `workers`.
+        root: As there.
+        workers: Processes that read images.
+        download: As there.
+        columns: As there.
+
+    Raises:
+        UserError: the data set cannot be opened.
+    """
+    names = available_splits(name, root, columns) or ("train",)
+    splits = {
+        split: open_source(name, root, split, download=download, columns=columns) for split in names
+    }
+    images = {split: _inspect_split(source, workers, split) for split, source in splits.items()}
+    return Inspection(splits=splits, images=images, unread=_unread_files(name, root, splits))
