@@ -27,10 +27,10 @@ class Template:
 
     path: Path
     header: list[str] | None
-    rows: dict[str, list[str]]
+    rows: dict[str, tuple[str, ...]]
     """The cells of each row, its id included, by id."""
-    lines: list[int]
-    """The line of each row."""
+    lines: dict[str, int]
+    """The line of each row, by id."""
 
     @property
     def labels(self) -> set[str]:
@@ -52,22 +52,23 @@ def read_template(path: Path, format: Format) -> Template:
 
     if path.suffix.lower() == ".json":
         raise UserError(f"{path}: expected a CSV file as the template, found JSON.")
-    table = list(csv_rows(path, report))
-    width = len(table[0][1]) if table else 0
-    header = table.pop(0)[1] if table and format != "neurips" else None
-    if width < 2 or not table:
-        expected = "rows" if format == "neurips" else "a header and rows"
-        raise UserError(f"{path}: expected {expected} of an id and a label, found none.")
-    lines, rows = dict[str, int](), dict[str, list[str]]()
-    for line, cells in table:
+    stream = csv_rows(path, report)
+    header = None if format == "neurips" else next(stream, (1, []))[1]
+    width = len(header) if header is not None else 0
+    lines, rows = dict[str, int](), dict[str, tuple[str, ...]]()
+    for line, cells in stream:
+        width = width or len(cells)
         if len(cells) != width or not cells[0]:
             found = f"{len(cells)}, the id {shorten(cells[0])}"
             raise UserError(f"{path}: line {line}: expected {width} cells, found {found}.")
         if (earlier := lines.setdefault(cells[0], line)) != line:
             found = f"{shorten(cells[0])} on line {earlier} too"
             raise UserError(f"{path}: line {line}: expected each id once, found {found}.")
-        rows[cells[0]] = cells
-    return Template(path=path, header=header, rows=rows, lines=[*lines.values()])
+        rows[cells[0]] = tuple(cells)
+    if width < 2 or not rows:
+        expected = "rows" if format == "neurips" else "a header and rows"
+        raise UserError(f"{path}: expected {expected} of an id and a label, found none.")
+    return Template(path=path, header=header, rows=rows, lines=lines)
 
 
 def _begins_with_label(template: Template, columns: Sequence[str]) -> bool:
@@ -115,11 +116,12 @@ def _wants_names(template: Template, class_names: Sequence[str]) -> bool:
     """Whether the labels are class names; a class named "3" counts as a name first."""
     if template.labels <= set(class_names):
         return bool(template.labels)
-    for line, cells in zip(template.lines, template.rows.values(), strict=True):
+    for name, cells in template.rows.items():
         if cells[1] and not cells[1].removeprefix("-").isdecimal():
             expected = f"labels all integers or all class names ({shorten(', '.join(class_names))})"
             found = "a name among integers" if cells[1] in class_names else shorten(cells[1])
-            raise UserError(f"{template.path}: line {line}: expected {expected}, found {found}.")
+            place = f"{template.path}: line {template.lines[name]}"
+            raise UserError(f"{place}: expected {expected}, found {found}.")
     return False
 
 
@@ -140,7 +142,7 @@ def _match_rows(
         found = f"the row of {shorten(template.header[0])}"
         raise UserError(f"{template.path}: line 1: expected a header, found {found}.")
     rows, left_out = dict[str, str](), set(left_out)
-    for line, name in zip(template.lines, template.rows, strict=True):
+    for name, line in template.lines.items():
         if name in known:
             rows[name] = known[name]
         elif name not in left_out:
@@ -149,7 +151,7 @@ def _match_rows(
             raise UserError(f"{template.path}: line {line}: expected {expected}, found {found}.")
     if missing := [name for name in known if name not in rows]:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        place = f"{template.path}: line {template.lines[-1]}, the last"
+        place = f"{template.path}: line {max(template.lines.values())}, the last"
         found = f"none for {shorten(missing[0])}{others}"
         raise UserError(f"{place}: expected a row for each image, found {found}.")
     return rows

@@ -4,6 +4,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,13 @@ def test_what_is_written_is_valid(tmp_path: Path, format: Format, with_shares: b
     predictions = Predictions(images=IMAGES, labels=shares.argmax(1), probabilities=shares)
     layout = plan_layout(format, IMAGES, ["a", "b", "c d"], probabilities=with_shares)
     write_predictions(tmp_path / "sub", predictions, layout)
-    for options in ({}, {"images": IMAGES}, {"num_classes": 3}, {"class_names": ["a", "b", "c d"]}):
+    known: list[dict[str, Any]] = [
+        {},
+        {"images": IMAGES},
+        {"num_classes": 3},
+        {"class_names": ["a", "b", "c d"]},
+    ]
+    for options in known:
         assert validate_file(tmp_path / "sub", expect(format, **options)) == "3 rows"
 
 
