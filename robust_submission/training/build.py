@@ -1,78 +1,107 @@
-"""From a recipe to the objects of a run."""
+"""From a recipe to what a run works with, for a classifier and for a TRN."""
 
 import warnings
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer
 
 from robust_submission.cli.errors import UserError
 from robust_submission.models.checkpoint import load_weights
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.cpu import optimize_for_cpu
-from robust_submission.models.load import load_trn
+from robust_submission.models.load import load_named, load_trn
 from robust_submission.models.surgery import evaluating
-from robust_submission.runtime import start_accelerator
-from robust_submission.training.data import TrainingData
-from robust_submission.training.muon import avoid_emulated_bfloat16
+from robust_submission.models.trn import TRN
+from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.objectives import (
+    CrossEntropy,
+    Trades,
     attack_revealed,
-    build_fall_back,
     build_objective,
     validation_attack,
+    with_more_steps,
 )
-from robust_submission.training.recipe import ModelConfig, ObjectiveConfig, Recipe, RunRecipe
-from robust_submission.training.run_folder import RunFolder
-from robust_submission.training.sharding import is_sharded, require_whole_weights, whole_copy
-from robust_submission.training.state import Training
-from robust_submission.training.weight_perturbation import WeightPerturbation
+from robust_submission.training.recipe import ModelConfig, Recipe
+from robust_submission.training.state import (
+    Training,
+    build_average,
+    build_optimizer,
+    build_scheduler,
+    is_sharded,
+    require_whole_weights,
+    whole_copy,
+)
+from robust_submission.training.trn import (
+    RestorationLoss,
+    RestorationObjective,
+    TRNRecipe,
+    attack_unaware,
+    build_mixture,
+)
 
 
-def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
-    """The processes and the run folder.
+def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, TrainingData]:
+    """A classifier's model, optimiser, schedule and objective, prepared by accelerate; its data.
 
     Raises:
-        UserError: see `RunFolder`; or a mixed precision that the device does not have, a tracker
-            that is not installed, `auto_batch_size` with several processes.
+        UserError: See `load_data` and `build_classifier`; or the weights are sharded, and the
+            recipe has a TRN, perturbs weights or has them channels-last.
     """
-    accelerator = start_accelerator(
-        mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        log_with=list(recipe.trackers) or None,  # pyright: ignore[reportArgumentType]
-        project_dir=recipe.output,
+    config, channels_last = recipe.objective, recipe.model.channels_last
+    if recipe.trn is not None or config.awp_gamma:
+        require_whole_weights(accelerator, "trn and objective.awp_gamma")
+    if channels_last:
+        require_whole_weights(accelerator, "model.channels_last")
+    elif channels_last is None:
+        channels_last = accelerator.device.type == "cpu" and not is_sharded(accelerator)
+    data = load_data(recipe, recipe.model.image_size, accelerator)
+    classifier = build_classifier(recipe, data.class_names)
+    optimizer = build_optimizer(recipe.optimizer, classifier.backbone)
+    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
+    graphs = takes_graphs(recipe, accelerator)
+    arrange_backbone(recipe.model, classifier.backbone, channels_last=channels_last, graphs=graphs)
+    # Before prepare: it patches the classifier's forward, and a copy would call the original's.
+    ema = build_average(recipe, classifier)
+    whole = whole_copy(accelerator, classifier)
+    model, prepared = accelerator.prepare(classifier, optimizer)
+    objective, fall_back, attacks = build_objective(recipe.objective, recipe.mixup), None, {}
+    if isinstance(objective, CrossEntropy | Trades) and objective.attack:
+        fall_back = with_more_steps(objective) if config.fall_back else None
+        attack = validation_attack(objective.attack.epsilon)
+        attacks = {"robust_accuracy": partial(attack_revealed, attack)}
+    training = Training(
+        recipe=recipe,
+        accelerator=accelerator,
+        classifier=classifier,
+        whole=whole,
+        model=model,
+        optimizer=prepared,
+        scheduler=scheduler,
+        objective=objective,
+        fall_back=fall_back,
+        awp_gamma=config.awp_gamma,
+        awp_warmup=config.awp_warmup,
+        validation_attacks=attacks,
+        ema=ema.to(accelerator.device) if ema else None,
+        train_loader=data.train,
     )
-    if recipe.auto_batch_size and accelerator.num_processes > 1:
-        raise UserError(
-            f"auto_batch_size: expected one process, received {accelerator.num_processes}; "
-            "set gradient_accumulation."
-        )
-    if recipe.mixed_precision != "no" and not accelerator.native_amp:
-        device = accelerator.device.type
-        raise UserError(f"mixed_precision: expected no or bf16 on {device}, received fp16.")
-    installed = ["all", *map(str, accelerator.log_with)]
-    if missing := [name for name in recipe.trackers if name not in installed]:
-        raise UserError(f"trackers: expected {missing[0]} to be installed, found no such package.")
-    with accelerator.main_process_first():  # the others find what it made
-        folder = RunFolder(recipe, is_main=accelerator.is_main_process)
-    return accelerator, folder
+    return training, data
 
 
 def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier:
-    """The recipe's classifier with weights drawn from its seed, or those it starts from.
+    """The recipe's classifier, its weights drawn from the seed or loaded from another run.
 
     Raises:
-        UserError: the run to start from, or the TRN, is missing or of another shape; the backbone
-            does not take images of this size.
+        UserError: The run to start from, or the TRN, is missing or of another shape; or the
+            backbone does not take images of this size.
     """
     config = recipe.model
+    randomize = {"min_size": config.randomize or 0, "seed": recipe.seed}
     set_seed(recipe.seed)
     classifier = RobustClassifier(
         class_names=class_names,
@@ -82,11 +111,9 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
         mean=list(config.mean),
         std=list(config.std),
         conceal=config.conceal,
-        randomize=None
-        if config.randomize is None
-        else {"min_size": config.randomize, "seed": recipe.seed},
+        randomize=None if config.randomize is None else randomize,
     )
-    check_size(classifier, config)
+    require_size(classifier, config)
     if recipe.checkpoint is not None:
         load_weights(classifier, recipe.checkpoint / SAFETENSORS_SINGLE_FILE)
     if recipe.trn is not None:
@@ -94,111 +121,43 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
     return classifier
 
 
-def check_size(classifier: RobustClassifier, config: ModelConfig) -> None:
-    """Classify a black image; ValueError when the backbone cannot."""
+def require_size(classifier: RobustClassifier, config: ModelConfig) -> None:
+    """Classify a black image; raise UserError if the backbone cannot."""
     size = config.image_size
     try:
         with torch.no_grad(), evaluating(classifier):
             classifier.classify(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"model.image_size: expected one that {config.backbone} takes, received {size}: {error}"
+            f"model.image_size: expected one that {config.backbone} takes, found {size}: {error}"
         ) from error
 
 
-def build_optimizer(recipe: RunRecipe, trained: nn.Module) -> Optimizer:
-    """timm's optimiser, with its parameter groups for weight decay and layer decay.
-
-    Adam, AdamW and SGD update all weights in one kernel of torch's ("fused").
-    """
-    avoid_emulated_bfloat16()
-    config = recipe.optimizer
-    try:
-        optimizer = create_optimizer_v2(
-            trained,
-            opt=config.name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-        )
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"optimizer: {config.name}: {error}") from error
-    if getattr(optimizer, "is_second_order", False):
-        raise UserError(f"optimizer.name: expected one of first order, received {config.name}.")
-    if isinstance(optimizer, Adam | SGD):  # AdamW is an Adam
-        for group in optimizer.param_groups:
-            group["fused"] = True
-    return optimizer
-
-
-def build_training(recipe: Recipe, accelerator: Accelerator, data: TrainingData) -> Training:
-    """Model, optimiser, schedule and objective, handed to accelerate.
-
-    Raises:
-        UserError: the weights are sharded, and the recipe has a TRN, perturbs weights or has them
-            channels-last.
-    """
-    if recipe.trn is not None or recipe.objective.awp_gamma:
-        require_whole_weights(accelerator, "trn and objective.awp_gamma")
-    channels_last = recipe.model.channels_last
-    if channels_last:
-        require_whole_weights(accelerator, "model.channels_last")
-    elif channels_last is None:
-        channels_last = accelerator.device.type == "cpu" and not is_sharded(accelerator)
-    classifier = build_classifier(recipe, data.class_names)
-    optimizer = build_optimizer(recipe, classifier.backbone)
-    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
-    arrange_backbone(
-        recipe.model,
-        classifier.backbone,
-        channels_last=channels_last,
-        graphs=takes_graphs(recipe, accelerator),
-    )
-    # Before prepare: it patches the classifier's forward, and a copy would call the original's.
-    ema = build_average(recipe, classifier)
-    attack = validation_attack(recipe.objective)
-    whole = whole_copy(accelerator, classifier)
-    model, prepared = accelerator.prepare(classifier, optimizer)
-    return Training(
-        recipe=recipe,
-        accelerator=accelerator,
-        classifier=classifier,
-        whole=whole,
-        model=model,
-        optimizer=prepared,
-        scheduler=scheduler,
-        objective=build_objective(recipe.objective, recipe.mixup),
-        fall_back=build_fall_back(recipe.objective),
-        perturbation=build_perturbation(recipe.objective, len(data.train)),
-        validation_attacks={"robust_accuracy": partial(attack_revealed, attack)} if attack else {},
-        ema=ema.to(accelerator.device) if ema else None,
-        train_loader=data.train,
-    )
-
-
 def takes_graphs(recipe: Recipe, accelerator: Accelerator) -> bool:
-    """Whether a compiled backbone may be CUDA graphs, which overwrite what they gave before.
+    """Whether to run a compiled backbone as CUDA graphs.
 
-    So they would overwrite gradients that are to be added up. Several processes were not tried.
+    Not with gradient accumulation: a graph overwrites its former results, among them the gradients
+    to be accumulated. Several processes were not tried.
     """
-    adds_up = recipe.gradient_accumulation > 1 or recipe.auto_batch_size
-    return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not adds_up
+    accumulates = recipe.gradient_accumulation > 1 or recipe.auto_batch_size
+    return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not accumulates
 
 
 def arrange_backbone(
     config: ModelConfig, backbone: nn.Module, *, channels_last: bool, graphs: bool = False
 ) -> None:
-    """Set how the backbone computes. The results stay, within rounding, and the names of its state.
+    """Set how the backbone computes, without changing its state's names or, but for rounding, its
+    results.
 
     Args:
-        config: Whether to compile, and to keep activations.
+        config: Whether to compile, and whether to keep activations.
         backbone: Changed in place.
         channels_last: Lay the weights out channels-last.
-        graphs: Where it is compiled, have a GPU run it as CUDA graphs: small images keep it waiting
-            for the CPU to start each kernel otherwise.
+        graphs: Run a compiled backbone as CUDA graphs, since with small images a GPU otherwise
+            waits for the CPU to start each kernel.
 
     Raises:
-        UserError: gradient checkpointing of a backbone that has none.
+        UserError: The backbone does not support gradient checkpointing.
     """
     if config.gradient_checkpointing:
         try:
@@ -206,49 +165,86 @@ def arrange_backbone(
         except (AttributeError, AssertionError) as error:  # timm's models without it assert
             raise UserError(
                 "model.gradient_checkpointing: expected a backbone that supports it, "
-                f"received {config.backbone}."
+                f"found {config.backbone}."
             ) from error
     optimize_for_cpu(backbone, channels_last=channels_last)
     if channels_last:
-        # Said by DDP of 1x1 kernels, whose strides along sides of 1 it compares too.
+        # DDP warns of 1x1 kernels, since it compares strides along sides of 1 too.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:
         backbone.compile(mode="reduce-overhead" if graphs else None)
 
 
-def build_perturbation(
-    config: ObjectiveConfig, updates_per_epoch: int
-) -> WeightPerturbation | None:
-    """The perturbation of the weights that a recipe asks for."""
-    if config.awp_gamma == 0:
-        return None
-    first_update = config.awp_warmup * updates_per_epoch
-    return WeightPerturbation(gamma=config.awp_gamma, first_update=first_update)
+def build_trn_training(
+    recipe: TRNRecipe, accelerator: Accelerator
+) -> tuple[Training, TrainingData]:
+    """A TRN's model, optimiser, schedule and objective, prepared by accelerate; its data.
 
-
-def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
-    """timm's schedule, stepped before each update."""
-    name, scheduler = recipe.optimizer.schedule, None
-    if name != "plateau":  # which follows the metrics of epochs, not updates
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=name,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.optimizer.warmup_epochs,  # pyright: ignore[reportArgumentType]
-            warmup_lr=0,
-            min_lr=recipe.optimizer.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-    if scheduler is None:
+    Raises:
+        UserError: See `build_restored` and `load_data`; or the data has other classes than the
+            classifier, or the weights are sharded.
+    """
+    require_whole_weights(accelerator, "a TRN")
+    classifier, config = build_restored(recipe), recipe.objective
+    data = load_data(recipe, classifier.image_size, accelerator)
+    if data.class_names != classifier.class_names:
         raise UserError(
-            f"optimizer.schedule: expected a timm schedule by updates, received {name!r}."
+            f"data: expected the classifier's classes in its order, {classifier.class_names}, "
+            f"found {data.class_names}."
         )
-    return scheduler
+    trn = trn_of(classifier)
+    if trn.surrogate and not config.distillation:  # nothing trains it
+        trn.surrogate.requires_grad_(False)
+    trained = classifier if config.end_to_end else trn
+    optimizer = build_optimizer(recipe.optimizer, trained)
+    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
+    optimize_for_cpu(classifier, channels_last=accelerator.device.type == "cpu")
+    ema = build_average(recipe, classifier)
+    model, prepared = accelerator.prepare(RestorationLoss(classifier, config), optimizer)
+    attack = validation_attack(max(each.epsilon for each in config.attacks))
+    training = Training(
+        recipe=recipe,
+        accelerator=accelerator,
+        classifier=classifier,
+        model=model,
+        optimizer=prepared,
+        scheduler=scheduler,
+        objective=RestorationObjective(mixture=build_mixture(config)),
+        validation_attacks={"restored_accuracy": partial(attack_unaware, attack)},
+        ema=ema.to(accelerator.device) if ema else None,
+        train_loader=data.train,
+        repeats_attacks=config.cache,
+        keep=(lambda model: model) if config.end_to_end else trn_of,
+    )
+    return training, data
 
 
-def build_average(recipe: RunRecipe, classifier: RobustClassifier) -> ModelEmaV3 | None:
-    """timm's average of the weights, its decay growing from 0 so that the start is forgotten."""
-    if recipe.ema_decay is None:
-        return None
-    return ModelEmaV3(classifier, decay=recipe.ema_decay, use_warmup=True)
+def build_restored(recipe: TRNRecipe) -> RobustClassifier:
+    """The trained classifier behind a fresh TRN, whose weights are drawn from the seed.
+
+    Raises:
+        UserError: There is no such classifier, the surrogate has no such arguments, or the TRN to
+            start from is missing or of another shape.
+    """
+    model = load_named(recipe.checkpoint, recipe.model).model
+    if not isinstance(model, RobustClassifier):
+        raise UserError(f"model: expected a RobustClassifier, found {type(model).__name__}.")
+    arguments: dict[str, Any] = {**vars(recipe.trn)}
+    start = arguments.pop("start")
+    if recipe.trn.surrogate is not None:
+        arguments["surrogate"] = {"num_classes": len(model.class_names)} | recipe.trn.surrogate
+    set_seed(recipe.seed)
+    model.requires_grad_(recipe.objective.end_to_end)
+    try:
+        model.attach_trn(TRN(**arguments))
+    except TypeError as error:
+        raise UserError(f"trn.surrogate: expected its arguments, found {error}.") from error
+    if start is not None:
+        load_weights(model.restore, start / SAFETENSORS_SINGLE_FILE)
+    return model
+
+
+def trn_of(classifier: RobustClassifier) -> TRN:
+    """The TRN in front of a classifier."""
+    assert isinstance(classifier.restore, TRN)
+    return classifier.restore

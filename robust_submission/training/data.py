@@ -1,4 +1,4 @@
-"""The images of a run: from a recipe's data to the loaders of one process."""
+"""The images of a run: builds the loaders of one process from a recipe."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from robust_submission.training.recipe import DataConfig, RunRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """The loaders of one process; `test` is None where the source has no test images."""
+    """The loaders of one process; `test` is None if the source has no test images."""
 
     class_names: list[str]
     train: TrainingLoader
@@ -38,37 +38,37 @@ class TrainingData:
     test: EvaluationLoader | None
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must find again: the classes and the number of training images."""
+        """The classes and the number of training images, which must be the same when resuming."""
         names = {str(label): name for label, name in enumerate(self.class_names)}
         return {"training_images": len(self.train.dataset), "class_names": names}
 
 
 def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> TrainingData:
-    """Training, validation and test images of this process.
+    """Load this process's training, validation and test images.
 
-    Validation images are the source's own val split, else a stratified share of the training
+    The validation images are the source's own split val, or else a stratified share of the training
     images; the test images are never used to choose anything.
 
     Raises:
-        UserError: no such data, no labels, nothing to validate on, or a batch that the processes
-            cannot share evenly.
+        UserError: There is no such data, it has no labels or no validation images, or the
+            processes cannot share a batch evenly.
     """
     config, parts = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
     if recipe.batch_size % parts:
         raise UserError(
             f"batch_size: expected a multiple of processes x gradient_accumulation = {parts}, "
-            f"received {recipe.batch_size}."
+            f"found {recipe.batch_size}."
         )
     with accelerator.main_process_first():  # one process downloads
         source = _open(config, "train")
     if source.labels is None or source.class_names is None:
-        raise UserError(f"data.name: expected a source with labels, received {config.name}.")
+        raise UserError(f"data.name: expected a source with labels, found {config.name}.")
     splits = available_splits(config.name, config.root, _columns(config))
     chosen = stratified_subset(source.labels, config.limit, recipe.seed)
     fraction = 0 if "val" in splits else config.validation_fraction
     if "val" not in splits and fraction == 0:
         raise UserError(
-            "data.validation_fraction: expected above 0 for data without a split val, received 0."
+            "data.validation_fraction: expected above 0 for data without a split val, found 0."
         )
     kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
     held_out = chosen[held_out]

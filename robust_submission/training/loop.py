@@ -1,38 +1,133 @@
-"""The training of every run: a plain PyTorch loop under accelerate."""
+"""The training loop of every run: plain PyTorch under accelerate."""
 
 import signal
-import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from typing import TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 from tqdm import tqdm
 
-from robust_submission.attacks.base import image_seeds
-from robust_submission.cli.errors import StoppedError
+from robust_submission.attacks import image_seeds
+from robust_submission.cli.errors import StoppedError, UserError
+from robust_submission.cli.log import log
 from robust_submission.data.loader import Batch, EvaluationLoader
+from robust_submission.models.checkpoint import load_weights
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.training.epoch_losses import EpochLosses
-from robust_submission.training.interruption import Interruption
-from robust_submission.training.memory import with_room
-from robust_submission.training.overfitting import collapse_warning, collapsed_epoch
+from robust_submission.runtime import start_accelerator
+from robust_submission.training.data import TrainingData
+from robust_submission.training.objectives import (
+    ROBUST_ACCURACY,
+    collapsed_epoch,
+    perturbed_weights,
+)
+from robust_submission.training.recipe import RunRecipe
 from robust_submission.training.run_folder import RunFolder, best_epoch
-from robust_submission.training.state import Examples, Objective, Training, derived_seed
+from robust_submission.training.state import Interruption, Objective, Training, derived_seed
 from robust_submission.training.validation import validate
+
+CHECK_STEPS = 50
+"""Steps between two checks for NaN, each of which waits for the device."""
+
+SomeRecipe = TypeVar("SomeRecipe", bound=RunRecipe)
+
+
+def run_training(
+    recipe: SomeRecipe,
+    build: Callable[[SomeRecipe, Accelerator], tuple[Training, TrainingData]],
+    report: Callable[[Training, TrainingData, RunFolder], None] | None = None,
+) -> None:
+    """Train as the recipe says and leave a run folder.
+
+    Args:
+        recipe: What to train.
+        build: Makes what the recipe describes: `build_training` or `build_trn_training`.
+        report: Called after the training, such as `summarize`.
+
+    Raises:
+        UserError: The recipe asks for what does not exist or does not go together; see also `fit`.
+        StoppedError: SIGTERM or SIGINT was received, and the state is saved.
+    """
+    accelerator, folder = start_run(recipe)
+    try:
+        training, data = build(recipe, accelerator)
+        folder.begin(accelerator, training.ema, data.identity())
+        fit(training, data.validation, folder)
+        if report:
+            report(training, data, folder)
+    except BaseException:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        raise
+    accelerator.end_training()
+
+
+def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
+    """Start accelerate and open the run folder.
+
+    Raises:
+        UserError: See `RunFolder`; or the device does not have the mixed precision, a tracker is
+            not installed, or there are several processes with `auto_batch_size`.
+    """
+    trackers = ["all", *map(str, get_available_trackers())]
+    for name in recipe.trackers:
+        if name not in trackers:
+            expected = f"installed trackers (here {', '.join(trackers)})"
+            raise UserError(f"trackers: expected {expected}, found {name}.")
+    accelerator = start_accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        log_with=list(recipe.trackers) or None,
+        project_dir=recipe.output,
+    )
+    if recipe.auto_batch_size and accelerator.num_processes > 1:
+        raise UserError(
+            f"auto_batch_size: expected one process, found {accelerator.num_processes}; "
+            "set gradient_accumulation."
+        )
+    if recipe.mixed_precision != "no" and not accelerator.native_amp:
+        device = accelerator.device.type
+        raise UserError(f"mixed_precision: expected no or bf16 on {device}, found fp16.")
+    with accelerator.main_process_first():  # the others find the folder that it makes
+        folder = RunFolder(recipe, is_main=accelerator.is_main_process)
+    return accelerator, folder
+
+
+def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None:
+    """Measure the best epoch on the test images; write summary.json and print it."""
+    best = best_epoch(folder.rows)
+    summary: dict[str, object] = {"best_epoch": best, **folder.rows[best - 1]}
+    if data.test is not None:  # a loader is false where a process has no share
+        classifier = training.whole or training.classifier
+        load_weights(classifier, folder.path / SAFETENSORS_SINGLE_FILE)
+        summary |= validated(training, classifier, data.test, "test")
+    if not training.accelerator.is_main_process:
+        return
+    folder.write_json("summary.json", summary)
+    table = Table("figure", str(folder.path), title=f"best of {len(folder.rows)} epochs")
+    for name, value in summary.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
 
 
 def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> None:
-    """Train from where the run folder stands, validate, keep the best and the last epoch.
+    """Train from the run folder's last state on; validate, keep the best and the last epoch.
 
     Raises:
-        StoppedError: SIGTERM or SIGINT came; the state is saved.
-        UserError: a loss or weight is NaN or infinite; the last state is one before that.
-        UserError: see `with_room`.
+        StoppedError: SIGTERM or SIGINT was received, and the state is saved.
+        UserError: A loss or a weight is NaN or infinite, and the last saved state is from before;
+            or a step does not fit in memory.
     """
     accelerator = training.accelerator
-    if folder.rows and not len(folder.losses):  # a crash may have come between state and best
+    if folder.rows and not len(folder.losses):  # the last run may have ended before `keep_best`
         evaluated = training.evaluated()
         if accelerator.is_main_process:
             keep_best(training, evaluated, folder)
@@ -40,69 +135,84 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
         for epoch in range(len(folder.rows), training.recipe.epochs):
             row = {"epoch": epoch + 1, **train_epoch(training, folder, interruption)}
             evaluated = training.evaluated()
-            row |= validate(training, evaluated, validation, "val")
+            row |= validated(training, evaluated, validation, "val")
             folder.add_row(row)
             accelerator.log(row, step=epoch + 1)
             folder.save_state(accelerator, training.ema)
             if accelerator.is_main_process:
                 keep_best(training, evaluated, folder)
-                if warning := collapse_warning(folder.rows, falls_back=bool(training.fall_back)):
-                    print(warning, file=sys.stderr)
-            if number := interruption.up_to_now():
-                stop(training, number, f"epoch {epoch + 1}")
+                warn_of_collapse(training, folder.rows)
+            if number := interruption.now():
+                stop(accelerator, number, f"epoch {epoch + 1}")
+
+
+def validated(
+    training: Training, model: RobustClassifier, loader: EvaluationLoader, split: str
+) -> dict[str, float]:
+    """The metrics of a model on one split; see `validate`."""
+    attacks, seed = training.validation_attacks, training.recipe.seed
+    return validate(training.accelerator, model, loader, attacks, seed=seed, split=split)
 
 
 def keep_best(training: Training, evaluated: RobustClassifier, folder: RunFolder) -> None:
-    """Write the metrics, and what the last epoch left where it is the best. The main process."""
+    """Write the metrics, and the model if the last epoch is the best. Main process only."""
     if best_epoch(folder.rows) == len(folder.rows):
         folder.write_best(training.keep(evaluated))
     folder.write_metrics()
 
 
-def stop(training: Training, number: int, place: str) -> None:
-    """End the run for a signal, behind a state that was saved at this place."""
-    accelerator = training.accelerator
+def warn_of_collapse(training: Training, rows: list[dict[str, float]]) -> None:
+    """Log a warning if the last epoch is the first with catastrophic overfitting."""
+    if collapsed_epoch(rows) == len(rows):
+        remedy = "continues with more steps" if training.fall_back else "needs more objective.steps"
+        log.warning(
+            f"warning: epoch {len(rows)}: {ROBUST_ACCURACY} fell to {rows[-1][ROBUST_ACCURACY]:.4g}"
+            f" from {max(row[ROBUST_ACCURACY] for row in rows):.4g}, catastrophic overfitting; "
+            f"training {remedy}."
+        )
+
+
+def stop(accelerator: Accelerator, number: int, place: str) -> None:
+    """End the run after a signal; its state was saved at this place."""
     if accelerator.is_main_process:
         name = signal.Signals(number).name
-        tqdm.write(f"{name}: stopped after {place}; go on with --resume.", file=sys.stderr)
+        log.warning(f"{name}: stopped after {place}; continue with --resume.")
     accelerator.wait_for_everyone()  # a launcher ends the others when the first has ended
-    accelerator.end_training()  # the trackers write what they hold
     raise StoppedError(number)
-
-
-def objective_after(training: Training, rows: list[dict[str, float]]) -> Objective:
-    """What is minimised after epochs with these metrics: a function of the metrics alone."""
-    if training.fall_back and collapsed_epoch(rows):
-        return training.fall_back
-    return training.objective
 
 
 def train_epoch(
     training: Training, folder: RunFolder, interruption: Interruption
 ) -> dict[str, float]:
-    """Train on each image once (but for an uneven last batch); mean loss and last learning rate.
+    """Train one epoch, from the folder's last state within it on; mean loss and learning rate.
 
-    The rate is that of the last step, of the layers that have the largest. Begins where the run
-    folder's last state stands within the epoch.
+    Each image is used once, except those that would be in an incomplete last batch. The learning
+    rate is that of the last step; with layer decay, that of the head.
     """
     accelerator, loader = training.accelerator, training.train_loader
-    epoch, save_steps = len(folder.rows), training.recipe.save_steps
-    objective = objective_after(training, folder.rows)
-    losses = EpochLosses(folder, len(loader), accelerator)
-    loader.set_epoch(epoch, losses.start)
+    epoch, steps, start = len(folder.rows), len(loader), len(folder.losses)
+    save_steps = training.recipe.save_steps or 0
+    objective = training.objective
+    if training.fall_back and collapsed_epoch(folder.rows):
+        objective = training.fall_back
+    losses, rates = torch.zeros(steps, device=accelerator.device), [0.0] * steps
+    losses[:start] = folder.losses
+    loader.set_epoch(epoch, start)
     training.model.train()
     show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
-    for batch in show(loader, initial=losses.start, total=len(loader)):
-        loss = train_step(training, objective, batch, (epoch, losses.done))
-        losses.add(loss, largest_rate(training), training.classifier)
-        done, last = losses.done, losses.done == len(loader)
-        number = interruption.up_to_now() if last else interruption.after_step()
-        if number or (save_steps and (last or done % save_steps == 0)):
-            losses.check(training.classifier)
-            folder.save_state(accelerator, training.ema, losses.values[:done])
+    for step, batch in enumerate(show(loader, initial=start, total=steps), start):
+        losses[step] = train_step(training, objective, batch, epoch, step)
+        rates[step] = largest_rate(training)
+        done, last = step + 1, step + 1 == steps
+        number = interruption.now() if last else interruption.after_step()
+        saves = number or (save_steps and (last or done % save_steps == 0))
+        if saves or done % CHECK_STEPS == 0:
+            require_finite(training, folder, losses[:done], rates)
+        if saves:
+            folder.save_state(accelerator, training.ema, losses[:done])
         if number:
-            stop(training, number, f"epoch {epoch + 1}, step {done} of {len(loader)}")
-    losses.check(training.classifier)
+            stop(accelerator, number, f"epoch {epoch + 1}, step {done} of {steps}")
+    require_finite(training, folder, losses, rates)
     loss = float(accelerator.reduce(losses.mean(), "mean"))  # pyright: ignore[reportArgumentType]
     return {"train_loss": loss, "lr": largest_rate(training)}
 
@@ -113,28 +223,20 @@ def largest_rate(training: Training) -> float:
 
 
 def train_step(
-    training: Training, objective: Objective, batch: Batch, place: tuple[int, int]
+    training: Training, objective: Objective, batch: Batch, epoch: int, step: int
 ) -> Tensor:
-    """One update of the weights from this process's share of a batch; its mean loss, detached.
-
-    Args:
-        training: The run.
-        objective: What is minimised.
-        batch: The images.
-        place: Epoch and step, both from 0.
-    """
-    recipe, accelerator, (epoch, step) = training.recipe, training.accelerator, place
-    draw = 0 if training.repeats_attacks else epoch
-    seeds = image_seeds(derived_seed(recipe.seed, draw), batch["indices"])
+    """Update the weights once, from this process's share of a batch; its mean loss, detached."""
+    recipe, accelerator = training.recipe, training.accelerator
     update = epoch * len(training.train_loader) + step
-
-    def gradients() -> Tensor:
-        # Drop-path and mixing then depend on nothing that came before, such as a resume.
-        set_seed(derived_seed(recipe.seed, epoch, step, accelerator.process_index))
-        columns = (batch["images"], batch["labels"], seeds)
-        return accumulate(training, objective, columns, update)
-
-    loss = with_room(training, len(seeds), gradients)
+    while True:
+        try:
+            loss = compute_gradients(training, objective, batch, epoch, step)
+            break
+        except torch.OutOfMemoryError as error:
+            require_smaller_parts(training, len(batch["images"]), error)
+        # Outside the except clause, whose error keeps the step's tensors alive.
+        training.model.zero_grad()
+        accelerator.gradient_accumulation_steps *= 2
     if recipe.optimizer.clip_grad:
         accelerator.clip_grad_norm_(training.model.parameters(), recipe.optimizer.clip_grad)
     training.scheduler.step_update(update)
@@ -145,49 +247,84 @@ def train_step(
     return loss
 
 
-def accumulate(
-    training: Training, objective: Objective, columns: tuple[Tensor, ...], update: int
+def compute_gradients(
+    training: Training, objective: Objective, batch: Batch, epoch: int, step: int
 ) -> Tensor:
-    """Add up the gradients of the parts of a process's share; its mean loss, detached."""
-    accelerator = training.accelerator
+    """Forward and backward pass of each part of the share; the mean loss, detached."""
+    seed, accelerator = training.recipe.seed, training.accelerator
+    draw = 0 if training.repeats_attacks else epoch
+    image_draws = image_seeds(derived_seed(seed, draw), batch["indices"])
+    # Drop-path and mixing then depend on nothing that came before, such as a resume.
+    set_seed(derived_seed(seed, epoch, step, accelerator.process_index))
     parts = accelerator.gradient_accumulation_steps
-    accelerator.step = 0  # of the accumulation, whose parts a resumed run may have set anew
+    accelerator.step = 0  # of the accumulation; a resumed run may have another number of parts
     total = torch.zeros((), device=accelerator.device)
-    for chunk in zip(*(each.chunk(parts) for each in columns), strict=True):
+    columns = (batch["images"], batch["labels"], image_draws)
+    for images, labels, seeds in zip(*(each.chunk(parts) for each in columns), strict=True):
+        # From the loader's pinned memory: the CPU does not wait for the GPU.
+        images = images.to(accelerator.device, non_blocking=True)
+        labels = labels.to(accelerator.device, non_blocking=True)
         with accelerator.accumulate(training.model):
-            total += backward(training, objective, chunk, update) / parts
+            with accelerator.autocast():
+                examples = objective.examples(training.classifier, images, labels, seeds)
+            perturbed = nullcontext()
+            if training.awp_gamma and epoch >= training.awp_warmup:
+                victim_loss = partial(objective.loss, examples=examples)
+                weights = (accelerator, training.classifier)
+                perturbed = perturbed_weights(*weights, victim_loss, training.awp_gamma)
+            with perturbed:
+                with accelerator.autocast():
+                    loss = objective.loss(training.model, examples)
+                accelerator.backward(loss)
+        total += loss.detach() / parts
     return total
 
 
-def backward(
-    training: Training, objective: Objective, chunk: tuple[Tensor, ...], update: int
-) -> Tensor:
-    """Add the gradient of a chunk's mean loss; that loss, detached."""
-    accelerator, (images, labels, seeds) = training.accelerator, chunk
-    # From the loader's pinned memory: the CPU does not wait for what a GPU still computes.
-    images, labels = (each.to(accelerator.device, non_blocking=True) for each in (images, labels))
-    with accelerator.autocast():
-        examples = objective.examples(training.classifier, (images, labels, seeds))
-    with perturbation(training, objective, examples, update):
-        with accelerator.autocast():
-            loss = objective.loss(training.model, examples)
-        accelerator.backward(loss)
-    return loss.detach()
+def require_smaller_parts(training: Training, share: int, error: Exception) -> None:
+    """Raise UserError unless the recipe allows to compute a step in twice as many parts.
+
+    The batch stays the same, and so do the weights, within rounding, except for what each part
+    draws or computes for itself: drop-path, batch norm, adversarial weight perturbation.
+    """
+    parts = training.accelerator.gradient_accumulation_steps
+    if not training.recipe.auto_batch_size or share % (2 * parts):
+        raise UserError(
+            f"out of memory with {share // parts} images at once: increase gradient_accumulation "
+            "(same batch; auto_batch_size finds it), set mixed_precision to bf16, or lower "
+            "batch_size."
+        ) from error
+    log.warning(
+        f"warning: out of memory with {share // parts} images at once; "
+        f"continuing with gradient_accumulation {2 * parts}."
+    )
 
 
-def perturbation(
-    training: Training, objective: Objective, examples: Examples, update: int
-) -> AbstractContextManager[None]:
-    """The block in which the weights are perturbed against the loss of the examples, if at all."""
-    perturb, accelerator = training.perturbation, training.accelerator
-    if perturb is None or update < perturb.first_update:
-        return nullcontext()
+def require_finite(
+    training: Training, folder: RunFolder, losses: Tensor, rates: list[float]
+) -> None:
+    """Check the losses of an epoch's steps and the weights. All processes, with the same result.
 
-    def loss(classifier: nn.Module) -> Tensor:
-        with accelerator.autocast():
-            value = objective.loss(classifier, examples)
-        # As the update's: the gradients of whole layers would vanish in float16.
-        return value if accelerator.scaler is None else accelerator.scaler.scale(value)
+    Args:
+        training: Its classifier's weights are checked.
+        folder: Named in the error.
+        losses: (steps,), this process's.
+        rates: The learning rate of each step.
 
-    mean = partial(accelerator.reduce, reduction="mean")
-    return perturb(training.classifier, loss, mean)  # pyright: ignore[reportArgumentType]
+    Raises:
+        UserError: One of them is NaN or infinite, in any process.
+    """
+    gathered = training.accelerator.gather(losses[None])  # (processes, steps)
+    assert isinstance(gathered, Tensor)
+    wrong = (~gathered.T.isfinite()).nonzero()
+    weights = torch.stack([each.isfinite().all() for each in training.classifier.parameters()])
+    if len(wrong):
+        step, process = wrong[0].tolist()
+        fault = f"a finite loss, found {float(gathered[process, step])}"
+    elif not weights.all():  # the same in all processes, or in the shards of all
+        step, fault = len(losses) - 1, "finite weights after it, found NaN or infinity"
+    else:
+        return
+    raise UserError(
+        f"epoch {len(folder.rows) + 1}, step {step + 1}: expected {fault} at a learning rate of "
+        f"{rates[step]:.4g}; the last good state is {folder.last_state() or 'none yet'}."
+    )

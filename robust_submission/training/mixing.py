@@ -1,57 +1,59 @@
-"""MixUp, CutMix, either of them, and FGSM of random radius, drawn image by image.
+"""MixUp, CutMix and FGSM of random radius, drawn per image, and the objectives that use them.
 
-The images at 2 k and 2 k + 1 of a batch are a pair. The batch is in random order, so a pair is a
-random one; and as long as processes and accumulation cut a global batch into even parts, it is the
-same pair however many they are. Each image of a pair draws a mixture of its own from its seed.
+The images at 2k and 2k + 1 of a batch are a pair. The batch is in random order, so the pairs are
+random; and as long as processes and gradient accumulation cut a global batch into even shares, the
+pairs are the same whatever their number. Each image of a pair draws its own mixture from its seed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from robust_submission.attacks.base import Model
+from robust_submission.attacks import Model, input_gradient
 from robust_submission.attacks.losses import cross_entropy
-from robust_submission.attacks.pgd import input_gradient
 from robust_submission.cli.errors import UserError
+from robust_submission.models.classifier import reveal
+from robust_submission.models.surgery import evaluating, frozen
 
 
 @dataclass(frozen=True)
 class MixingDraws:
-    """For each image of a batch, (B,) float32 from 0 to 1."""
+    """Random numbers per image of a batch: (B,) float32, 0 to 1, if not said otherwise."""
 
     mixup: Tensor
     """Share of its own pixels in MixUp."""
     cutmix: Tensor
-    """Share of its own pixels in CutMix, but for what the border cuts off."""
+    """Share of its own pixels in CutMix, before the box is cut at the border."""
     centers: Tensor
-    """(B, 2), the middle of CutMix's box, in heights and widths."""
+    """(B, 2), the centre of CutMix's box, as shares of height and width."""
     radius: Tensor
-    """Of FGSM, from the smallest at 0 to the largest at 1."""
+    """Radius of FGSM: 0 is the smallest, 1 the largest."""
     chance: Tensor
-    """Decides between MixUp, CutMix and neither."""
+    """Chooses between MixUp, CutMix and neither."""
 
     def to(self, device: torch.device) -> "MixingDraws":
-        """The draws on a device."""
+        """Move the draws to a device."""
         return MixingDraws(*(each.to(device) for each in vars(self).values()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """By default what the challenge's 2nd place mixed and attacked with."""
+    """Mixes and attacks images; the defaults are those of the challenge's 2nd place."""
 
     mixup_alpha: float = 1.0
-    """Beta(alpha, alpha) of the shares in MixUp (Zhang et al. 2018); 0: it mixes nothing."""
+    """Shares in MixUp are from Beta(alpha, alpha) (Zhang et al. 2018); 0 mixes nothing."""
     cutmix_alpha: float = 1.0
-    """The same in CutMix (Yun et al. 2019)."""
+    """The same for CutMix (Yun et al. 2019)."""
     smallest: float = 0.001
     """Smallest radius of FGSM in L-infinity, in pixel values from 0 to 1."""
     largest: float = 0.08
     """Largest radius of FGSM."""
 
     def draw(self, seeds: Tensor) -> MixingDraws:
-        """The draws of images with these seeds (B,), int64, on the CPU."""
+        """Draw for images with these seeds, (B,), int64; the draws are on the CPU."""
         rows = list[np.ndarray]()
         for seed in seeds.tolist():
             generator = np.random.default_rng(seed)
@@ -65,22 +67,22 @@ class Mixing:
         """The values (B, ...) of each image's partner.
 
         Raises:
-            UserError: an odd number of them.
+            UserError: The number of images is odd.
         """
         if len(values) % 2:
             raise UserError(
-                "expected a batch_size of which each process and each part of gradient_accumulation"
-                f" gets an even number of images, received {len(values)}."
+                "batch_size: expected an even number of images per process and part of "
+                f"gradient_accumulation, found {len(values)}."
             )
         return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
     def mixup(self, images: Tensor, draws: MixingDraws) -> tuple[Tensor, Tensor]:
-        """MixUp of each image (B, 3, H, W) with its partner, and the share (B,) of its own."""
+        """MixUp of each image with its partner, (B, 3, H, W), and the image's own share, (B,)."""
         share = draws.mixup.view(-1, 1, 1, 1)
         return share * images + (1 - share) * self.partners(images), draws.mixup
 
     def cutmix(self, images: Tensor, draws: MixingDraws) -> tuple[Tensor, Tensor]:
-        """A box of its partner in each image (B, 3, H, W), and the share (B,) of its own pixels."""
+        """A box of the partner in each image, (B, 3, H, W), and the image's own share, (B,)."""
         inside = torch.ones(len(images), 1, 1, dtype=torch.bool, device=images.device)
         for axis, size in enumerate(images.shape[2:]):
             middle = (draws.centers[:, axis] * size).floor()
@@ -94,12 +96,13 @@ class Mixing:
     def either(
         self, images: Tensor, draws: MixingDraws, probability: float
     ) -> tuple[Tensor, Tensor]:
-        """MixUp or CutMix of each image (B, 3, H, W), or itself; the share (B,) of its own pixels.
+        """MixUp, CutMix or neither per image, (B, 3, H, W), and the image's own share, (B,).
 
         Args:
-            images: RGB, 0 to 1.
-            draws: Of these images.
-            probability: Of being mixed; by both alike, or by the one whose alpha is above 0.
+            images: (B, 3, H, W), RGB, 0 to 1.
+            draws: The draws of these images.
+            probability: Chance that an image is mixed: by MixUp and CutMix equally often, or by the
+                one whose alpha is above 0.
         """
         mixed, mixed_share = self.mixup(images, draws)
         cut, cut_share = self.cutmix(images, draws)
@@ -112,15 +115,101 @@ class Mixing:
         return torch.where(by_mixup, mixed, cut.where(by_cutmix, images)), share
 
     def fgsm(self, model: Model, images: Tensor, labels: Tensor, draws: MixingDraws) -> Tensor:
-        """FGSM examples (Goodfellow et al. 2015), each image of a radius of its own.
+        """FGSM examples (Goodfellow et al. 2015) with a random radius per image, (B, 3, H, W).
 
         Args:
-            model: Without gradient masking, in eval mode.
-            images: (B, 3, H, W), float32, 0 to 1.
+            model: A model without gradient masking, in eval mode.
+            images: (B, 3, H, W), float32, RGB, 0 to 1.
             labels: (B,), int64.
-            draws: Of these images.
+            draws: The draws of these images.
         """
         gradient, _ = input_gradient(model, images, labels, cross_entropy)
         radius = self.smallest + (self.largest - self.smallest) * draws.radius
         moved = images + radius.view(-1, 1, 1, 1) * gradient.nan_to_num().sign()
         return moved.clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedCrossEntropy:
+    """Cross-entropy on images mixed by MixUp or CutMix, both labels weighted by their share."""
+
+    mixing: Mixing
+    """Draws the mixtures."""
+    probability: float = 1.0
+    """Share of images that are mixed."""
+    label_smoothing: float = 0.0
+    """Share of every target spread evenly over all classes."""
+
+    def examples(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Mixed images (B, 3, H, W); labels, the partners' labels, and the own shares, (B,) each.
+
+        Raises:
+            UserError: The number of images is odd.
+        """
+        draws = self.mixing.draw(seeds).to(images.device)
+        mixed, shares = self.mixing.either(images, draws, self.probability)
+        return mixed, labels, self.mixing.partners(labels), shares
+
+    def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
+        """The mean."""
+        images, own, other, shares = examples
+        return mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """Objective of the challenge's 2nd place: clean + MixUp + CutMix + FGSM cross-entropy.
+
+    Each has weight 1. The four batches go through the model as one.
+    """
+
+    mixing: Mixing = field(default_factory=Mixing)
+    """Draws the mixtures and the radii."""
+    label_smoothing: float = 0.0
+    """Share of every target spread evenly over all classes."""
+
+    def examples(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Clean, MixUp, CutMix and FGSM images, (4B, 3, H, W); for each the label, the partner's
+        label, and the own share, (4B,).
+
+        Raises:
+            UserError: The number of images is odd.
+        """
+        draws = self.mixing.draw(seeds).to(images.device)
+        mixed, mixed_share = self.mixing.mixup(images, draws)
+        cut, cut_share = self.mixing.cutmix(images, draws)
+        with evaluating(classifier), frozen(classifier):
+            attacked = self.mixing.fgsm(reveal(classifier), images, labels, draws)
+        whole = torch.ones_like(mixed_share)
+        shares = torch.cat([whole, mixed_share, cut_share, whole])
+        partners = self.mixing.partners(labels)
+        batch = torch.cat([images, mixed, cut, attacked])
+        return batch, labels.repeat(4), partners.repeat(4), shares
+
+    def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
+        """The sum of the four means."""
+        images, own, other, shares = examples
+        return 4 * mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
+
+
+def mixed_cross_entropy(
+    logits: Tensor, own: Tensor, other: Tensor, shares: Tensor, label_smoothing: float
+) -> Tensor:
+    """Mean cross-entropy of logits (B, num_classes) with two labels each, weighted by share.
+
+    Args:
+        logits: (B, num_classes).
+        own: (B,), int64, the labels of weight `shares`.
+        other: (B,), int64, the labels of weight 1 - `shares`.
+        shares: (B,), 0 to 1.
+        label_smoothing: Share of every target spread evenly over all classes.
+    """
+    own_loss, other_loss = (
+        F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
+        for each in (own, other)
+    )
+    return (shares * own_loss + (1 - shares) * other_loss).mean()

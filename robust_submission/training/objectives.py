@@ -1,36 +1,38 @@
-"""What a classifier's training step minimises: on images, on adversarial examples, on both."""
+"""What a classifier's training minimises, plain or robust, and the attacks that belong to it."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_submission.attacks.base import Attack
-from robust_submission.attacks.pgd import PGD
+from robust_submission.attacks import PGD, Attack
 from robust_submission.models.classifier import reveal
 from robust_submission.models.surgery import evaluating, frozen
-from robust_submission.training.mixing import Mixing
+from robust_submission.training.mixing import Challenge, MixedCrossEntropy, Mixing
 from robust_submission.training.recipe import MixupConfig, ObjectiveConfig
-from robust_submission.training.state import Chunk, Examples
 
 FALL_BACK_STEPS = 4
-"""Steps, of 2.5 epsilon / 4 each, of the attack that takes the place of one step that fails."""
+"""Attack steps of the objective that replaces one-step training after it has collapsed."""
 
 
 def attack_revealed(
     attack: Attack, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
 ) -> Tensor:
-    """Adversarial examples made through `reveal(classifier)`, in eval mode and with frozen weights.
+    """Adversarial examples made through `reveal(classifier)`, in eval mode, with frozen weights.
 
-    Both are restored. An attacker that GCM misleads would train the model against noise.
+    Mode and `requires_grad` are restored. An attacker that GCM misleads would train the model
+    against noise.
 
     Args:
         attack: Makes the examples.
         classifier: The bare classifier, not a parallel wrapper around it.
         images: (B, 3, H, W), float32, RGB, 0 to 1.
-        labels: (B,), int64; or probabilities (B, num_classes) where the attack takes them.
-        seeds: (B,), int64, of each image's random start.
+        labels: (B,), int64; or probabilities (B, num_classes), if the attack accepts them.
+        seeds: (B,), int64, one seed per image for its random start.
     """
     with evaluating(classifier), frozen(classifier):
         return attack(reveal(classifier), images, labels, seeds=seeds)
@@ -38,38 +40,39 @@ def attack_revealed(
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """Cross-entropy, on the images or on adversarial examples of them (Madry et al. 2018).
+    """Cross-entropy on clean images, or on adversarial examples (Madry et al. 2018).
 
-    With an attack of one step it is fast adversarial training (Wong et al. 2020).
+    With an attack of one step this is fast adversarial training (Wong et al. 2020).
     """
 
     attack: PGD | None = None
-    """Makes the examples; None trains on the images themselves."""
+    """Makes the adversarial examples; None trains on clean images."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
 
-    def examples(self, classifier: nn.Module, chunk: Chunk) -> Examples:
-        """Images (B, 3, H, W) and their targets."""
-        images, targets, seeds = chunk
+    def examples(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The images to train on, (B, 3, H, W), and their labels, (B,)."""
         if self.attack:
-            images = attack_revealed(self.attack, classifier, images, targets, seeds)
-        return images, targets
+            images = attack_revealed(self.attack, classifier, images, labels, seeds)
+        return images, labels
 
-    def loss(self, model: nn.Module, examples: Examples) -> Tensor:
-        """The mean cross-entropy of `model`."""
-        images, targets = examples
-        return F.cross_entropy(model(images).float(), targets, label_smoothing=self.label_smoothing)
+    def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
+        """The mean."""
+        images, labels = examples
+        return F.cross_entropy(model(images).float(), labels, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trades:
-    """TRADES (Zhang et al. 2019): clean cross-entropy, and how far an attacker moves the output.
+    """TRADES (Zhang et al. 2019): clean cross-entropy plus a divergence that an attack maximises.
 
-    CE(f(x), y) + beta * KL(f(x) || f(x')), where x' raises that divergence. For fixed f(x) its
-    gradient at x' is that of the cross-entropy with the probabilities f(x) as labels, which the
-    attack raises. It starts at a random point of the ball, where the authors' starts at normal
-    noise of deviation 0.001: at x itself the gradient is zero. Clean and adversarial images go
-    through the model as one batch, which batch normalisation, where there is any, sees together.
+    CE(f(x), y) + beta * KL(f(x) || f(x')), where x' maximises the divergence. For fixed f(x) the
+    divergence has the same gradient at x' as the cross-entropy with the probabilities f(x) as
+    labels, which is what the attack maximises. It starts at a random point of the ball, the
+    authors' at normal noise of deviation 0.001: at x itself the gradient is zero. Clean and
+    adversarial images go through the model as one batch, so batch normalisation sees them together.
     """
 
     attack: PGD
@@ -77,17 +80,18 @@ class Trades:
     beta: float = 6.0
     """Weight of the divergence."""
     label_smoothing: float = 0.0
-    """Share of the target of the clean images spread evenly over all classes."""
+    """Share of the clean images' target spread evenly over all classes."""
 
-    def examples(self, classifier: nn.Module, chunk: Chunk) -> Examples:
-        """Clean images, then adversarial ones, (2 B, 3, H, W), and the labels (B,)."""
-        images, labels, seeds = chunk
+    def examples(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Clean images, then adversarial ones, (2B, 3, H, W), and the labels, (B,)."""
         with evaluating(classifier), torch.no_grad():
             probabilities = classifier(images).float().softmax(1)
         adversarial = attack_revealed(self.attack, classifier, images, probabilities, seeds)
         return torch.cat([images, adversarial]), labels
 
-    def loss(self, model: nn.Module, examples: Examples) -> Tensor:
+    def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
         """The mean over the B images."""
         images, labels = examples
         clean, adversarial = model(images).float().chunk(2)
@@ -98,119 +102,97 @@ class Trades:
         return natural + self.beta * divergence
 
 
-@dataclass(frozen=True, kw_only=True)
-class MixedCrossEntropy:
-    """Cross-entropy on images mixed by MixUp or CutMix, and on their two labels by their shares.
-
-    Draws and pairs as those of `Challenge`.
-    """
-
-    mixing: Mixing
-    """Draws the mixtures."""
-    probability: float = 1.0
-    """Share of images that are mixed."""
-    label_smoothing: float = 0.0
-    """Share of every target spread evenly over all classes."""
-
-    def examples(self, classifier: nn.Module, chunk: Chunk) -> Examples:
-        """Images (B, 3, H, W); then, (B,): label, label mixed in, and the share of the first.
-
-        Raises:
-            UserError: an odd number of images, which cannot be paired.
-        """
-        images, labels, seeds = chunk
-        draws = self.mixing.draw(seeds).to(images.device)
-        mixed, shares = self.mixing.either(images, draws, self.probability)
-        return mixed, labels, self.mixing.partners(labels), shares
-
-    def loss(self, model: nn.Module, examples: Examples) -> Tensor:
-        """The mean."""
-        images, own, other, shares = examples
-        return mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Challenge:
-    """The challenge's 2nd place: clean + MixUp + CutMix + FGSM cross-entropy, each of weight 1.
-
-    Every draw is a function of the image's seed, and the pairs are neighbours in the global batch
-    (see `training.mixing`): the same whatever the processes and the gradient accumulation. The four
-    batches go through the model as one.
-    """
-
-    mixing: Mixing = field(default_factory=Mixing)
-    """Draws the mixtures and the radii."""
-    label_smoothing: float = 0.0
-    """Share of every target spread evenly over all classes."""
-
-    def examples(self, classifier: nn.Module, chunk: Chunk) -> Examples:
-        """Clean, MixUp, CutMix and FGSM images (4 B, 3, H, W); then for each of them, (4 B,): its
-        label, the label that is mixed in, and the share of its own.
-
-        Raises:
-            UserError: an odd number of images, which cannot be paired.
-        """
-        images, labels, seeds = chunk
-        draws = self.mixing.draw(seeds).to(images.device)
-        mixed, mixed_share = self.mixing.mixup(images, draws)
-        cut, cut_share = self.mixing.cutmix(images, draws)
-        with evaluating(classifier), frozen(classifier):
-            attacked = self.mixing.fgsm(reveal(classifier), images, labels, draws)
-        whole = torch.ones_like(mixed_share)
-        shares = torch.cat([whole, mixed_share, cut_share, whole])
-        partners = self.mixing.partners(labels)
-        batch = torch.cat([images, mixed, cut, attacked])
-        return batch, labels.repeat(4), partners.repeat(4), shares
-
-    def loss(self, model: nn.Module, examples: Examples) -> Tensor:
-        """The sum of the four means."""
-        images, own, other, shares = examples
-        return 4 * mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
-
-
-def mixed_cross_entropy(
-    logits: Tensor, own: Tensor, other: Tensor, shares: Tensor, label_smoothing: float
-) -> Tensor:
-    """The mean cross-entropy of logits (B, num_classes) with two labels each, (B,), by share."""
-    own_loss, other_loss = (
-        F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
-        for each in (own, other)
-    )
-    return (shares * own_loss + (1 - shares) * other_loss).mean()
-
-
 def build_objective(
-    config: ObjectiveConfig, mixup: MixupConfig | None = None
+    config: ObjectiveConfig, mixup: MixupConfig
 ) -> CrossEntropy | Trades | MixedCrossEntropy | Challenge:
-    """The objective that a recipe asks for."""
+    """The objective of a recipe, with its attack."""
     smoothing = config.label_smoothing
-    attack = PGD(epsilon=config.epsilon, step_size=config.step_size, steps=config.steps)
-    if config.name == "adversarial":
+    if config.attacks:
+        attack = PGD(epsilon=config.epsilon, step_size=config.step_size, steps=config.steps)
+        if config.name == "trades":
+            return Trades(attack=attack, beta=config.beta, label_smoothing=smoothing)
         return CrossEntropy(attack=attack, label_smoothing=smoothing)
-    if config.name == "trades":
-        return Trades(attack=attack, beta=config.beta, label_smoothing=smoothing)
     if config.name == "challenge":
         return Challenge(label_smoothing=smoothing)
-    if mixup and mixup.mixes:
+    if mixup.mixes:
         mixing = Mixing(mixup_alpha=mixup.mixup_alpha, cutmix_alpha=mixup.cutmix_alpha)
         return MixedCrossEntropy(mixing=mixing, probability=mixup.prob, label_smoothing=smoothing)
     return CrossEntropy(label_smoothing=smoothing)
 
 
-def build_fall_back(config: ObjectiveConfig) -> CrossEntropy | Trades | None:
-    """The objective with several steps for one-step training that collapses; None for others."""
-    objective = build_objective(config)
-    if not config.attacks or config.steps > 1 or not config.fall_back:
+def with_more_steps(objective: CrossEntropy | Trades) -> CrossEntropy | Trades | None:
+    """The objective with an attack of several steps; None if it has several already, or none."""
+    if objective.attack is None or objective.attack.steps > 1:
         return None
-    assert isinstance(objective, (CrossEntropy, Trades))
-    return replace(objective, attack=PGD(epsilon=config.epsilon, steps=FALL_BACK_STEPS))
+    attack = replace(objective.attack, steps=FALL_BACK_STEPS, step_size=None)
+    return replace(objective, attack=attack)
 
 
-def validation_attack(config: ObjectiveConfig) -> PGD | None:
-    """The attack that chooses the best epoch: ten steps, which one-step training can't fool.
+def validation_attack(epsilon: float) -> PGD:
+    """The attack that chooses the best epoch: ten steps, which one-step training cannot fool."""
+    return PGD(epsilon=epsilon, step_size=epsilon / 4, steps=10)
 
-    None for objectives that train against no one radius: clean accuracy then chooses.
+
+ROBUST_ACCURACY = "val_robust_accuracy"
+
+
+def collapsed_epoch(rows: Sequence[Mapping[str, float]]) -> int | None:
+    """The first epoch (from 1) in which catastrophic overfitting was measured; None if in none.
+
+    One-step adversarial training may learn to fool its own attack: within an epoch the accuracy
+    under PGD falls from its best to almost nothing, while that under the one step rises (Wong et
+    al. 2020). An epoch has collapsed if its accuracy under PGD is below half of the best so far,
+    and at least 0.05 below it: the first epochs rise from nothing, with noise.
+
+    Args:
+        rows: The metrics of each epoch, as in metrics.csv. The answer depends on nothing else, so
+            that a resumed run decides the same.
     """
-    if not config.attacks:
-        return None
-    return PGD(epsilon=config.epsilon, step_size=config.epsilon / 4, steps=10)
+    best = 0.0
+    for epoch, row in enumerate(rows, start=1):
+        accuracy = row.get(ROBUST_ACCURACY, best)
+        if accuracy < 0.5 * best and accuracy <= best - 0.05:
+            return epoch
+        best = max(best, accuracy)
+    return None
+
+
+@contextmanager
+def perturbed_weights(
+    accelerator: Accelerator,
+    classifier: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    gamma: float,
+) -> Iterator[None]:
+    """Adversarial weight perturbation, AWP (Wu et al. 2020): maximise the loss over the weights.
+
+    Within the block each weight matrix is moved by one step of gradient ascent, of a size relative
+    to its norm (equation 10); after it the weights are restored bit for bit. Weights of one
+    dimension (biases, norms, layer scales) do not move, as in the paper. The ascent uses the
+    classifier in eval mode, so that it draws no random numbers and changes no buffers.
+
+    Args:
+        accelerator: Averages the gradients over all processes, so that their weights stay equal.
+        classifier: The bare classifier, not a parallel wrapper around it.
+        loss: The loss to maximise, a function of the classifier.
+        gamma: Size of the perturbation relative to the norm of each weight matrix.
+    """
+    weights = [each for each in classifier.parameters() if each.requires_grad and each.ndim > 1]
+    with evaluating(classifier), torch.enable_grad():
+        with accelerator.autocast():
+            value = loss(classifier)
+        if accelerator.scaler is not None:  # float16 gradients of whole layers would vanish
+            value = accelerator.scaler.scale(value)
+        gradients = accelerator.reduce(list(torch.autograd.grad(value, weights)), "mean")
+    kept = [each.detach().clone() for each in weights]
+    try:
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                gradient.nan_to_num_(0, 0, 0)  # what overflows in float16 does not move
+                length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+                weight.add_(gradient * (gamma * weight.norm() / length))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, former in zip(weights, kept, strict=True):
+                weight.copy_(former)

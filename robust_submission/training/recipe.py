@@ -1,7 +1,7 @@
-"""A recipe: everything that decides a training run, as keyword-only dataclasses.
+"""A recipe: all settings of a training run, as keyword-only dataclasses.
 
 A YAML file in training/recipes/ sets a few keys; every key can be set on the command line
-(`--optimizer.lr 1e-3`); the fully resolved recipe is written to the run folder.
+(`--optimizer.lr 1e-3`); the resolved recipe is written to the run folder.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -15,15 +15,15 @@ from robust_submission.cli.command import Names, Ratio
 from robust_submission.cli.errors import UserError
 
 
-def _require(holds: bool, name: str, expected: str, received: object) -> None:
-    """Refuse what the type of a key lets pass; NaN holds no comparison."""
+def _require(holds: bool, name: str, expected: str, found: object) -> None:
+    """Raise UserError for a value that a key's type allows but that makes no sense, such as NaN."""
     if not holds:
-        raise UserError(f"{name}: expected {expected}, received {received}.")
+        raise UserError(f"{name}: expected {expected}, found {found}.")
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """What is trained on."""
+    """The images to train on."""
 
     name: str = "digits"
     """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge or csv: see data/README.md."""
@@ -37,10 +37,10 @@ class DataConfig:
     label_column: str | None = None
     """hf: the column of the labels; by default the one of type ClassLabel."""
     limit: int | None = None
-    """Use this many of the training images, drawn with the seed and stratified by class, those held
-    out for validation among them; null for all."""
+    """Use only this many of the training images, drawn with the seed and stratified by class,
+    including those held out for validation; null for all."""
     validation_fraction: float = 0.1
-    """Share of the training images, above 0, held out to choose the best epoch, where root has no
+    """Share of the training images, above 0, held out to choose the best epoch if root has no split
     val."""
     validation_limit: int | None = None
     """Validate on at most this many of them, stratified by class; null for all."""
@@ -50,7 +50,7 @@ class DataConfig:
     """Mirror half of the training images (5 % with challenge, nothing with none); off where
     left and right matter (digits)."""
     num_workers: int = 0
-    """Processes that read and augment images; changes no result."""
+    """Number of processes that read and augment images; does not change the result."""
 
 
 @dataclass(kw_only=True)
@@ -68,16 +68,16 @@ class ModelConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of each channel."""
     conceal: bool = True
-    """Put GCM in front."""
+    """Put GCM in front of the backbone."""
     randomize: int | None = None
-    """Smallest side of the random resize-and-pad; null for none."""
+    """Smallest side of the random resize-and-pad in pixels; null for none."""
     compile: bool = False
-    """Compile the backbone (torch.compile) for training, for one GPU as CUDA graphs unless
-    gradients are accumulated; not behind a TRN."""
+    """Compile the backbone (torch.compile) for training; on one GPU as CUDA graphs, unless
+    gradients are accumulated. Not possible behind a TRN."""
     channels_last: bool | None = None
     """Keep the backbone's weights in channels-last memory format; null: on a CPU."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of keeping them."""
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 1, "model.image_size", "at least 1", self.image_size)
@@ -90,8 +90,8 @@ class ObjectiveConfig:
 
     name: Literal["standard", "adversarial", "trades", "challenge"] = "standard"
     """standard: cross-entropy; adversarial: cross-entropy on PGD examples (Madry et al. 2018);
-    trades: both kinds of images (Zhang et al. 2019); challenge: clean, MixUp, CutMix and FGSM
-    images of random radius, as the challenge's 2nd place."""
+    trades: clean and PGD examples (Zhang et al. 2019); challenge: clean, MixUp, CutMix and FGSM
+    images of random radius, like the challenge's 2nd place."""
     epsilon: Ratio = Ratio("8/255")
     """Radius of the attack in L-infinity, in pixel values from 0 to 1."""
     step_size: Ratio = Ratio("2/255")
@@ -103,11 +103,11 @@ class ObjectiveConfig:
     beta: float = 6.0
     """Weight of the divergence in trades."""
     fall_back: bool = True
-    """Let training with one step go on with four from the epoch after val_robust_accuracy has
-    fallen below half of its best (catastrophic overfitting); with more steps it only warns."""
+    """Continue one-step training with four steps after val_robust_accuracy has fallen below half of
+    its best (catastrophic overfitting). With more steps there is only a warning."""
     awp_gamma: float = 0.0
-    """Size of the adversarial weight perturbation (Wu et al. 2020; theirs is 0.005 to 0.01) of
-    adversarial and trades, relative to the weights; 0 for none."""
+    """Size of the adversarial weight perturbation of adversarial and trades, relative to the
+    weights (Wu et al. 2020 use 0.005 to 0.01); 0 for none."""
     awp_warmup: int = 0
     """Epochs before the weights are perturbed."""
 
@@ -115,29 +115,29 @@ class ObjectiveConfig:
         if self.steps < 1 or not (0 <= self.epsilon < inf and 0 < self.step_size < inf):
             raise UserError(
                 "objective: expected steps >= 1, epsilon >= 0, step_size > 0, "
-                f"received {self.steps}, {self.epsilon}, {self.step_size}."
+                f"found {self.steps}, {self.epsilon}, {self.step_size}."
             )
         smoothing = self.label_smoothing
         _require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
         if not all(0 <= each < inf for each in (self.beta, self.awp_gamma, self.awp_warmup)):
             raise UserError(
                 "objective: expected beta, awp_gamma, awp_warmup >= 0, "
-                f"received {self.beta}, {self.awp_gamma}, {self.awp_warmup}."
+                f"found {self.beta}, {self.awp_gamma}, {self.awp_warmup}."
             )
         if self.awp_gamma and not self.attacks:
             raise UserError(
-                f"objective.awp_gamma: expected adversarial or trades, received {self.name}."
+                f"objective.awp_gamma: expected adversarial or trades, found {self.name}."
             )
 
     @property
     def attacks(self) -> bool:
-        """Whether it trains against an attacker of the given radius and steps."""
+        """Whether it trains on PGD examples of the given radius and steps."""
         return self.name in ("adversarial", "trades")
 
 
 @dataclass(kw_only=True)
 class MixupConfig:
-    """MixUp and CutMix of the objective standard; off while both alphas are 0."""
+    """MixUp and CutMix for the objective standard; off if both alphas are 0."""
 
     mixup_alpha: float = 0.0
     """Beta(alpha, alpha) of MixUp (Zhang et al. 2018)."""
@@ -151,12 +151,12 @@ class MixupConfig:
         if not all(0 <= each < inf for each in alphas) or not 0 <= self.prob <= 1:
             raise UserError(
                 "mixup: expected alphas >= 0 and prob from 0 to 1, "
-                f"received {alphas[0]}, {alphas[1]}, {self.prob}."
+                f"found {alphas[0]}, {alphas[1]}, {self.prob}."
             )
 
     @property
     def mixes(self) -> bool:
-        """Whether one of the two is on."""
+        """Whether MixUp or CutMix is on."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
@@ -169,14 +169,14 @@ class OptimizerConfig:
     lr: float = 5e-4
     """Peak learning rate at the recipe's batch_size."""
     weight_decay: float = 0.05
-    """As the optimiser has it: decoupled in adamw, lion or muon, a part of the gradient in adam,
-    adamax or sgd; biases and norms are left out."""
+    """Weight decay: decoupled in adamw, lion and muon, added to the gradient in adam, adamax and
+    sgd; not applied to biases and norms."""
     layer_decay: float | None = None
-    """Factor of the learning rate from each layer to the one before it; null for none."""
+    """Factor between the learning rates of a layer and the layer after it; null for none."""
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null for no limit."""
     schedule: str = "cosine"
-    """Any timm schedule but plateau."""
+    """Any timm schedule except plateau."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up."""
     min_lr: float = 1e-6
@@ -194,32 +194,32 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True)
 class RunRecipe:
-    """What every training run has, whatever it trains."""
+    """The settings that every training run has."""
 
     output: Path = Path("runs/quickstart")
     """The run folder."""
     overwrite: bool = False
-    """Replace a run that stands in the run folder, once the new one can begin."""
+    """Replace the run in the run folder, once the new one can begin."""
     resume: bool = False
-    """Go on from the last state in the run folder."""
+    """Continue from the last state in the run folder."""
     seed: int = 0
     """Seed of every random draw: split, order, augmentation, weights, attacks."""
     epochs: int = 5
     """Passes over the training images."""
     batch_size: int = 32
-    """Images per step over all processes together, however many there are."""
+    """Images per step, over all processes together."""
     gradient_accumulation: int = 1
-    """Parts that a process cuts its share of a step into, to fit in memory."""
+    """Number of parts in which a process computes its share of a step, to fit in memory."""
     auto_batch_size: bool = False
-    """Where memory runs out, double gradient_accumulation and go on; one process only."""
+    """Double gradient_accumulation when memory runs out; for one process only."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast of accelerate, fp16 on a GPU alone; GCM and gradient maps stay in float32."""
+    """Autocast of accelerate; fp16 needs a GPU. GCM and gradient maps stay in float32."""
     ema_decay: float | None = None
     """Average the weights with this decay and keep the average as the best; null for none."""
     save_steps: int | None = None
-    """Also save the state every this many steps, and before the validation of each epoch."""
+    """Also save the state every this many steps and before each validation; null: per epoch."""
     trackers: Names = Names("tensorboard")
-    """Trackers of accelerate that get the metrics: tensorboard, wandb, mlflow, …"""
+    """Trackers of accelerate to log the metrics to: tensorboard, wandb, mlflow, …"""
     data: DataConfig = field(default_factory=DataConfig)
     """What is trained on."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -244,9 +244,9 @@ class Recipe(RunRecipe):
     """A training run of a classifier."""
 
     checkpoint: Path | None = None
-    """Start from the weights of this run, whose model has the same shapes; null for fresh ones."""
+    """Start from the weights of this run, of the same shapes; null for new ones."""
     trn: Path | None = None
-    """Train behind the TRN of this run, which stays as it is; null for none."""
+    """Train behind the TRN of this run, which is not changed; null for none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The classifier."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -258,11 +258,12 @@ class Recipe(RunRecipe):
         super().__post_init__()
         if self.mixup.mixes and self.objective.name != "standard":
             raise UserError(
-                f"mixup: expected both alphas 0 with the objective {self.objective.name}."
+                f"mixup: expected both alphas 0 with the objective {self.objective.name}, found "
+                f"{self.mixup.mixup_alpha} and {self.mixup.cutmix_alpha}."
             )
         if self.model.compile and self.trn is not None:
-            # A TRN's gradient map is differentiated again, which compiled code cannot be.
-            raise UserError("model.compile: expected false with a trn, received true.")
+            # A TRN's gradient map is differentiated again, which compiled code does not support.
+            raise UserError("model.compile: expected false with a trn, found true.")
 
     @property
     def inputs(self) -> list[Path | None]:
@@ -270,9 +271,9 @@ class Recipe(RunRecipe):
 
 
 def as_plain(recipe: RunRecipe) -> dict[str, Any]:
-    """The recipe as YAML knows it: paths as text, tuples as lists, ratios as numbers.
+    """The recipe in the types of YAML: paths as text, tuples as lists, ratios as numbers.
 
-    Without `overwrite` and `resume`, so that the file repeats the run when given to --config.
+    Without `overwrite` and `resume`, so that the file can be given to --config to repeat the run.
     """
     plain = to_jsonable_python(asdict(recipe))
     del plain["overwrite"], plain["resume"]

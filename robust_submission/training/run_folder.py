@@ -1,15 +1,15 @@
-"""A run's folder: the best checkpoint, the state to resume from, metrics, and what repeats it.
+"""A run's folder: the best checkpoint, the state to resume from, metrics, recipe, provenance.
 
     config.json, model.safetensors   the best epoch (the average where one is kept)
     recipe.yaml, provenance.json     the resolved recipe; versions, revision, hardware
     data.json                        the classes and the number of training images
-    metrics.csv, summary.json        one row an epoch; the final figures
+    metrics.csv, summary.json        one row per epoch; the final figures
     state/epoch-0003/                everything that --resume needs, after three whole epochs
-    state/epoch-0003-step-000120/    the same, 120 steps later; only the last state is kept
+    state/epoch-0003-step-000120/    the same, 120 steps later (only the last state is kept)
     .lock                            held by the run while it works
 
-Each file is replaced whole and a state appears under its name only when complete, so that a crash
-or a full disk at any moment leaves the last good one.
+Each file is replaced as a whole, and a state gets its name only when it is complete: after a crash
+or on a full disk the last good one is still there.
 """
 
 import csv
@@ -40,26 +40,26 @@ from robust_submission.models.trn import TRN
 from robust_submission.runtime import provenance
 from robust_submission.training.recipe import RunRecipe, as_plain
 
-PARTS = {"gradient_accumulation", "auto_batch_size"}
-"""Keys of a recipe that cut a step into parts, each of which perturbs the weights for itself."""
+ACCUMULATION = {"gradient_accumulation", "auto_batch_size"}
+"""Keys of a recipe that cut a step into parts, of which each has its own weight perturbation."""
 
-MAY_CHANGE = {"output", "trackers", "root", "download", "num_workers", "save_steps"} | PARTS
-"""Keys of a recipe that decide no weight, or where things are: a resumed run may set them anew."""
+MAY_CHANGE = {"output", "trackers", "root", "download", "num_workers", "save_steps"} | ACCUMULATION
+"""Keys of a recipe that do not influence the weights: a resumed run may change them."""
 
 DAMAGED = (
     *(OSError, RuntimeError, ValueError, LookupError),
     *(SafetensorError, EOFError, pickle.UnpicklingError),
 )
-"""What reading a damaged state raises: torch, pickle, safetensors and json each their own."""
+"""What torch, pickle, safetensors and json raise for a damaged state."""
 
 CHOOSES_BEST = ("val_robust_accuracy", "val_restored_accuracy", "val_accuracy")
-"""The figures that choose the best epoch, the first of those that are measured."""
+"""The metrics that choose the best epoch; the first that was measured does."""
 
 
 def changed_key(
     former: dict[str, Any], recipe: dict[str, Any], may_change: set[str], prefix: str = ""
 ) -> str | None:
-    """The first difference in a key that decides the weights, in words; None where all agree."""
+    """The first difference in a key that may not change, in words; None if there is none."""
     for key in [each for each in recipe | former if each not in may_change]:
         name, old, new = f"{prefix}{key}", former.get(key), recipe.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
@@ -71,19 +71,19 @@ def changed_key(
 
 
 def best_epoch(rows: Sequence[Mapping[str, float]]) -> int:
-    """The epoch (from 1) of the highest validation accuracy, attacked where it is measured."""
+    """The epoch (from 1) of the highest validation accuracy, under attack if that was measured."""
     metric = next(name for name in CHOOSES_BEST if name in rows[0])
     return 1 + max(range(len(rows)), key=lambda place: rows[place][metric])
 
 
 def _position(state: Path) -> list[int]:
-    """The epoch and the step in the name of a state; they have more digits in long runs."""
+    """The epoch and the step in the name of a state, compared as numbers in long runs."""
     return [int(number) for number in re.findall(r"\d+", state.name)]
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say which path could not be written."""
+    """Turn what writing raises into a UserError that names the path."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -94,17 +94,17 @@ class RunFolder:
     """Reads and writes the files of one run; only the main process writes.
 
     Args:
-        recipe: Names the folder, and whether to overwrite or resume what stands there.
-        is_main: Whether this process is the one that writes.
+        recipe: Names the folder, and says whether to overwrite or resume a run in it.
+        is_main: Whether this is the main process.
 
     Attributes:
         rows: The metrics of each whole epoch.
-        losses: This process's loss in each step of the next epoch that the loaded state is past.
+        losses: This process's loss in each step done of the next epoch, from the loaded state.
 
     Raises:
-        UserError: a run stands there and the recipe neither overwrites nor resumes it; there is
-            no state to resume, or one of another recipe; the folder holds what the run reads, or
-            cannot be made or written to; another run works in it.
+        UserError: The folder holds a run that the recipe neither overwrites nor resumes, or files
+            that the run reads; there is no state to resume, or one of another recipe; the folder
+            cannot be made or written to; another run is using it.
     """
 
     def __init__(self, recipe: RunRecipe, *, is_main: bool) -> None:
@@ -120,11 +120,11 @@ class RunFolder:
         if recipe.resume:
             plain = as_plain(recipe)
             perturbs = plain.get("objective", {}).get("awp_gamma")
-            self._check("recipe.yaml", plain, MAY_CHANGE - PARTS if perturbs else MAY_CHANGE)
+            self._check("recipe.yaml", plain, MAY_CHANGE - ACCUMULATION if perturbs else MAY_CHANGE)
         elif (self.path / "recipe.yaml").exists() and not recipe.overwrite:
             raise UserError(
                 f"{self.path}: expected no run there, found one; "
-                "go on with --resume, replace it with --overwrite."
+                "continue it with --resume, replace it with --overwrite."
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class RunFolder:
         self._lock = lock_folder(self.path) if is_main else None
 
     def _check(self, name: str, now: dict[str, Any], may_change: set[str]) -> None:
-        """What a file, YAML or JSON, says of the run to resume still holds."""
+        """Raise UserError unless a file of the run to resume agrees with this run."""
         path = self.path / name
         try:
             text = path.read_text()
@@ -143,22 +143,24 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError):
             former = None
         if not isinstance(former, dict):
-            raise UserError(f"{path}: expected that of a run to resume, found none or damage.")
+            raise UserError(
+                f"{path}: expected the file of a run to resume, found none or a damaged one."
+            )
         if difference := changed_key(former, now, may_change):
-            raise UserError(f"{path}: expected {difference}; resume what was begun.")
+            raise UserError(f"{path}: expected {difference}; a resumed run may not change this.")
 
     def begin(self, accelerator: Accelerator, ema: ModelEmaV3 | None, data: dict[str, Any]) -> None:
-        """Go on from the last state, or remove the run to overwrite; begin the trackers.
+        """Load the last state, or remove the run to overwrite; start the trackers.
 
-        All processes, once everything that could fail is built.
+        All processes call it, once everything that could fail is built.
 
         Args:
             accelerator: Holds the model and the optimizer.
             ema: The average of the weights.
-            data: What tells the training images from others.
+            data: Identifies the training images.
 
         Raises:
-            UserError: the state is damaged or one of other data.
+            UserError: The state is damaged, or was trained on other data.
         """
         if self.recipe.resume:
             self._check("data.json", data, set())
@@ -175,7 +177,7 @@ class RunFolder:
         accelerator.init_trackers("logs")
 
     def add_row(self, row: dict[str, float]) -> None:
-        """Close an epoch with its metrics."""
+        """Add the metrics of an epoch that is done."""
         self.rows.append(row)
         self.losses = torch.empty(0)
 
@@ -194,7 +196,7 @@ class RunFolder:
             table.writerows(self.rows)
 
     def write_best(self, model: RobustClassifier | TRN) -> None:
-        """Replace the checkpoint by `model`, file by file, each whole; ValueError if it cannot."""
+        """Replace the checkpoint by `model`, file by file; UserError if it cannot be written."""
         temporary = tempfile.TemporaryDirectory
         with _writing(self.path), temporary(dir=self.path, prefix=".best-") as folder:
             if isinstance(model, TRN):
@@ -202,7 +204,7 @@ class RunFolder:
             else:
                 model.save_pretrained(folder)
             for name in ("config.json", "model.safetensors"):
-                (Path(folder) / name).chmod(0o644)  # safetensors keeps its files to their owner
+                (Path(folder) / name).chmod(0o644)  # safetensors makes its files private
                 (Path(folder) / name).replace(self.path / name)
 
     def last_state(self) -> Path | None:
@@ -213,15 +215,15 @@ class RunFolder:
     def save_state(
         self, accelerator: Accelerator, ema: ModelEmaV3 | None, losses: Tensor | None = None
     ) -> None:
-        """Save everything that resuming needs, under its name only when complete. All processes.
+        """Save everything that resuming needs. All processes call it.
 
         Args:
             accelerator: Holds the model and the optimizer.
             ema: The average of the weights.
-            losses: (steps,), this process's, within an epoch; None after a whole one.
+            losses: (steps,), this process's, within an epoch; None at its end.
 
         Raises:
-            UserError: it cannot be written; the last state is as it was.
+            UserError: It cannot be written; the last state is unchanged.
         """
         partial = self.path / "state" / "partial"
         if accelerator.is_main_process:
@@ -244,7 +246,7 @@ class RunFolder:
         accelerator.wait_for_everyone()
 
     def _complete(self, partial: Path, steps: int) -> None:
-        """Give a state its name and remove all others."""
+        """Rename a state that is complete, and remove all others."""
         for path in filter(Path.is_file, partial.rglob("*")):
             with path.open("rb") as written:
                 os.fsync(written.fileno())
@@ -254,7 +256,7 @@ class RunFolder:
             shutil.rmtree(former)
 
     def _load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> None:
-        """Load the newest state, its `rows` and `losses`."""
+        """Load the newest state with `rows` and `losses`."""
         state = self.last_state()
         assert state is not None
         losses = None

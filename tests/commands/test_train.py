@@ -26,8 +26,11 @@ FLOAT16 = """
 import torch
 from accelerate import Accelerator
 
-import robust_submission.runtime
-from robust_submission.training import train
+from robust_submission import runtime
+from robust_submission.training.build import build_training
+from robust_submission.training.loop import run_training
+from robust_submission.training.recipe import Recipe
+from robust_submission.cli.command import run
 
 
 class Float16(Accelerator):
@@ -36,8 +39,12 @@ class Float16(Accelerator):
         self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
 
 
-cli.processes.Accelerator = Float16
-train.run(train.train, train.Recipe, train.QUICKSTART)
+def train(recipe: Recipe) -> None:
+    run_training(recipe, build_training)
+
+
+runtime.Accelerator = Float16
+run(train, Recipe)
 """
 
 
@@ -161,16 +168,22 @@ def test_float16_trains_once_its_scale_has_come_down(few_digits: Path, tmp_path:
         (["--config", "{bad_key}"], "unknown key optimizer.lrr; nearest known: optimizer.lr."),
         (["--config", "{no_such}"], "File does not exist"),
         (["--model.backbone", "convnxt_tiny"], "nearest known: convnext_tiny."),
-        (["--optimizer.name", "adamww"], "optimizer: adamww"),
-        (["--epochs", "0"], "epochs: expected at least 1, received 0."),
+        (
+            ["--optimizer.name", "adamww"],
+            "optimizer: expected one that timm can build, found adamww",
+        ),
+        (["--epochs", "0"], "epochs: expected at least 1, found 0."),
         (["--batch_size", "33", "--gradient_accumulation", "2"], "multiple of"),
         (["--batch_size", "4096"], "expected at least 4096 training images"),
         (["--data.name", "folder", "--data.root", "{empty}"], "expected one folder for each class"),
         (["--data.validation_fraction", "0"], "data.validation_fraction: expected above 0"),
         (["--optimizer.clip_grad", "-1"], "optimizer.clip_grad: expected above 0, or null"),
-        (["--mixed_precision", "fp16"], "mixed_precision: expected no or bf16 on cpu, received"),
-        (["--trackers", "dvclive"], "trackers: expected dvclive to be installed"),
-        (["--trackers", "tensorbord"], "tensorbord"),
+        (["--mixed_precision", "fp16"], "mixed_precision: expected no or bf16 on cpu, found fp16."),
+        (
+            ["--trackers", "tensorboard,dvclive"],
+            "trackers: expected installed trackers (here all, ",
+        ),
+        (["--trackers", "tensorbord"], "tensorboard), found tensorbord."),
         (["--resume"], "expected a run with a state to resume, found none."),
     ],
 )

@@ -140,7 +140,7 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
         (["--checkpoint", "RUN", "--objective.cache", "--data.flip"], "expected data.augmentation"),
         (
             ["--checkpoint", "RUN", "--objective.end_to_end", "--objective.cross_entropy", "0"],
-            "end_to_end: expected cache false and a weight of cross_entropy or feature, received "
+            "end_to_end: expected cache false and a weight of cross_entropy or feature, found "
             "False, 0.0 and 0.0",
         ),
         (["--checkpoint", "RUN", "--model", "a:b"], "either checkpoint or model"),

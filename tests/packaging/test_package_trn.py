@@ -19,7 +19,7 @@ from robust_submission.models.classifier import RobustClassifier, reveal, undefe
 from robust_submission.models.load import load_checkpoint
 from robust_submission.models.trn import TRN
 from robust_submission.packaging.export import ChannelsReversed, write_zip
-from robust_submission.training.trn_recipe import TRNRecipe
+from robust_submission.training.trn import TRNRecipe
 from submission.package import Options, package
 from tests.conftest import ROOT, run_command
 

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 from robust_submission.cli.command import run
 from robust_submission.training import loop
-from robust_submission.training.objectives import CrossEntropy, MixedCrossEntropy
+from robust_submission.training.build import build_training
+from robust_submission.training.mixing import MixedCrossEntropy
+from robust_submission.training.objectives import CrossEntropy
 from robust_submission.training.recipe import Recipe
 from robust_submission.training.run_folder import RunFolder
-from robust_submission.training.state import Examples
 
-sys.path.append(str(Path(__file__).parents[2]))
-from training.train import QUICKSTART, train
-
+QUICKSTART = Path(__file__).parents[2] / "training" / "recipes" / "quickstart.yaml"
 TARGETS = {
     "step": (loop, "train_step"),
     "validation": (loop, "validate"),
@@ -60,7 +59,7 @@ def spoil(nan: int | None, images: int | None) -> None:
     def spoil_loss(kind: type[CrossEntropy] | type[MixedCrossEntropy]) -> None:
         original = kind.loss
 
-        def spoiled(objective: Any, model: nn.Module, examples: Examples) -> Tensor:
+        def spoiled(objective: Any, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
             nonlocal calls
             calls += 1
             if images is not None and len(examples[0]) > images:
@@ -85,6 +84,10 @@ def shard_on_cpu() -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = sharding
+
+
+def train(recipe: Recipe) -> None:
+    loop.run_training(recipe, build_training, loop.summarize)
 
 
 def start(description: dict[str, Any]) -> None:

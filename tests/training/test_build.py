@@ -1,22 +1,32 @@
+"""What a recipe is built into: model, optimiser, schedule, average, an arranged backbone."""
+
+import copy
 from dataclasses import replace
+from functools import partialmethod
 from math import nan
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from robust_submission.attacks import PGD
 from robust_submission.cli.command import parse
+from robust_submission.cli.errors import UserError
 from robust_submission.models.checkpoint import save_trn
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import load_checkpoint
 from robust_submission.models.trn import TRN
-from robust_submission.training.build import (
-    build_average,
-    build_classifier,
-    build_optimizer,
-    build_scheduler,
-)
-from robust_submission.training.mixing import Mixing
-from robust_submission.training.objectives import CrossEntropy, MixedCrossEntropy, build_objective
+from robust_submission.training.build import arrange_backbone, build_classifier, takes_graphs
+from robust_submission.training.objectives import Trades
 from robust_submission.training.recipe import (
     MixupConfig,
     ModelConfig,
@@ -24,20 +34,19 @@ from robust_submission.training.recipe import (
     OptimizerConfig,
     Recipe,
 )
-from robust_submission.training.trn_recipe import AttackConfig, RestorationConfig, TRNRecipe
+from robust_submission.training.state import build_average, build_optimizer, build_scheduler
+from robust_submission.training.trn import AttackConfig, RestorationConfig, TRNRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+RESTORATIONS = sorted(RECIPES.glob("*_trn.yaml"))
+CLASSIFIERS = sorted(set(RECIPES.glob("*.yaml")) - set(RESTORATIONS))
 SMALL = ModelConfig(backbone="test_convnext", randomize=26)
 NAMES = ["a", "b", "c"]
 
 
-RESTORATIONS = sorted(RECIPES.glob("*_trn.yaml"))
-CLASSIFIERS = sorted(set(RECIPES.glob("*.yaml")) - set(RESTORATIONS))
-
-
 @pytest.mark.parametrize("path", RESTORATIONS, ids=lambda path: path.stem)
 def test_every_recipe_of_a_trn_parses(path: Path):
-    recipe = parse(TRNRecipe, ["--config", str(path)], default_config=path)
+    recipe = parse(TRNRecipe, [], default_config=path)
     assert recipe.output == Path("runs") / path.stem
     assert recipe.checkpoint is not None
     assert recipe.checkpoint.name in {each.stem for each in CLASSIFIERS}
@@ -47,7 +56,7 @@ def test_every_recipe_of_a_trn_parses(path: Path):
 def test_every_recipe_parses_and_builds_its_model(path: Path, monkeypatch: pytest.MonkeyPatch):
     # drawing the weights takes most of the time
     monkeypatch.setattr("timm.models.convnext.trunc_normal_", lambda *_, **__: None)
-    recipe = parse(Recipe, ["--config", str(path)], default_config=path)
+    recipe = parse(Recipe, [], default_config=path)
     assert recipe.output == Path("runs") / path.stem
     if recipe.checkpoint is not None:  # the second stage of another recipe
         assert recipe.checkpoint.name in {each.stem for each in CLASSIFIERS}
@@ -64,18 +73,6 @@ def test_one_seed_gives_one_start():
     assert not np.array_equal(first["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
 
 
-@pytest.mark.parametrize(("name", "fused"), [("adamw", True), ("sgd", True), ("lamb", None)])
-def test_torch_updates_all_weights_in_one_kernel_where_it_can(name: str, fused: bool | None):
-    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(name=name))
-    backbone = build_classifier(recipe, NAMES).backbone
-    optimizer = build_optimizer(recipe, backbone)
-    assert {group.get("fused") for group in optimizer.param_groups} == {fused}
-    before = [weight.detach().clone() for weight in backbone.parameters()]
-    backbone(torch.rand(2, 3, 32, 32)).square().sum().backward()
-    optimizer.step()
-    assert not all(map(torch.equal, before, backbone.parameters()))
-
-
 def test_a_run_starts_from_another_and_behind_a_trn(tmp_path: Path):
     first = build_classifier(Recipe(seed=1, model=SMALL), NAMES)
     first.save_pretrained(tmp_path / "first")
@@ -85,21 +82,32 @@ def test_a_run_starts_from_another_and_behind_a_trn(tmp_path: Path):
     weights = model.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in first.state_dict().items())
     assert not any(each.requires_grad for each in model.restore.parameters())
-    with pytest.raises(ValueError, match=r"expected backbone\.head\.fc\.weight of shape \(2, "):
+    with pytest.raises(UserError, match=r"expected backbone\.head\.fc\.weight of shape \(2, "):
         build_classifier(recipe, NAMES[:2])
 
 
+@pytest.mark.parametrize(("name", "fused"), [("adamw", True), ("sgd", True), ("lamb", None)])
+def test_torch_updates_all_weights_in_one_kernel_where_it_can(name: str, fused: bool | None):
+    backbone = build_classifier(Recipe(model=SMALL), NAMES).backbone
+    optimizer = build_optimizer(OptimizerConfig(name=name), backbone)
+    assert {group.get("fused") for group in optimizer.param_groups} == {fused}
+    before = [weight.detach().clone() for weight in backbone.parameters()]
+    backbone(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert not all(map(torch.equal, before, backbone.parameters()))
+
+
 def test_layer_decay_slows_the_layers_near_the_image():
-    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(layer_decay=0.5, weight_decay=0.1))
-    optimizer = build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
+    config = OptimizerConfig(layer_decay=0.5, weight_decay=0.1)
+    optimizer = build_optimizer(config, build_classifier(Recipe(model=SMALL), NAMES).backbone)
     scales = [group["lr_scale"] for group in optimizer.param_groups]
     assert max(scales) == 1 and min(scales) < 0.2 and scales == sorted(scales)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
-    recipe = Recipe(epochs=4, model=SMALL, optimizer=OptimizerConfig(lr=1.0, warmup_epochs=1))
-    optimizer = build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
+    recipe = Recipe(epochs=4, optimizer=OptimizerConfig(lr=1.0, warmup_epochs=1))
+    optimizer = build_optimizer(recipe.optimizer, nn.Linear(2, 2))
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=10)
     rates = list[float]()
     for update in range(40):
@@ -126,55 +134,152 @@ def test_the_average_forgets_the_start_of_a_short_run():
 
 @pytest.mark.parametrize("name", ["cosinus", "plateau", "none"])
 def test_an_unknown_schedule_is_named(name: str):
-    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(schedule=name))
-    optimizer = build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
-    with pytest.raises(ValueError, match=name):
+    recipe = Recipe(optimizer=OptimizerConfig(schedule=name))
+    optimizer = build_optimizer(recipe.optimizer, nn.Linear(2, 2))
+    with pytest.raises(UserError, match=f"other than plateau, found {name}"):
         build_scheduler(recipe, optimizer, updates_per_epoch=10)
 
 
-def test_an_optimiser_of_second_order_is_named():
-    recipe = Recipe(model=SMALL, optimizer=OptimizerConfig(name="adahessian"))
-    with pytest.raises(ValueError, match=r"optimizer\.name: expected .* received adahessian"):
-        build_optimizer(recipe, build_classifier(recipe, NAMES).backbone)
+@pytest.mark.parametrize("name", ["adamww", "adahessian", "fusedadam"])
+def test_an_optimiser_that_cannot_be_used_is_named(name: str):
+    with pytest.raises(UserError, match=rf"^optimizer.*: expected .* found {name}"):
+        build_optimizer(OptimizerConfig(name=name), nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("test_convnext", 3), ("vit_tiny_patch16_224", 32)])
 def test_a_size_that_the_backbone_does_not_take_is_named(backbone: str, size: int):
     recipe = Recipe(model=ModelConfig(backbone=backbone, image_size=size))
-    with pytest.raises(ValueError, match=f"expected one that {backbone} takes, received {size}: "):
+    with pytest.raises(UserError, match=f"expected one that {backbone} takes, found {size}: "):
         build_classifier(recipe, NAMES)
 
 
 @pytest.mark.parametrize(
-    ("config", "key", "value"),
+    ("config", "arguments", "message"),
     [
-        (OptimizerConfig, "clip_grad", -1.0),
-        (OptimizerConfig, "layer_decay", 1.5),
-        (OptimizerConfig, "lr", nan),
-        (ObjectiveConfig, "label_smoothing", 1.0),
-        (ObjectiveConfig, "epsilon", nan),
-        (ObjectiveConfig, "beta", nan),
-        (MixupConfig, "mixup_alpha", nan),
-        (MixupConfig, "cutmix_alpha", nan),
-        (ModelConfig, "image_size", 0),
-        (Recipe, "seed", -1),
-        (Recipe, "seed", 2**32),
-        (AttackConfig, "weight", nan),
-        (RestorationConfig, "feature", nan),
+        (OptimizerConfig, {"clip_grad": -1.0}, "clip_grad: expected above 0, or null, found -1.0"),
+        (OptimizerConfig, {"layer_decay": 1.5}, "found 1.5"),
+        (OptimizerConfig, {"lr": nan}, "lr: expected a number from 0 on, found nan"),
+        (ObjectiveConfig, {"label_smoothing": 1.0}, "from 0 to below 1, found 1.0"),
+        (ObjectiveConfig, {"epsilon": nan}, "epsilon >= 0"),
+        (ObjectiveConfig, {"steps": 0}, "steps >= 1"),
+        (ObjectiveConfig, {"name": "trades", "beta": -1.0}, "beta, awp_gamma, awp_warmup >= 0"),
+        (ObjectiveConfig, {"name": "challenge", "awp_gamma": 0.01}, "expected adversarial or"),
+        (MixupConfig, {"mixup_alpha": nan}, "expected alphas >= 0"),
+        (MixupConfig, {"prob": 1.5}, "prob from 0 to 1"),
+        (ModelConfig, {"image_size": 0}, "image_size: expected at least 1, found 0"),
+        (Recipe, {"seed": 2**32}, "from 0 to"),
+        (
+            Recipe,
+            {"mixup": MixupConfig(mixup_alpha=1), "objective": ObjectiveConfig(name="trades")},
+            "expected both alphas 0 with the objective trades",
+        ),
+        (
+            Recipe,
+            {"model": ModelConfig(compile=True), "trn": Path("runs/trn")},
+            "model.compile: expected false with a trn",
+        ),
+        (AttackConfig, {"weight": nan}, "expected weight > 0"),
+        (RestorationConfig, {"feature": nan}, "weights of at least 0"),
+        (RestorationConfig, {"attacks": []}, "expected attacks"),
+        (RestorationConfig, {"clean": 1.5}, "clean from 0 to 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(config: type, key: str, value: float):
-    with pytest.raises(ValueError, match=rf"expected .* received .*{value}"):
-        config(**{key: value})
+def test_what_makes_no_sense_is_refused(config: type, arguments: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        config(**arguments)
 
 
-def test_mixing_is_off_unless_asked_for():
-    assert isinstance(build_objective(ObjectiveConfig(), MixupConfig()), CrossEntropy)
-    cutmix = MixupConfig(cutmix_alpha=0.8, prob=0.5)
-    objective = build_objective(ObjectiveConfig(label_smoothing=0.1), cutmix)
-    mixing = Mixing(mixup_alpha=0, cutmix_alpha=0.8)
-    assert objective == MixedCrossEntropy(mixing=mixing, probability=0.5, label_smoothing=0.1)
-    with pytest.raises(ValueError, match="expected both alphas 0"):
-        Recipe(mixup=cutmix, objective=ObjectiveConfig(name="adversarial"))
-    with pytest.raises(ValueError, match="prob from 0 to 1"):
-        MixupConfig(prob=1.5)
+IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(8) % 3
+
+
+@pytest.fixture
+def classifier() -> RobustClassifier:
+    torch.manual_seed(0)
+    return RobustClassifier(
+        class_names=NAMES,
+        backbone="test_convnext",
+        backbone_args={"depths": [1, 1, 1, 1]},
+        image_size=32,
+    )
+
+
+def trained(classifier: RobustClassifier) -> tuple[list[float], dict[str, Tensor]]:
+    """The losses and weights of three steps with adversarial examples, and of an average."""
+    objective = Trades(attack=PGD(epsilon=2 / 255, steps=1))
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
+    average = ModelEmaV3(classifier, decay=0.5)
+    losses = list[float]()
+    for _ in range(3):
+        examples = objective.examples(classifier.train(), IMAGES, LABELS, torch.arange(8))
+        loss = objective.loss(classifier, examples)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update(classifier)
+        losses.append(loss.item())
+    with torch.no_grad():
+        losses.append(F.cross_entropy(average.module.eval()(IMAGES), LABELS).item())
+    return losses, classifier.state_dict()
+
+
+@pytest.mark.parametrize("option", ["channels_last", "gradient_checkpointing", "compile"])
+def test_the_arranged_backbone_trains_the_same(
+    classifier: RobustClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+):
+    # torch's own compiler of C++ takes more than a minute, and is not what is tested
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    other = copy.deepcopy(classifier)
+    config = ModelConfig(
+        compile=option == "compile",
+        gradient_checkpointing=option == "gradient_checkpointing",
+    )
+    arrange_backbone(config, other.backbone, channels_last=option == "channels_last")
+    stem = other.backbone.get_parameter("stem.0.weight")
+    assert stem.is_contiguous(memory_format=torch.channels_last) == (option == "channels_last")
+    stages = other.backbone.get_submodule("stages").children()
+    assert {each.grad_checkpointing for each in stages} == {option == "gradient_checkpointing"}
+    (losses, weights), (other_losses, other_weights) = trained(classifier), trained(other)
+    assert losses[0] > losses[2]
+    torch.testing.assert_close(other_losses, losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(other_weights), dict(weights), rtol=1e-3, atol=1e-4)
+    other.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == weights.keys()
+    with torch.no_grad():
+        loaded, own = load_checkpoint(tmp_path)(IMAGES), other.eval()(IMAGES)
+    torch.testing.assert_close(loaded, own, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_without_checkpointing_is_named():
+    without = timm.create_model("inception_v3", num_classes=2)
+    config = ModelConfig(backbone="inception_v3", gradient_checkpointing=True)
+    with pytest.raises(UserError, match="that supports it, found inception_v3"):
+        arrange_backbone(config, without, channels_last=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "settings", "graphs"),
+    [
+        ("cuda", 1, {}, True),
+        ("cuda", 2, {}, False),
+        ("cuda", 1, {"gradient_accumulation": 2}, False),
+        ("cuda", 1, {"auto_batch_size": True}, False),
+        ("cpu", 1, {}, False),
+    ],
+)
+def test_cuda_graphs_need_one_gpu_without_accumulation(
+    classifier: RobustClassifier,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    processes: int,
+    settings: dict[str, Any],
+    graphs: bool,
+):
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    assert takes_graphs(Recipe(**settings), cast(Accelerator, accelerator)) == graphs
+    modes = list[str | None]()
+    monkeypatch.setattr(nn.Module, "compile", lambda _, mode: modes.append(mode))
+    arrange_backbone(
+        ModelConfig(compile=True), classifier.backbone, channels_last=False, graphs=graphs
+    )
+    assert modes == ["reduce-overhead" if graphs else None]

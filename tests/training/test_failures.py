@@ -1,15 +1,16 @@
-"""Losses that are no numbers, and steps that do not fit in memory."""
+"""Losses that are not finite, and steps that do not fit in memory."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from robust_submission.training.epoch_losses import CHECK_STEPS, EpochLosses
-from robust_submission.training.recipe import RunRecipe
-from robust_submission.training.run_folder import RunFolder
+from robust_submission.cli.errors import UserError
+from robust_submission.training.loop import CHECK_STEPS, require_finite
 from tests.conftest import SMALL
 from tests.training.test_resume import RANDOM, assert_same_run, described, run_all, states
 
@@ -29,35 +30,28 @@ def test_a_nan_stops_the_run_and_leaves_the_last_state(tmp_path: Path):
     assert not (output / "model.safetensors").exists()
 
 
-@pytest.fixture
-def losses(tmp_path: Path) -> EpochLosses:
-    folder = RunFolder(RunRecipe(output=tmp_path / "run"), is_main=True)
-    folder.losses = torch.tensor([2.0, 4.0])
-    return EpochLosses(folder, CHECK_STEPS + 3, Accelerator(cpu=True))
+def test_a_nan_is_found_within_so_many_steps_without_saving(tmp_path: Path):
+    """Of the 60 steps of an epoch; a loss or weight of each was looked at by the end."""
+    options = (*SMALL, "--epochs", "1", "--trackers", "", "--batch_size", "4")
+    statuses, done = run_all(described(tmp_path / "run", options, nan=3))
+    assert statuses == [1]
+    assert "epoch 1, step 3: expected a finite loss" in done.stderr
+    assert "the last good state is none yet." in done.stderr
+    assert f"{CHECK_STEPS - 1}/72" in done.stderr and "/72 " not in done.stderr.split("error")[1]
 
 
-def test_the_losses_go_on_behind_those_of_the_state(losses: EpochLosses):
-    for step in range(CHECK_STEPS + 1):
-        losses.add(torch.tensor(float(step)), 0.1, nn.Linear(2, 2))
-    expected = (6 + sum(range(CHECK_STEPS + 1))) / (CHECK_STEPS + 3)
-    assert float(losses.mean()) == pytest.approx(expected)
-
-
-def test_a_nan_is_seen_within_so_many_steps(losses: EpochLosses):
-    losses.add(torch.tensor(torch.inf), 0.3, nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"step 3: .* found inf .* 0\.3; .* none yet"):
-        for _ in range(CHECK_STEPS):
-            losses.add(torch.tensor(1.0), 0.1, nn.Linear(2, 2))
-    assert losses.done == CHECK_STEPS
-
-
-def test_weights_are_looked_at_too(losses: EpochLosses):
-    linear = nn.Linear(2, 2)
-    losses.add(torch.tensor(1.0), 0.3, linear)
-    losses.check(linear)
+def test_losses_and_weights_are_checked(tmp_path: Path):
+    linear: Any = nn.Linear(2, 2)
+    training: Any = SimpleNamespace(accelerator=Accelerator(cpu=True), classifier=linear)
+    folder: Any = SimpleNamespace(rows=[{}], last_state=lambda: None)
+    losses, rates = torch.tensor([2.0, 4.0, 1.0]), [0.1, 0.2, 0.3]
+    require_finite(training, folder, losses, rates)
     nn.init.constant_(linear.bias, torch.nan)
-    with pytest.raises(ValueError, match="step 3: expected finite weights after it"):
-        losses.check(linear)
+    with pytest.raises(UserError, match=r"epoch 2, step 3: expected finite weights after .* 0\.3;"):
+        require_finite(training, folder, losses, rates)
+    losses[1] = torch.inf
+    with pytest.raises(UserError, match=r"step 2: expected a finite loss, found inf .* 0\.2;"):
+        require_finite(training, folder, losses, rates)
 
 
 def test_out_of_memory(tmp_path: Path):
@@ -74,6 +68,6 @@ def test_out_of_memory(tmp_path: Path):
     assert len(lines) == 3 and "Traceback" not in done.stderr
     for setting in ("gradient_accumulation", "auto_batch_size", "mixed_precision", "batch_size"):
         assert setting in lines[0]
-    assert lines[1].endswith("with 32 images at once; going on with gradient_accumulation 2.")
-    assert lines[2].endswith("with 16 images at once; going on with gradient_accumulation 4.")
+    assert lines[1].endswith("with 32 images at once; continuing with gradient_accumulation 2.")
+    assert lines[2].endswith("with 16 images at once; continuing with gradient_accumulation 4.")
     assert_same_run(found, parts)

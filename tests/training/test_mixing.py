@@ -96,5 +96,5 @@ def test_either_mixes_by_one_of_the_two(
 
 
 def test_an_odd_image_has_no_partner():
-    with pytest.raises(ValueError, match="expected a batch_size of which each process"):
+    with pytest.raises(ValueError, match="batch_size: expected an even number of images"):
         MIXING.partners(torch.zeros(3))

@@ -1,3 +1,8 @@
+"""The objectives against closed forms, on what robust training gives up, and AWP."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -5,22 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_submission.attacks.pgd import PGD, UniformNoise
+from robust_submission.attacks import PGD, UniformNoise
 from robust_submission.models.classifier import Normalize, RobustClassifier
-from robust_submission.training.mixing import Mixing
+from robust_submission.training.mixing import Challenge, MixedCrossEntropy, Mixing
 from robust_submission.training.objectives import (
-    Challenge,
     CrossEntropy,
-    MixedCrossEntropy,
     Trades,
     attack_revealed,
-    build_fall_back,
     build_objective,
+    collapsed_epoch,
+    perturbed_weights,
     validation_attack,
+    with_more_steps,
 )
-from robust_submission.training.recipe import ObjectiveConfig, Ratio
+from robust_submission.training.recipe import MixupConfig, ObjectiveConfig, Ratio
 
 SEEDS = torch.arange(16)
+ATTACK = PGD(epsilon=8 / 255, steps=5)
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def classifier() -> RobustClassifier:
     torch.manual_seed(0)
     names = [str(digit) for digit in range(10)]
     model = RobustClassifier(class_names=names, backbone="test_convnext", image_size=32)
-    for weight in model.backbone.parameters():  # far from its start, where logits are near 0
+    for weight in model.backbone.parameters():  # initial weights give logits near 0
         torch.nn.init.normal_(weight, std=0.2)
     return model
 
@@ -40,58 +46,39 @@ def batch(classifier: RobustClassifier) -> tuple[Tensor, Tensor]:
         return images, classifier.eval()(images).argmax(1)
 
 
-def loss(model: RobustClassifier, images: Tensor, labels: Tensor) -> float:
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         return float(F.cross_entropy(model.eval()(images), labels))
-
-
-def test_standard_is_cross_entropy(classifier: RobustClassifier, batch: tuple[Tensor, Tensor]):
-    images, labels = batch
-    objective = CrossEntropy()
-    value = objective.loss(
-        classifier.eval(), objective.examples(classifier, (images, labels, SEEDS))
-    )
-    expected = -classifier(images).log_softmax(1)[torch.arange(16), labels].mean()
-    torch.testing.assert_close(value, expected)
 
 
 def test_examples_are_made_through_the_revealed_model(
     classifier: RobustClassifier, batch: tuple[Tensor, Tensor]
 ):
     images, labels = batch
-    attack = PGD(epsilon=8 / 255, steps=5)
-    adversarial = attack_revealed(attack, classifier, images, labels, SEEDS)
-    misled = attack(classifier.eval(), images, labels, seeds=SEEDS)
-    clean = loss(classifier, images, labels)
-    assert loss(classifier, adversarial, labels) > clean + 2 * (
-        loss(classifier, misled, labels) - clean
+    adversarial = attack_revealed(ATTACK, classifier, images, labels, SEEDS)
+    misled = ATTACK(classifier.eval(), images, labels, seeds=SEEDS)
+    clean, revealed, concealed = (
+        cross_entropy(classifier, each, labels) for each in (images, adversarial, misled)
     )
+    assert revealed - clean > 2 * (concealed - clean)
     assert (adversarial - images).abs().max() <= 8 / 255 + 1e-6
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_and_the_gradients_are_left_as_found(
+def test_mode_and_requires_grad_are_restored_also_after_an_error(
     classifier: RobustClassifier, batch: tuple[Tensor, Tensor], training: bool
-):
-    classifier.train(training)
-    attack_revealed(PGD(steps=1), classifier, *batch, SEEDS)
-    assert all(module.training is training for module in classifier.modules())
-    assert all(weight.grad is None and weight.requires_grad for weight in classifier.parameters())
-
-
-def test_weights_are_frozen_during_the_attack_alone(
-    classifier: RobustClassifier, batch: tuple[Tensor, Tensor]
 ):
     def attack(*_: object, **__: object) -> Tensor:
         assert not any(weight.requires_grad for weight in classifier.parameters())
+        assert not any(module.training for module in classifier.modules())
         raise InterruptedError
 
-    first, *others = classifier.parameters()
+    first, *others = classifier.train(training).parameters()
     first.requires_grad_(False)
     with pytest.raises(InterruptedError):
         attack_revealed(attack, classifier, *batch, SEEDS)
-    assert not first.requires_grad
-    assert all(weight.requires_grad for weight in others)
+    assert all(module.training is training for module in classifier.modules())
+    assert not first.requires_grad and all(weight.requires_grad for weight in others)
 
 
 @pytest.mark.parametrize(
@@ -102,20 +89,20 @@ def test_every_objective_attacks_frozen_weights(
     classifier: RobustClassifier,
     batch: tuple[Tensor, Tensor],
 ):
-    learned = list[bool]()
+    require_grad = list[bool]()
 
     def look(*_: object) -> None:
         if torch.is_grad_enabled():
-            learned.append(any(weight.requires_grad for weight in classifier.parameters()))
+            require_grad.append(any(weight.requires_grad for weight in classifier.parameters()))
 
     classifier.backbone.register_forward_pre_hook(look)
-    objective.examples(classifier, (*batch, SEEDS))
-    assert learned and not any(learned)
+    objective.examples(classifier, *batch, SEEDS)
+    assert require_grad and not any(require_grad)
 
 
 def tsipras() -> tuple[Tensor, Tensor, Tensor]:
-    """The example of Tsipras et al. 2019: one value tells nine labels in ten whatever the attack
-    does, and many tell all of them together, by less than epsilon each."""
+    """The example of Tsipras et al. 2019: one pixel is right for nine labels in ten under any
+    attack, and many pixels are right for all labels together, each by less than epsilon."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(256) % 2
     sign = (2 * labels - 1).float()
@@ -124,59 +111,45 @@ def tsipras() -> tuple[Tensor, Tensor, Tensor]:
     return images + 0.5, labels, torch.arange(256)
 
 
-ATTACK = PGD(epsilon=8 / 255, steps=5)
-
-
 def trained_with(objective: CrossEntropy | Trades | Challenge) -> nn.Module:
-    """A linear model that minimised the objective on the example."""
-    images, labels, seeds = tsipras()
+    """A linear model trained with the objective on the example."""
     linear = nn.Linear(48, 2, bias=False)
     nn.init.zeros_(linear.weight)
     model = nn.Sequential(Normalize([0.5] * 3, [0.1] * 3), nn.Flatten(), linear)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(200):
         optimizer.zero_grad()
-        objective.loss(model, objective.examples(model, (images, labels, seeds))).backward()
+        objective.loss(model, objective.examples(model, *tsipras())).backward()
         optimizer.step()
     return model
 
 
-def accuracies_after(objective: CrossEntropy | Trades) -> tuple[float, float]:
-    """Clean and robust accuracy."""
-    model, (images, labels, seeds) = trained_with(objective), tsipras()
-    adversarial = attack_revealed(ATTACK, model, images, labels, seeds)
-    clean, robust = (model(each).argmax(1) == labels for each in (images, adversarial))
-    return float(clean.float().mean()), float(robust.float().mean())
-
-
 def test_robust_training_gives_up_the_features_that_an_attack_can_turn():
-    assert accuracies_after(CrossEntropy()) == (1, 0)
+    def accuracies(objective: CrossEntropy | Trades) -> tuple[float, float]:
+        model, (images, labels, seeds) = trained_with(objective), tsipras()
+        adversarial = attack_revealed(ATTACK, model, images, labels, seeds)
+        clean, robust = (model(each).argmax(1) == labels for each in (images, adversarial))
+        return float(clean.float().mean()), float(robust.float().mean())
+
+    assert accuracies(CrossEntropy()) == (1, 0)
     one_step = CrossEntropy(attack=PGD(epsilon=8 / 255, step_size=10 / 255, steps=1))
     for objective in (CrossEntropy(attack=ATTACK), one_step, Trades(attack=ATTACK)):
-        assert accuracies_after(objective) == pytest.approx((0.9, 0.9), abs=0.01)
+        assert accuracies(objective) == pytest.approx((0.9, 0.9), abs=0.01)
 
 
-@pytest.fixture(scope="module")
-def challenged() -> tuple[nn.Module, nn.Module]:
-    """Trained under the challenge's attack, and without one."""
-    unattacked = Challenge(mixing=Mixing(smallest=0, largest=0))
-    return trained_with(Challenge()), trained_with(unattacked)
-
-
-@pytest.mark.parametrize("epsilon", [0.05, 0.08])  # of the radii from 0.001 to 0.08
-def test_the_challenge_lowers_the_loss_under_its_attack(
-    challenged: tuple[nn.Module, nn.Module], epsilon: float
-):
+def test_the_challenge_lowers_the_loss_under_its_attack():
+    models = [trained_with(Challenge(mixing=Mixing(largest=each))) for each in (0.08, 0.001)]
     images, labels, seeds = tsipras()
-
-    def robust_loss(model: nn.Module) -> float:
-        attack = PGD(epsilon=epsilon, steps=5)
-        adversarial = attack_revealed(attack, model, images, labels, seeds)
-        with torch.no_grad():
-            return float(F.cross_entropy(model(adversarial), labels))
-
-    attacked, unattacked = map(robust_loss, challenged)
-    assert attacked < 0.8 * unattacked
+    for epsilon in (0.05, 0.08):  # of the radii from 0.001 to 0.08
+        attacked, unattacked = (
+            cross_entropy(
+                model,
+                attack_revealed(PGD(epsilon=epsilon, steps=5), model, images, labels, seeds),
+                labels,
+            )
+            for model in models
+        )
+        assert attacked < 0.8 * unattacked
 
 
 def test_trades_is_clean_cross_entropy_and_a_divergence(
@@ -184,7 +157,7 @@ def test_trades_is_clean_cross_entropy_and_a_divergence(
 ):
     images, labels = batch
     objective = Trades(attack=ATTACK, beta=3.0)
-    examples = objective.examples(classifier.train(), (images, labels, SEEDS))
+    examples = objective.examples(classifier.train(), images, labels, SEEDS)
     assert all(module.training for module in classifier.modules())
     value = objective.loss(classifier.eval(), examples)
     clean, adversarial = examples[0].chunk(2)
@@ -212,7 +185,7 @@ def test_the_challenge_adds_four_cross_entropies(
 ):
     images, labels = batch
     objective, classifier = Challenge(), classifier.eval()
-    examples = objective.examples(classifier, (images, labels, SEEDS))
+    examples = objective.examples(classifier, images, labels, SEEDS)
     value = objective.loss(classifier, examples)
     clean, _, _, attacked = examples[0].chunk(4)
     partners = labels.view(8, 2).flip(1).flatten()
@@ -223,9 +196,9 @@ def test_the_challenge_adds_four_cross_entropies(
         targets = targets + (1 - share[part][:, None]) * F.one_hot(partners, 10)
         expected = expected - (targets * classifier(images_of_part).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(value, expected)
-    assert torch.equal(clean, images) and torch.equal(share[0], torch.ones(16))
-    assert torch.equal(share[3], torch.ones(16))
-    assert loss(classifier, attacked, labels) > loss(classifier, clean, labels)
+    assert torch.equal(clean, images)
+    assert torch.equal(share[0], torch.ones(16)) and torch.equal(share[3], torch.ones(16))
+    assert cross_entropy(classifier, attacked, labels) > cross_entropy(classifier, clean, labels)
 
 
 def test_mixed_cross_entropy_is_that_of_mixed_targets(
@@ -233,7 +206,7 @@ def test_mixed_cross_entropy_is_that_of_mixed_targets(
 ):
     images, labels = batch
     objective = MixedCrossEntropy(mixing=Mixing(), label_smoothing=0.1)
-    examples = objective.examples(classifier.eval(), (images, labels, SEEDS))
+    examples = objective.examples(classifier.eval(), images, labels, SEEDS)
     mixed, own, other, share = examples
     assert torch.equal(own, labels) and torch.equal(other, labels.view(8, 2).flip(1).flatten())
     targets = torch.lerp(F.one_hot(other, 10).float(), F.one_hot(own, 10).float(), share[:, None])
@@ -241,41 +214,118 @@ def test_mixed_cross_entropy_is_that_of_mixed_targets(
     torch.testing.assert_close(objective.loss(classifier, examples), expected)
 
 
-def test_the_fall_back_takes_more_steps_of_the_same_ball():
-    one_step = ObjectiveConfig(name="adversarial", epsilon=Ratio("4/255"), steps=1)
-    fall_back = build_fall_back(one_step)
-    assert isinstance(fall_back, CrossEntropy) and fall_back.attack is not None
-    assert fall_back.attack.steps == 4 and fall_back.attack.epsilon == 4 / 255
-    trades = build_fall_back(ObjectiveConfig(name="trades", steps=1, beta=2))
-    assert isinstance(trades, Trades) and trades.beta == 2 and trades.attack.steps == 4
-    for config in (
-        ObjectiveConfig(name="adversarial", steps=1, fall_back=False),
-        ObjectiveConfig(name="adversarial", steps=2),
-        ObjectiveConfig(name="challenge", steps=1),
-        ObjectiveConfig(),
-    ):
-        assert build_fall_back(config) is None
-
-
-def test_the_validation_attack_takes_ten_steps_of_the_same_ball():
-    config = ObjectiveConfig(name="adversarial", epsilon=Ratio("4/255"), steps=1)
-    objective = build_objective(config)
-    assert isinstance(objective, CrossEntropy)
-    assert objective.attack is not None and objective.attack.steps == 1
-    attack = validation_attack(config)
-    assert attack is not None and attack.steps == 10 and attack.epsilon == 4 / 255
-    assert validation_attack(ObjectiveConfig()) is None
-    assert validation_attack(ObjectiveConfig(name="challenge")) is None
+def test_an_objective_has_what_its_recipe_says():
+    one_step = {"epsilon": Ratio("4/255"), "step_size": Ratio("5/255"), "steps": 1}
+    attack = PGD(epsilon=4 / 255, step_size=5 / 255, steps=1)
+    built = build_objective(ObjectiveConfig(name="adversarial", **one_step), MixupConfig())
+    assert built == CrossEntropy(attack=attack)
+    trades = ObjectiveConfig(name="trades", beta=2, label_smoothing=0.1, **one_step)
+    built = build_objective(trades, MixupConfig())
+    assert built == Trades(attack=attack, beta=2, label_smoothing=0.1)
+    four_steps = PGD(epsilon=4 / 255, steps=4)
+    assert with_more_steps(built) == Trades(attack=four_steps, beta=2, label_smoothing=0.1)
+    assert with_more_steps(CrossEntropy(attack=ATTACK)) is None
+    assert with_more_steps(CrossEntropy()) is None
+    assert validation_attack(0.1) == PGD(epsilon=0.1, step_size=0.025, steps=10)
+    assert build_objective(ObjectiveConfig(), MixupConfig()) == CrossEntropy()
+    assert build_objective(ObjectiveConfig(name="challenge"), MixupConfig()) == Challenge()
+    mixup = MixupConfig(cutmix_alpha=0.8, prob=0.5)
+    built = build_objective(ObjectiveConfig(label_smoothing=0.1), mixup)
+    mixing = Mixing(mixup_alpha=0, cutmix_alpha=0.8)
+    assert built == MixedCrossEntropy(mixing=mixing, probability=0.5, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("accuracies", "epoch"),
     [
-        ({"steps": 0}, "steps >= 1"),
-        ({"name": "trades", "beta": -1.0}, "beta, awp_gamma, awp_warmup >= 0"),
-        ({"name": "challenge", "awp_gamma": 0.01}, "expected adversarial or trades"),
+        ((), None),
+        ((0.3,), None),
+        ((0.2, 0.4, 0.2), None),  # half of the best is not below half
+        ((0.2, 0.4, 0.19), 3),
+        ((0.2, 0.4, 0.0, 0.45, 0.1), 3),  # the first stays the first
+        ((0.4, 0.3, 0.21, 0.19), 4),  # compared with the best, not with the one before
+        ((0.06, 0.02, 0.07), None),  # less than 0.05 below
+        ((None, None), None),  # not measured
     ],
 )
-def test_bad_objectives(arguments: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        ObjectiveConfig(**arguments)
+def test_a_collapse_is_a_fall_below_half_of_the_best(
+    accuracies: tuple[float | None, ...], epoch: int | None
+):
+    rows = [{} if each is None else {"val_robust_accuracy": each} for each in accuracies]
+    assert collapsed_epoch(rows) == epoch
+
+
+IMAGES = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(8) % 4
+
+
+def loss_on_images(model: nn.Module) -> Tensor:
+    return F.cross_entropy(model(IMAGES), LABELS)
+
+
+def closed_form(weight: Tensor, bias: Tensor) -> Tensor:
+    """The gradient of the mean cross-entropy with respect to the weight of a linear model."""
+    surplus = (IMAGES.flatten(1) @ weight.T + bias).softmax(1) - F.one_hot(LABELS, 4)
+    return surplus.T @ IMAGES.flatten(1) / 8
+
+
+class Dropping(nn.Module):
+    """A linear model with dropout, in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(12, 4)
+        self.start = (self.linear.weight.detach().clone(), self.linear.bias.detach().clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(F.dropout(images.flatten(1), training=self.training))
+
+
+@contextmanager
+def perturbed(model: Dropping, **accelerator: Any) -> Iterator[Tensor]:
+    """The change of the weight within the block."""
+    alone = {"scaler": None, "autocast": nullcontext, "reduce": lambda gradients, _: gradients}
+    fake: Any = SimpleNamespace(**alone | accelerator)
+    with perturbed_weights(fake, model, loss_on_images, 0.1):
+        yield (model.linear.weight - model.start[0]).detach()
+
+
+def step_along(direction: Tensor, weight: Tensor) -> Tensor:
+    return 0.1 * weight.norm() * direction / direction.norm()
+
+
+def test_a_weight_moves_along_its_gradient_and_is_restored():
+    model = Dropping()
+    weight, bias = model.start
+    expected = step_along(closed_form(weight, bias), weight)
+    with perturbed(model) as moved:
+        torch.testing.assert_close(moved, expected)
+        assert torch.equal(model.linear.bias, bias)
+        assert model.training and model.linear.weight.grad is None
+        loss_on_images(model.eval()).backward()
+    assert torch.equal(model.linear.weight, weight)
+    torch.testing.assert_close(model.linear.weight.grad, closed_form(weight + expected, bias))
+    with pytest.raises(KeyError), perturbed(model):
+        raise KeyError
+    assert torch.equal(model.linear.weight, weight)
+
+
+def test_all_processes_use_the_mean_gradient_and_what_overflows_does_not_move():
+    model, seen = Dropping(), list[Tensor]()
+    weight, bias = model.start
+    other = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+
+    def mean(gradients: list[Tensor], reduction: str) -> list[Tensor]:
+        assert reduction == "mean"
+        seen.append(gradients[0] / 2**20)
+        average = (seen[0] + other) / 2
+        average[0], average[1] = torch.inf, torch.nan
+        return [average]
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    with perturbed(model, scaler=scaler, reduce=mean) as moved:
+        expected = (closed_form(weight, bias) + other) / 2
+        expected[:2] = 0
+        torch.testing.assert_close(moved, step_along(expected, weight))
+    torch.testing.assert_close(seen[0], closed_form(weight, bias))

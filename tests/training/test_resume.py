@@ -112,7 +112,7 @@ def test_signals_stop_after_the_step(reference: Path, tmp_path: Path):
     )
     assert statuses == [143]
     assert states(output) == {"epoch-0000-step-000005"}
-    line = "SIGTERM: stopped after epoch 1, step 5 of 9; go on with --resume."
+    line = "SIGTERM: stopped after epoch 1, step 5 of 9; continue with --resume."
     assert line in done.stderr and "Traceback" not in done.stderr
     statuses, done = run_all(
         described(output, RANDOM, "--resume", at="step", count=4, signal=signal.SIGINT),
@@ -121,7 +121,7 @@ def test_signals_stop_after_the_step(reference: Path, tmp_path: Path):
     )
     assert statuses == [130, 130, 0], done.stderr
     assert "SIGINT: stopped after epoch 1, step 9 of 9" in done.stderr
-    assert "SIGINT: stopped after epoch 1; go on with --resume." in done.stderr
+    assert "SIGINT: stopped after epoch 1; continue with --resume." in done.stderr
     assert_same_run(reference, output)
 
 
@@ -154,7 +154,8 @@ def test_two_processes_stop_after_the_same_step(few_digits: Path, tmp_path: Path
     done = start(output, at="step", count=5, signal=signal.SIGTERM)
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr
     assert (
-        done.stderr.count("SIGTERM: stopped after epoch 1, step 6 of 9; go on with --resume.") == 1
+        done.stderr.count("SIGTERM: stopped after epoch 1, step 6 of 9; continue with --resume.")
+        == 1
     )
     assert states(output) == {"epoch-0000-step-000006"}
     done = start(output, "--resume")

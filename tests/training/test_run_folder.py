@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from robust_submission.cli.command import parse
 from robust_submission.models.trn import TRN
 from robust_submission.training import run_folder
+from robust_submission.training.build import build_training
+from robust_submission.training.loop import run_training
 from robust_submission.training.recipe import (
     DataConfig,
     ModelConfig,
@@ -22,8 +24,7 @@ from robust_submission.training.recipe import (
     as_plain,
 )
 from robust_submission.training.run_folder import MAY_CHANGE, RunFolder, changed_key
-from robust_submission.training.trn_recipe import TRNConfig, TRNRecipe
-from training.train import QUICKSTART, train
+from robust_submission.training.trn import TRNConfig, TRNRecipe
 
 
 @pytest.fixture
@@ -33,8 +34,12 @@ def run(small_run: Path, tmp_path: Path) -> Path:
 
 
 def recipe_of(run: Path, **changes: Any) -> Recipe:
-    recipe = parse(Recipe, ["--config", str(run / "recipe.yaml")], QUICKSTART)
+    recipe = parse(Recipe, [], default_config=run / "recipe.yaml")
     return replace(recipe, output=run, **changes)
+
+
+def train(recipe: Recipe) -> None:
+    run_training(recipe, build_training)
 
 
 def contents(run: Path) -> dict[Path, bytes]:
@@ -108,8 +113,11 @@ def other_class(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda run: (run / "recipe.yaml").write_text(""), "recipe.yaml: expected that of a run"),
-        (lambda run: (run / "data.json").unlink(), "data.json: expected that of a run"),
+        (
+            lambda run: (run / "recipe.yaml").write_text(""),
+            "recipe.yaml: expected the file of a run",
+        ),
+        (lambda run: (run / "data.json").unlink(), "data.json: expected the file of a run"),
         (other_class, "data.json: expected class_names.0 = zero as before, found 0"),
         (cut("state/epoch-0002/model.safetensors"), "epoch-0002: expected a whole state"),
         (cut("state/epoch-0002/optimizer.bin"), "epoch-0002: expected a whole state"),

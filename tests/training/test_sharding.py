@@ -77,4 +77,4 @@ def test_what_needs_whole_weights_is_refused(name: str, value: str):
     words, sharding = ("--objective.name", "adversarial"), Mock(distributed_type="FSDP")
     recipe = parse(Recipe, [*words, f"--{name}", value])
     with pytest.raises(ValueError, match=f"{name}: expected whole weights"):
-        build_training(recipe, sharding, Mock())
+        build_training(recipe, sharding)

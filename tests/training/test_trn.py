@@ -7,13 +7,14 @@ from robust_submission.attacks.pgd import FGSM, PGD
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
 from robust_submission.models.trn import TRN
 from robust_submission.models.trn.gradient_map import gradient_map
-from robust_submission.training.trn_objective import (
+from robust_submission.training.trn import (
+    AttackConfig,
     AttackMixture,
+    RestorationConfig,
     RestorationLoss,
     attack_unaware,
     build_mixture,
 )
-from robust_submission.training.trn_recipe import AttackConfig, RestorationConfig
 
 IMAGES = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SEEDS = torch.arange(64) * 7919

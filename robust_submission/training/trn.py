@@ -1,0 +1,295 @@
+"""Training a TRN: its recipe, the attacks that it sees, and its loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_submission.attacks import Attack, build_attack
+from robust_submission.cli.command import Ratio
+from robust_submission.cli.errors import UserError
+from robust_submission.models.classifier import RobustClassifier, undefended
+from robust_submission.models.surgery import evaluating, frozen
+from robust_submission.models.trn import TRN
+from robust_submission.models.trn.gradient_map import Estimator, gradient_map
+from robust_submission.training.recipe import RunRecipe
+
+
+@dataclass(kw_only=True)
+class TRNConfig:
+    """The network; see models/trn/network.py."""
+
+    width: int = 48
+    """Channels of each stream."""
+    depth: int = 4
+    """Pairs of residual blocks, each followed by a Fusion Block."""
+    stride: int = 2
+    """Side in pixels of the patches that the streams work on."""
+    streams: Literal["both", "image", "gradient"] = "both"
+    """The streams that the network has."""
+    fusion: Literal["fusion", "concatenation"] = "fusion"
+    """Fusion Blocks, or streams that are concatenated at the end only."""
+    estimator: Estimator = "predicted"
+    """The label-free loss whose gradient is the map: predicted, expected or average."""
+    top_k: int | None = None
+    """Number of classes that the estimator average uses; null for all."""
+    start: Path | None = None
+    """Start from the weights of this TRN's run, of the same shapes; null for new ones."""
+    surrogate: dict[str, Any] | None = None
+    """Arguments of the small network that computes the gradient map, such as {widths: [32, 64],
+    depth: 2}; null uses the classifier's own gradient."""
+
+
+@dataclass(kw_only=True)
+class AttackConfig:
+    """One of the attacks that make the training images."""
+
+    name: Literal["pgd", "fgsm", "ffgsm", "bim", "mim", "noise"] = "pgd"
+    """The attack."""
+    epsilon: Ratio = Ratio("8/255")
+    """Radius in L-infinity, in pixel values from 0 to 1."""
+    steps: int = 10
+    """Steps of pgd, bim and mim."""
+    weight: float = 1.0
+    """How often it is drawn, relative to the other attacks."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < inf:
+            raise UserError(f"objective.attacks: expected weight > 0, found {self.weight}.")
+        self.build()
+
+    def build(self) -> Attack:
+        """The attack."""
+        options = {"steps": self.steps} if self.name in ("pgd", "bim", "mim") else {}
+        return build_attack(self.name, self.epsilon, "linf", **options)
+
+
+@dataclass(kw_only=True)
+class RestorationConfig:
+    """What is minimised, and on which images."""
+
+    attacks: list[AttackConfig] = field(default_factory=lambda: [AttackConfig()])
+    """The attacks, drawn per image; their victim is the classifier without TRN."""
+    clean: float = 0.25
+    """Share of the images that are not attacked, so that TRN learns not to change them."""
+    cache: bool = False
+    """Attack each image once and use the result in every epoch, for classifiers that are slow to
+    attack. Needs augmentation none, flip false and end_to_end false."""
+    reconstruction: float = 10.0
+    """Weight of the mean absolute difference to the clean image."""
+    cross_entropy: float = 1.0
+    """Weight of the classifier's cross-entropy on the restored image."""
+    feature: float = 0.0
+    """Weight of the relative difference between the classifier's last features and those of the
+    clean image (Liao et al. 2018); needs a timm backbone."""
+    distillation: float = 1.0
+    """Weight of the surrogate's distance to the classifier: logits and gradient maps."""
+    end_to_end: bool = False
+    """Train the classifier too; the run folder then holds both, as one checkpoint."""
+
+    def __post_init__(self) -> None:
+        weights = (self.reconstruction, self.cross_entropy, self.feature, self.distillation)
+        positive = all(0 <= each < inf for each in weights)
+        if not positive or not 0 <= self.clean <= 1 or not self.attacks:
+            raise UserError(
+                "objective: expected attacks, weights of at least 0 and clean from 0 to 1, "
+                f"found {len(self.attacks)} attacks, {weights}, {self.clean}."
+            )
+        if self.end_to_end and (self.cache or not (self.cross_entropy or self.feature)):
+            raise UserError(
+                "objective.end_to_end: expected cache false and a weight of cross_entropy or "
+                f"feature, found {self.cache}, {self.cross_entropy} and {self.feature}."
+            )
+
+
+@dataclass(kw_only=True)
+class TRNRecipe(RunRecipe):
+    """A training run of a TRN."""
+
+    output: Path = Path("runs/digits_trn")
+    """The run folder."""
+    checkpoint: Path | None = None
+    """Run folder of the trained classifier."""
+    model: str | None = None
+    """Instead of a checkpoint: package.module:function, or path/file.py:function, that returns a
+    RobustClassifier."""
+    trn: TRNConfig = field(default_factory=TRNConfig)
+    """The network."""
+    objective: RestorationConfig = field(default_factory=RestorationConfig)
+    """What is minimised."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.checkpoint is None) == (self.model is None):
+            raise UserError(
+                "checkpoint: expected either checkpoint or model, found both or neither."
+            )
+        if self.objective.cache and (self.data.augmentation != "none" or self.data.flip):
+            raise UserError(
+                "objective.cache: expected data.augmentation none and data.flip false, found "
+                f"{self.data.augmentation} and {self.data.flip}."
+            )
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        return [*super().inputs, self.checkpoint, self.trn.start]
+
+
+def attack_unaware(
+    attack: Attack, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
+) -> Tensor:
+    """Adversarial examples by an attacker who knows the classifier, but none of its defences.
+
+    For the arguments see `attack_revealed`.
+    """
+    with evaluating(classifier), frozen(classifier):
+        return attack(undefended(classifier), images, labels, seeds=seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackMixture:
+    """Attacks each image by one of several attacks, or by none, drawn with the image's seed.
+
+    Args:
+        attacks: The attacks.
+        weights: How often each attack is drawn, relative to the others.
+        clean: Share of images that are not attacked.
+        cache: Attacked images by seed, to be reused; None to attack each time.
+    """
+
+    attacks: Sequence[Attack]
+    weights: Sequence[float]
+    clean: float
+    cache: dict[int, Tensor] | None = None
+
+    def __call__(
+        self, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> Tensor:
+        """Attacked images (B, 3, H, W); for the arguments see `attack_revealed`."""
+        if self.cache is None:
+            return self._make(classifier, images, labels, seeds)
+        keys = seeds.tolist()
+        new = torch.tensor([key not in self.cache for key in keys])
+        if new.any():
+            made = self._make(classifier, images[new], labels[new], seeds[new]).cpu()
+            fresh = [key for key in keys if key not in self.cache]
+            self.cache.update(zip(fresh, made, strict=True))
+        return torch.stack([self.cache[key] for key in keys]).to(images.device)
+
+    def _make(
+        self, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> Tensor:
+        drawn = np.array([np.random.default_rng(seed).random() for seed in seeds.tolist()])
+        shares = np.cumsum(self.weights) / np.sum(self.weights) * (1 - self.clean)
+        choice = torch.from_numpy(np.searchsorted(shares, drawn, side="right"))
+        attacked = images.clone()
+        for place, attack in enumerate(self.attacks):
+            rows = (choice == place).nonzero().squeeze(1)
+            if len(rows):
+                chosen = (images[rows], labels[rows], seeds[rows])
+                attacked[rows] = attack_unaware(attack, classifier, *chosen)
+        return attacked
+
+
+class RestorationLoss(nn.Module):
+    """The loss as a module, so that a parallel wrapper computes all of it in one forward pass.
+
+    It uses the classifier without its stages `conceal` and `randomize`, whose gradients would
+    mislead the TRN.
+
+    Args:
+        classifier: A classifier with a TRN as `restore`.
+        config: The weights of the terms.
+
+    Raises:
+        UserError: There is a feature term, and the backbone has no `forward_features`.
+    """
+
+    def __init__(self, classifier: RobustClassifier, config: RestorationConfig) -> None:
+        super().__init__()
+        if config.feature and not hasattr(classifier.backbone, "forward_features"):
+            raise UserError(
+                "objective.feature: expected a timm backbone with forward_features, "
+                f"found {type(classifier.backbone).__name__}."
+            )
+        self.classifier = classifier
+        self.config = config
+
+    def train(self, mode: bool = True) -> "RestorationLoss":
+        """Set training mode; a classifier that is not trained stays in eval mode."""
+        super().train(mode)
+        if not self.config.end_to_end:
+            self.classifier.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of clean images and their attacked versions, (B, 3, H, W), and labels."""
+        config = self.config
+        restored = self.classifier.restored(attacked)
+        loss = config.reconstruction * F.l1_loss(restored, images)
+        if config.feature:
+            features, logits = self._features(restored)
+            with torch.no_grad():
+                wanted, _ = self._features(images)
+            difference = F.l1_loss(features.float(), wanted.float())
+            loss = loss + config.feature * difference / wanted.float().abs().mean()
+            loss = loss + config.cross_entropy * F.cross_entropy(logits.float(), labels)
+        elif config.cross_entropy:
+            logits = self.classifier.classify(restored)
+            loss = loss + config.cross_entropy * F.cross_entropy(logits.float(), labels)
+        trn = self.classifier.restore
+        if isinstance(trn, TRN) and trn.surrogate and config.distillation:
+            loss = loss + config.distillation * self._distillation(trn, attacked)
+        return loss
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Last features and logits of a timm backbone."""
+        backbone = self.classifier.backbone
+        features = backbone.forward_features(self.classifier.normalize(images))  # pyright: ignore[reportCallIssue]
+        return features, backbone.forward_head(features)  # pyright: ignore[reportCallIssue]
+
+    def _distillation(self, trn: TRN, images: Tensor) -> Tensor:
+        """KL divergence of the surrogate's logits plus 1 - cosine of its gradient maps."""
+        assert trn.surrogate is not None
+        found, logits = trn.surrogate.gradient_map(images, trn.estimator, trn.top_k)
+        backbone = self.classifier.backbone
+        with torch.no_grad(), evaluating(backbone), frozen(backbone):
+            classify = self.classifier.classify
+            wanted = gradient_map(images, classify, trn.estimator, trn.top_k)
+            targets = classify(images).float().softmax(1)
+        divergence = F.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
+        cosine = F.cosine_similarity(found.flatten(1), wanted.flatten(1))
+        return divergence + (1 - cosine).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorationObjective:
+    """Attacks the images; the loss compares the restored ones with the clean ones."""
+
+    mixture: AttackMixture
+
+    def examples(
+        self, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Clean images and attacked images, (B, 3, H, W) each, and labels, (B,)."""
+        return images, self.mixture(classifier, images, labels, seeds), labels
+
+    def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
+        """The mean loss; `model` is `RestorationLoss`, or a parallel wrapper around it."""
+        return model(*examples)
+
+
+def build_mixture(config: RestorationConfig) -> AttackMixture:
+    """The mixture of a recipe's attacks."""
+    return AttackMixture(
+        attacks=[each.build() for each in config.attacks],
+        weights=[each.weight for each in config.attacks],
+        clean=config.clean,
+        cache={} if config.cache else None,
+    )
