@@ -1,6 +1,9 @@
-"""The adversaries: they take any callable model, and import none of our other rooms.
+"""Adversarial attacks on any callable model that returns logits.
 
-images = build_attack("pgd", epsilon=8 / 255, steps=20)(model, images, labels)
+    adversarial = PGD(epsilon=8 / 255, steps=20)(model, images, labels)
+
+Arguments of an attack that make no sense raise ValueError. `build_attack`, which names an attack
+and its options as the command line does, raises UserError.
 """
 
 import difflib
@@ -49,27 +52,30 @@ ATTACKS: dict[str, type[PGD | CarliniWagner | AutoAttack]] = {
 
 
 def build_attack(name: str, epsilon: float, norm: str | None = None, **options: Any) -> Attack:
-    """The attack of that name.
+    """Build an attack from its name, for what a user asks for.
 
     Args:
         name: A key of `ATTACKS`.
         epsilon: The ball's radius, in units of the 0-to-1 image.
-        norm: The ball; the attack's own default ("linf", for "cw" "l2") without it.
+        norm: The ball; None for the attack's default ("linf", but "l2" for "cw").
         options: Any other field of the attack, such as `steps=20`.
 
     Raises:
-        UserError: no attack has that name, it has no such option, or refuses the value.
+        UserError: there is no such attack or option, or the attack refuses the value.
     """
     if name not in ATTACKS:
         near = difflib.get_close_matches(name, ATTACKS, n=1, cutoff=0.5)
         hint = f" (nearest: {near[0]})" if near else ""
-        raise UserError(f"Expected an attack of {', '.join(ATTACKS)}. Received: {name!r}{hint}.")
+        raise UserError(f"attack: expected one of {', '.join(ATTACKS)}, found {name!r}{hint}.")
     kind = ATTACKS[name]
     known = [each.name for each in fields(kind) if each.init]
     if unknown := [option for option in options if option not in known]:
-        raise UserError(f"Expected options of {name}: {', '.join(known)}. Received: {unknown[0]}.")
+        raise UserError(f"{name}: expected options {', '.join(known)}, found {unknown[0]}.")
     if norm is not None:
         options["norm"] = norm
     if name in AutoAttack.KNOWN:
         options["attacks"] = (name,)
-    return kind(epsilon=epsilon, **options)
+    try:
+        return kind(epsilon=epsilon, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,9 +1,11 @@
-"""What an attack is: its contract, its checks, and its random draws."""
+"""What every attack shares: its contract, its start, its checks and its random draws."""
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,14 +14,14 @@ from torch import Tensor
 from robust_submission.cli.errors import UserError
 
 Model = Callable[[Tensor], Tensor]
-"""Images (B, 3, H, W), float32, RGB, 0 to 1, to logits (B, num_classes)."""
+"""Maps images (B, 3, H, W), float32, RGB, 0 to 1, to logits (B, num_classes)."""
 
 
 class Attack(Protocol):
-    """Images in, images of the same shape out, inside the attack's ball and inside 0 to 1.
+    """Returns adversarial images of the same shape, inside the attack's ball and inside 0 to 1.
 
-    An attack stores no model; it leaves the model's mode, every `requires_grad` and `.grad`, and
-    the global random state as found.
+    An attack stores no model. It leaves the model's mode, every `requires_grad` and `.grad`, and
+    the global random state unchanged.
     """
 
     def __call__(
@@ -36,72 +38,103 @@ class Attack(Protocol):
         Args:
             model: Any callable from images to logits.
             images: (B, 3, H, W), float32, RGB, 0 to 1.
-            labels: (B,), int64: the true classes, or the wanted ones where the attack is targeted.
-            generator: Source of every random draw, best on the images' device. Without it and
-                without `seeds` the attack's own `seed` is used: then every call draws the same.
-            seeds: (B,), int64, one seed an image (`image_seeds`): the draws for an image are then
-                the same in any batch, at any place.
+            labels: (B,), int64: the true classes, or the target classes of a targeted attack.
+            generator: Source of all random draws, ideally on the images' device. Without
+                `generator` and `seeds` the attack's own `seed` is used, so that every call draws
+                the same numbers.
+            seeds: (B,), int64, one seed per image (see `image_seeds`): the draws for an image then
+                do not depend on its batch or its place in it.
 
         Raises:
-            UserError: the batch breaks the contract.
+            ValueError: the batch or its sources of randomness break this contract.
+            UserError: the attack needs gradients and the model has none.
         """
         ...
 
 
+class BallAttack(ABC):
+    """An `Attack` within one ball: does what all of them do first, then calls `_perturb`."""
+
+    epsilon: float
+    seed: int = 0
+
+    def __call__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Attack a batch: see `Attack`."""
+        with attacking(images, labels) as (images, labels):
+            draws = Draws.choose(len(images), generator, seeds, self.seed)
+            if self.epsilon == 0 or len(images) == 0:
+                return images.clone()
+            return self._perturb(model, images, labels, draws)
+
+    @abstractmethod
+    def _perturb(self, model: Model, images: Tensor, labels: Tensor, draws: "Draws") -> Tensor:
+        """Attack a batch that is not empty, within a ball that is more than a point."""
+
+
 @contextmanager
-def differentiable() -> Iterator[None]:
-    """Record gradients also where the caller switched them off."""
+def attacking(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Check a batch and record gradients, also where the caller switched them off.
+
+    Yields images and labels without their history; copies those made under inference mode.
+
+    Raises:
+        ValueError: images or labels are of the wrong shape or type.
+    """
+    check_batch(images, labels)
     with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def ordinary(tensor: Tensor) -> Tensor:
-    """The tensor without its history, copied only where it was made under inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+        images, labels = (
+            each.clone() if each.is_inference() else each.detach() for each in (images, labels)
+        )
+        yield images, labels
 
 
 def check_batch(images: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless images and labels are as the contract says; reads no values."""
     if images.ndim != 4 or images.dtype != torch.float32:
-        raise UserError(
-            "Expected images of shape (B, 3, H, W), float32. "
-            f"Received: shape {tuple(images.shape)}, {images.dtype}."
-        )
+        found = f"shape {tuple(images.shape)}, {images.dtype}"
+        raise ValueError(f"images: expected shape (B, 3, H, W), float32, found {found}.")
     if labels.ndim not in (1, 2) or len(labels) != len(images):
-        raise UserError(
-            f"Expected one label per image, {len(images)} in all. "
-            f"Received: labels of shape {tuple(labels.shape)}."
-        )
+        found = f"shape {tuple(labels.shape)}"
+        raise ValueError(f"labels: expected one per image, {len(images)} in all, found {found}.")
 
 
-def check_differentiable(followed: bool) -> None:
-    """Raise ValueError unless autograd can follow the logits back to the images."""
-    if not followed:
+def require_gradient(exists: bool) -> None:
+    """Raise UserError if autograd cannot follow the logits back to the images."""
+    if not exists:
         raise UserError(
-            "Expected a model that autograd can differentiate. Received: logits without a "
-            "gradient; attack it with square or by transfer."
+            "model: expected one that autograd can differentiate, found logits without a gradient; "
+            "attack it with square or by transfer."
         )
 
 
 def check_choice(field: str, value: str, known: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
     if value not in known:
-        raise UserError(f"Expected {field} to be one of {', '.join(known)}. Received: {value!r}.")
+        raise ValueError(f"{field}: expected one of {', '.join(known)}, found {value!r}.")
 
 
 def check_at_least(field: str, value: float, least: float) -> None:
     """Raise ValueError unless `value` is a finite number of at least `least`."""
-    if not least <= value < float("inf"):
-        raise UserError(f"Expected {field} of at least {least}. Received: {field}={value}.")
+    if not least <= value < math.inf:
+        expected = "a finite number" if value == math.inf else f"at least {least}"
+        raise ValueError(f"{field}: expected {expected}, found {value}.")
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B,) bool: whether the label has the largest logit; never where a logit is NaN."""
+    """(B,) bool: whether the label has the largest logit; False where a logit is NaN."""
     return (logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)
 
 
 def image_seeds(seed: int, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-    """One seed an image, a function of (seed, index) alone.
+    """One seed per image, a function of (seed, index) alone.
 
     Args:
         seed: The seed of the whole evaluation, 0 or more.
@@ -119,49 +152,57 @@ def image_seeds(seed: int, indices: Sequence[int] | np.ndarray | Tensor) -> Tens
 
 @dataclass(frozen=True)
 class Draws:
-    """Uniform and normal noise for a batch: from one generator, or from one for each image."""
+    """Uniform and normal noise for a batch, from one generator or from one per image."""
 
     generators: tuple[torch.Generator, ...]
-    per_image: bool
+    source: Literal["seed", "generator", "seeds"]
+    """Which of the arguments of `choose` made the generators; "seeds" makes one per image."""
 
     @classmethod
     def choose(
         cls, batch: int, generator: torch.Generator | None, seeds: Tensor | None, seed: int
     ) -> "Draws":
-        """The draws that an attack's arguments ask for; `seed` where they ask for none.
+        """From an attack's arguments; from `seed` if it has neither generator nor seeds.
 
         Raises:
-            UserError: both `generator` and `seeds` are given, or not one seed an image.
+            ValueError: both `generator` and `seeds` are given, or not one seed per image.
         """
         if seeds is None:
-            return cls((generator or torch.Generator().manual_seed(seed),), per_image=False)
+            source = "seed" if generator is None else "generator"
+            return cls((generator or torch.Generator().manual_seed(seed),), source)
         if generator is not None:
-            raise UserError("Expected either a generator or seeds. Received: both.")
+            raise ValueError("randomness: expected a generator or seeds, found both.")
         if seeds.shape != (batch,):
-            raise UserError(
-                f"Expected one seed an image, shape ({batch},). Received: {tuple(seeds.shape)}."
-            )
-        return cls(tuple(torch.Generator().manual_seed(each) for each in seeds.tolist()), True)
+            found = tuple(seeds.shape)
+            raise ValueError(f"seeds: expected one per image, shape ({batch},), found {found}.")
+        return cls(tuple(torch.Generator().manual_seed(each) for each in seeds.tolist()), "seeds")
 
     def of(self, rows: Tensor) -> "Draws":
-        """The draws of some images of the batch; `rows` (N,) are their places."""
-        if not self.per_image:
+        """The draws for some images of the batch; `rows` (N,) are their places in it."""
+        if self.source != "seeds":
             return self
-        return Draws(tuple(self.generators[row] for row in rows.tolist()), per_image=True)
+        return Draws(tuple(self.generators[row] for row in rows.tolist()), "seeds")
+
+    def batch_seed(self) -> int:
+        """One seed for the whole batch, for a library that wants a number."""
+        if self.source == "generator":
+            (generator,) = self.generators
+            return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        return sum(each.initial_seed() for each in self.generators) % 2**31
 
     def uniform(self, images: Tensor) -> Tensor:
-        """Like `images`, uniform from 0 to below 1."""
+        """Noise of the shape of `images`, uniform from 0 to below 1."""
         return self._draw(torch.rand, images)
 
     def normal(self, images: Tensor) -> Tensor:
-        """Like `images`, of mean 0 and deviation 1."""
+        """Noise of the shape of `images`, with mean 0 and standard deviation 1."""
         return self._draw(torch.randn, images)
 
     def _draw(self, draw: Callable[..., Tensor], images: Tensor) -> Tensor:
-        if not self.per_image:
+        if self.source != "seeds":
             (generator,) = self.generators
             return draw(images.shape, generator=generator, device=generator.device).to(images)
-        # From pinned memory a GPU copies without having the CPU wait for what it still computes.
+        # A GPU copies from pinned memory while the CPU continues.
         noise = torch.empty(images.shape, pin_memory=images.is_cuda)
         for one, generator in zip(noise, self.generators, strict=True):
             draw(one.shape, generator=generator, out=one)

@@ -7,53 +7,71 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robust_submission.attacks.base import (
-    Attack,
-    Model,
-    check_batch,
-    correct,
-    differentiable,
-    ordinary,
-)
+from robust_submission.attacks.base import Attack, Model, attacking, correct
 from robust_submission.attacks.losses import cross_entropy
-from robust_submission.cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class WorstPoints:
+    """The worst point so far of each image: one that fools before one that does not, then by loss.
+
+    `update` writes into the tensors.
+    """
+
+    points: Tensor
+    """(B, 3, H, W)."""
+
+    losses: Tensor
+    """(B,)."""
+
+    fooled: Tensor
+    """(B,) bool."""
+
+    def update(self, rows: Tensor, points: Tensor, losses: Tensor, fooled: Tensor) -> None:
+        """Compare with new points of some images; `rows` (N,) are their places in the batch."""
+        before = self.fooled[rows]
+        worse = (fooled & ~before) | ((fooled == before) & (losses > self.losses[rows]))
+        places = rows[worse]
+        self.points[places], self.losses[places] = points[worse], losses[worse]
+        self.fooled[places] = fooled[worse]
 
 
 @dataclass(frozen=True)
 class WorstCaseResult:
-    """What the worst case did to each image."""
+    """The worst case of each image, and what caused it."""
 
     images: Tensor
-    """(B, 3, H, W): the example that fooled, else the tried one of the largest cross-entropy."""
+    """(B, 3, H, W): the example that fools the model, else the tried one of largest loss."""
 
     fooled_by: list[str]
-    """The attack that fooled, "clean" where the image was wrong from the start, "" where none."""
+    """The attack that fooled the model, "clean" where it was wrong without one, "" where none."""
 
     losses: Tensor
     """(B,): the cross-entropies of `images`."""
 
     @property
     def robust(self) -> Tensor:
-        """(B,) bool: which images withstood everything."""
+        """(B,) bool: whether the model is right despite every attack."""
         return torch.tensor([not name for name in self.fooled_by], dtype=torch.bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorstCase:
-    """The worst of several untargeted attacks, image by image; itself an attack.
+    """The worst case per image over several untargeted attacks; itself an attack.
 
-    An image that the model gets wrong is left as it is. Attacks see fewer and fewer images: give
-    seeds, so that the draws for an image do not depend on which others are left.
+    An image that the model gets wrong is left unchanged. Each attack sees only the images that
+    withstood the earlier ones: give seeds, so that the draws for an image do not depend on which
+    others are left.
     """
 
     attacks: Mapping[str, Attack]
-    """Names and attacks, the cheap ones best first."""
+    """Attacks by name, best the cheap ones first."""
 
     def __post_init__(self) -> None:
         if not self.attacks:
-            raise UserError("Expected at least one attack. Received: none.")
+            raise ValueError("attacks: expected at least one, found none.")
         if any(getattr(attack, "targeted", False) for attack in self.attacks.values()):
-            raise UserError("Expected untargeted attacks only. Received: a targeted one.")
+            raise ValueError("attacks: expected untargeted ones only, found a targeted one.")
 
     def __call__(
         self,
@@ -77,37 +95,32 @@ class WorstCase:
         seeds: Tensor | None = None,
         scored_on: Model | None = None,
     ) -> WorstCaseResult:
-        """Attack a batch and say what fooled which image.
+        """Attack a batch and report which attack fooled the model on which image.
 
         `scored_on` is the model to be fooled, where the attacks differentiate another, as in an
         adaptive or a transfer attack. The other arguments are those of `Attack`.
         """
-        check_batch(images, labels)
         scored_on = scored_on or model
-        with differentiable(), torch.no_grad():
-            images, labels = ordinary(images), ordinary(labels)
-            worst = images.clone()
-            worst_loss, right = _score(scored_on, images, labels)
-            fooled_by = ["" if survives else "clean" for survives in right.tolist()]
+        with attacking(images, labels) as (images, labels), torch.no_grad():
+            worst = WorstPoints(images.clone(), *_score(scored_on, images, labels))
+            fooled_by = ["clean" if fooled else "" for fooled in worst.fooled.tolist()]
             for name, attack in self.attacks.items():
-                rows = right.nonzero().squeeze(1)
+                rows = (~worst.fooled).nonzero().squeeze(1)
                 if len(rows) == 0:
                     break
                 some = None if seeds is None else seeds[rows.to(seeds.device)]
-                tried = attack(model, images[rows], labels[rows], generator, seeds=some)
-                loss, survives = _score(scored_on, tried, labels[rows])
-                worse = ~survives | (loss > worst_loss[rows])
-                worst[rows[worse]], worst_loss[rows[worse]] = tried[worse], loss[worse]
-                right[rows] = survives
-                for row in rows[~survives].tolist():
+                points = attack(model, images[rows], labels[rows], generator, seeds=some)
+                losses, fooled = _score(scored_on, points, labels[rows])
+                worst.update(rows, points, losses, fooled)
+                for row in rows[fooled].tolist():
                     fooled_by[row] = name
-        return WorstCaseResult(worst, fooled_by, worst_loss)
+        return WorstCaseResult(worst.points, fooled_by, worst.losses)
 
 
 def _score(model: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropies (B,), and whether the label won (B,)."""
+    """Cross-entropies (B,), and whether the model is fooled (B,)."""
     logits = model(images).float()
-    return cross_entropy(logits, labels), correct(logits, labels)
+    return cross_entropy(logits, labels), ~correct(logits, labels)
 
 
 @dataclass(frozen=True)
@@ -116,24 +129,25 @@ class EOT:
 
         attack(EOT(model, range(20), set_draw), images, labels)
 
-    Returns the logarithm of the average probabilities, (B, num_classes): cross-entropy then is
-    -log of the average probability of the label, and the gradient is that of the expectation.
-    Averages of logits would let one confident draw outvote many. Holds the graphs of all draws at
-    once: memory grows with their number. Leaves the model at its last draw.
+    Returns the logarithm of the average probabilities, (B, num_classes). Cross-entropy is then
+    -log of the average probability of the label, and its gradient that of an expectation over
+    transformations (Athalye et al. 2018). Averaging logits would let one confident draw outvote
+    many. Keeps the graphs of all draws at once: memory grows with their number. Leaves the model at
+    its last draw.
     """
 
     model: Model
     """The random model: images (B, 3, H, W) to logits."""
 
     draws: Sequence[int]
-    """The draws to average over, such as `range(20)`; judge on others than you attack."""
+    """The draws to average over, such as `range(20)`; score on other draws than you attack."""
 
     set_draw: Callable[[int], object]
-    """Makes the model use its k-th draw until told otherwise: `set_draw(k)`."""
+    """`set_draw(k)` makes the model use its k-th draw from then on."""
 
     def __post_init__(self) -> None:
         if not len(self.draws):
-            raise UserError("Expected at least one draw. Received: none.")
+            raise ValueError("draws: expected at least one, found none.")
 
     def __call__(self, images: Tensor) -> Tensor:
         outputs = list[Tensor]()

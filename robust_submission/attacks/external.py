@@ -1,37 +1,33 @@
-"""Attacks by well-kept libraries, as callables like our own: Carlini & Wagner, AutoAttack.
+"""Attacks by well-kept libraries, called like our own: Carlini & Wagner, AutoAttack.
 
-The libraries call `backward` and seed the global generators; here neither leaves a trace.
+The libraries call `backward` and seed the global generators; neither leaves a trace here.
 """
 
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from robust_submission.attacks.base import (
+    BallAttack,
+    Draws,
     Model,
     check_at_least,
-    check_batch,
     check_choice,
-    check_differentiable,
-    differentiable,
-    ordinary,
+    require_gradient,
 )
-from robust_submission.attacks.hyperplane import nearest_l2, nearest_linf
 from robust_submission.attacks.norms import NORMS
-from robust_submission.cli.errors import UserError
 
 
 class _InputGradient(torch.autograd.Function):
     """The model with a graph of its own: backward reaches the images, never a parameter.
 
-    The first backward pass frees what the graph holds, unless others are to follow (`again`).
+    The first backward pass frees the graph, unless others are to follow (`again`).
     """
 
     @staticmethod
@@ -40,7 +36,7 @@ class _InputGradient(torch.autograd.Function):
         with torch.enable_grad():
             ctx.images = images.detach().requires_grad_()
             ctx.logits = model(ctx.images).float()
-        check_differentiable(ctx.logits.requires_grad)
+        require_gradient(ctx.logits.requires_grad)
         return ctx.logits.detach()
 
     @staticmethod
@@ -48,7 +44,7 @@ class _InputGradient(torch.autograd.Function):
         (gradient,) = torch.autograd.grad(
             ctx.logits, ctx.images, outputs, retain_graph=ctx.again, allow_unused=True
         )
-        check_differentiable(gradient is not None)
+        require_gradient(gradient is not None)
         return gradient.nan_to_num(), None, None
 
 
@@ -63,7 +59,7 @@ def _only_input_gradients(model: Model, *, again: bool = False) -> Callable[[Ten
 
 
 class _Hidden(nn.Module):
-    """A module that carries the model without owning it: nobody moves it or changes its mode."""
+    """A module that calls the model without owning it, so that nobody moves it or sets its mode."""
 
     def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -75,7 +71,7 @@ class _Hidden(nn.Module):
 
 @contextmanager
 def _global_state_kept() -> Iterator[None]:
-    """Give back the global random state and the tracing function (pyautoattack resets it)."""
+    """Restore the global random state, and the tracing function, which pyautoattack resets."""
     trace = sys.gettrace()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
@@ -85,30 +81,13 @@ def _global_state_kept() -> Iterator[None]:
         sys.settrace(trace)
 
 
-def _fast_projections() -> AbstractContextManager[object]:
-    """Let FAB find the nearest points of hyperplanes without sorting: the same ones, sooner."""
-    return patch.multiple(
-        "pyautoattack.fab_base", projection_linf=nearest_linf, projection_l2=nearest_l2
-    )
-
-
-def _batch_seed(seed: int, generator: torch.Generator | None, seeds: Tensor | None) -> int:
-    if seeds is not None and generator is not None:
-        raise UserError("Expected either a generator or seeds. Received: both.")
-    if seeds is not None:
-        return int(sum(seeds.tolist()) % 2**31)
-    if generator is not None:
-        return int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    return seed
-
-
 @dataclass(frozen=True, kw_only=True)
-class CarliniWagner:
-    """Carlini & Wagner's L2 attack (2017) by foolbox: the least perturbation that fools.
+class CarliniWagner(BallAttack):
+    """Carlini & Wagner's L2 attack (2017) by foolbox: the smallest perturbation that fools.
 
-    Where the least one found is longer than `epsilon`, it is cut to that length; where none is
-    found, the image comes back as it was. Nothing in it is random. It takes up to
-    binary_search_steps x steps forward and backward passes.
+    One longer than `epsilon` is cut to that length. An image for which none is found is returned
+    unchanged. Not random: generator and seeds have no effect. Up to binary_search_steps x steps
+    forward and backward passes.
     """
 
     epsilon: float = 8.0
@@ -125,16 +104,16 @@ class CarliniWagner:
 
     step_size: float = 0.05
     """Adam's learning rate. These few steps at 0.05 end within 6 % of the length that 9 searches of
-    1,000 steps at 0.01 find (measured, targeted and not, on a small model of digits)."""
+    1,000 steps at 0.01 find (measured on a small model of digits, targeted and untargeted)."""
 
     initial_const: float = 0.1
-    """First weight tried; ten times more wherever it fails."""
+    """First weight tried; multiplied by ten for the images where it fails."""
 
     confidence: float = 0.0
     """How far beyond the decision an example must lie, in logits."""
 
     targeted: bool = False
-    """Labels are the wanted classes."""
+    """Labels are target classes."""
 
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, ["l2"])
@@ -145,50 +124,36 @@ class CarliniWagner:
         check_at_least("initial_const", self.initial_const, 0)
         check_at_least("confidence", self.confidence, 0)
 
-    def __call__(
-        self,
-        model: Model,
-        images: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        seeds: Tensor | None = None,
-    ) -> Tensor:
-        """Attack a batch: see `Attack`. The generator and the seeds are not needed."""
-        # foolbox takes seconds to import: only for those who use it.
+    def _perturb(self, model: Model, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        # foolbox takes seconds to import: only where it is used.
         from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
         from foolbox.criteria import Misclassification, TargetedMisclassification
         from foolbox.models.pytorch import PyTorchModel
 
-        check_batch(images, labels)
-        with differentiable():
-            images, labels = ordinary(images), ordinary(labels)
-            if self.epsilon == 0 or len(images) == 0:
-                return images.clone()
-            criterion = TargetedMisclassification if self.targeted else Misclassification
-            hidden = _Hidden(_only_input_gradients(model)).eval()
-            attack = L2CarliniWagnerAttack(
-                binary_search_steps=self.binary_search_steps,
-                steps=self.steps,
-                stepsize=self.step_size,
-                confidence=self.confidence,
-                initial_const=self.initial_const,
-                abort_early=False,  # it looks at the losses of the batch as one
-            )
-            seen = PyTorchModel(hidden, bounds=(0, 1), device=images.device)
-            least = attack.run(seen, images, criterion(labels)).detach()
-            found = (least != 0).any(dim=(1, 2, 3), keepdim=True)  # foolbox gives zeros for none
-            return NORMS["l2"].project(torch.where(found, least, images), images, self.epsilon)
+        criterion = TargetedMisclassification if self.targeted else Misclassification
+        hidden = _Hidden(_only_input_gradients(model)).eval()
+        attack = L2CarliniWagnerAttack(
+            binary_search_steps=self.binary_search_steps,
+            steps=self.steps,
+            stepsize=self.step_size,
+            confidence=self.confidence,
+            initial_const=self.initial_const,
+            abort_early=False,  # it looks at the loss of the whole batch
+        )
+        seen = PyTorchModel(hidden, bounds=(0, 1), device=images.device)
+        least = attack.run(seen, images, criterion(labels)).detach()
+        found = (least != 0).any(dim=(1, 2, 3), keepdim=True)  # foolbox gives zeros for none
+        return NORMS["l2"].project(torch.where(found, least, images), images, self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack:
+class AutoAttack(BallAttack):
     """AutoAttack by its authors (Croce & Hein 2020), with the settings of their standard version.
 
-    FAB finds the nearest points of hyperplanes by `attacks.hyperplane`, all else is theirs. Its
-    draws depend on the whole batch: for the same result give the same batch. An image that no
-    attack fools comes back as it was. With three classes or two there is no targeted DLR loss:
-    APGD-T then gives way to untargeted DLR, or, with two, to APGD-CE, where it is the same thing.
+    One seed is made for the whole batch, from the generator or the seeds: for the same result give
+    the same batch. An image that no attack fools is returned unchanged. The targeted DLR loss needs
+    four classes: with three, APGD-T is replaced by untargeted DLR, with two by APGD-CE, which then
+    ranks points in the same way.
     """
 
     STANDARD: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -201,47 +166,33 @@ class AutoAttack:
     """The ball's radius, in units of the 0-to-1 image; at 0 images come back bit for bit."""
 
     attacks: tuple[str, ...] = STANDARD
-    """Which attacks, in turn, each on the images that withstood the ones before."""
+    """The attacks, run in this order, each on the images that withstood the earlier ones."""
 
     queries: int = 5000
-    """Forward passes that Square may make."""
+    """Forward passes of Square per image."""
 
     seed: int = 0
-    """Of the random draws, where the call brings neither generator nor seeds."""
+    """Seeds the random draws, if the call has neither generator nor seeds."""
 
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, ["linf", "l2", "l1"])
         check_at_least("epsilon", self.epsilon, 0)
         check_at_least("queries", self.queries, 1)
         if not self.attacks or isinstance(self.attacks, str):
-            raise UserError(f"Expected a tuple of attacks. Received: {self.attacks!r}.")
+            raise ValueError(f"attacks: expected a tuple of names, found {self.attacks!r}.")
         for attack in self.attacks:
             check_choice("attacks", attack, self.KNOWN)
 
-    def __call__(
-        self,
-        model: Model,
-        images: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        seeds: Tensor | None = None,
-    ) -> Tensor:
-        """Attack a batch: see `Attack`. Generator and seeds make one seed for the whole batch."""
-        check_batch(images, labels)
-        seed = _batch_seed(self.seed, generator, seeds)
-        with differentiable(), _global_state_kept(), _fast_projections():
-            images, labels = ordinary(images).contiguous(), ordinary(labels)
-            if self.epsilon == 0 or len(images) == 0:
-                return images.clone()
-            # FAB untargeted differentiates every logit of one forward pass.
+    def _perturb(self, model: Model, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        images = images.contiguous()
+        with _global_state_kept():
+            # Untargeted FAB differentiates every logit of one forward pass.
             seen = _only_input_gradients(model, again="fab" in self.attacks)
-            runner = self._runner(seen, images, seed)
+            runner = self._runner(seen, images, draws.batch_seed())
             found, _ = runner.run_standard_evaluation(images, labels, batch_size=len(images))
-            # A step along NaN is no example.
-            whole = found.isfinite().all(dim=1, keepdim=True).all(dim=2, keepdim=True)
-            found = torch.where(whole.all(dim=3, keepdim=True), found, images)
-            return NORMS[self.norm].project(found, images, self.epsilon)
+        finite = found.flatten(1).isfinite().all(dim=1).view(-1, 1, 1, 1)
+        found = torch.where(finite, found, images)  # a step along NaN gives no example
+        return NORMS[self.norm].project(found, images, self.epsilon)
 
     def _runner(self, model: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> Any:
         from pyautoattack import AutoAttack as Runner
@@ -254,7 +205,7 @@ class AutoAttack:
             device=images.device,
             version="standard",
         )
-        # Its warnings (randomness, softmax outputs, zero gradients) are the report's own checks.
+        # It warns of randomness, softmax outputs and zero gradients: the report's own checks do.
         quiet = logging.Logger("quiet", level=logging.CRITICAL + 1)
         runner.logger = runner.apgd.logger = runner.apgd_targeted.logger = quiet
         runner.verbose = False

@@ -1,4 +1,4 @@
-"""What an attack raises: one number an image, larger when the label fits worse."""
+"""The losses that attacks maximise: one number per image, larger when the label fits worse."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust_submission.cli.errors import UserError
-
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, num_classes), float32, and labels (B,) to losses (B,)."""
+"""Maps logits (B, num_classes), float32, and labels (B,) to losses (B,)."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,20 +16,20 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit less the label's: above 0 when fooled (Carlini & Wagner 2017)."""
+    """Largest other logit minus the label's: above 0 when fooled (Carlini & Wagner 2017)."""
     own = labels.unsqueeze(1)
     others = logits.scatter(1, own, -torch.inf)
     return others.amax(dim=1) - logits.gather(1, own).squeeze(1)
 
 
 def logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio, DLR (Croce & Hein 2020): a margin without scale.
+    """Difference of logits ratio, DLR (Croce & Hein 2020): a margin that has no scale.
 
     Raises:
-        UserError: fewer than three classes.
+        ValueError: fewer than three classes.
     """
     if logits.shape[1] < 3:
-        raise UserError(f"Expected at least 3 classes for DLR. Received: {logits.shape[1]}.")
+        raise ValueError(f"DLR loss: expected at least 3 classes, found {logits.shape[1]}.")
     top = logits.topk(3, dim=1).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 

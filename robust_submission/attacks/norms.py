@@ -1,15 +1,17 @@
-"""The three balls around an image, each as what one attack loop needs of it.
+"""The balls around an image, each with what one attack loop needs of it.
 
-`direction` is the step that raises a linear loss most among steps of size one; `project` brings a
-point into the ball around the clean image and into the box 0 to 1; `random_start` draws uniformly
-from the ball, then projects.
+`direction` is the step of size one that increases a linear loss most; `project` brings a point into
+the ball around the clean image and into the box 0 to 1; `random_start` draws uniformly from the
+ball, then projects.
 
-What is exact: Linf and L1 projections give the nearest point of ball and box together. The L2 one
-gives the nearest point of the ball, then clips: inside both (a clean image lies in the box, so that
-clipping only shortens the perturbation), but not always the nearest such point; foolbox and
-AutoAttack do the same. "Inside" holds up to the rounding of float32 pixels, 6e-8 each.
+What is exact: the Linf and L1 projections give the nearest point of ball and box together. The L2
+projection gives the nearest point of the ball, then clips, as foolbox and AutoAttack do. The result
+is inside both (the clean image lies in the box, so that clipping only shortens the perturbation),
+but not always the nearest such point. "Inside" holds up to the rounding of float32 pixels, 6e-8
+each.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,22 +22,22 @@ from robust_submission.attacks.base import Draws
 
 
 class Norm(Protocol):
-    """How one ball measures, climbs, projects and draws; images are (B, 3, H, W)."""
+    """One ball: its size, steepest step, projection and random draw; images are (B, 3, H, W)."""
 
     def size(self, perturbation: Tensor) -> Tensor:
         """The norm of each image's perturbation: (B,)."""
         ...
 
     def direction(self, gradient: Tensor, images: Tensor) -> Tensor:
-        """A step of size one, or 0 where the gradient is 0; the same for any positive multiple."""
+        """A step of size one, or 0 where the gradient is 0; independent of the gradient's scale."""
         ...
 
     def project(self, adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
-        """`adversarial` brought into the ball around `images` and into 0 to 1."""
+        """The point of the ball around `images`, and of 0 to 1, that stands for `adversarial`."""
         ...
 
     def random_start(self, images: Tensor, epsilon: float, draws: Draws) -> Tensor:
-        """A point drawn uniformly from the ball, brought into 0 to 1."""
+        """A point drawn uniformly from the ball, clipped to 0 to 1."""
         ...
 
 
@@ -44,9 +46,15 @@ def _per_image(values: Tensor) -> Tensor:
 
 
 def rescaled(gradient: Tensor) -> Tensor:
-    """The gradient with its largest entry at 1: its squares neither overflow nor vanish."""
+    """The gradient with its largest entry at 1, so that its squares neither overflow nor vanish."""
     largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
     return gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def _unit(gradient: Tensor, size: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient at size one; where it is 0 it stays 0."""
+    gradient = rescaled(gradient)
+    return gradient / _per_image(size(gradient)).clamp_min(1)
 
 
 class Linf:
@@ -72,8 +80,7 @@ class L2:
         return perturbation.flatten(1).norm(dim=1)
 
     def direction(self, gradient: Tensor, images: Tensor) -> Tensor:
-        gradient = rescaled(gradient)
-        return gradient / _per_image(self.size(gradient)).clamp_min(1)  # 0 stays 0
+        return _unit(gradient, self.size)
 
     def project(self, adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
         perturbation = adversarial - images
@@ -93,19 +100,18 @@ class L1:
     """The perturbation's absolute values sum, over all pixels and channels, to at most epsilon."""
 
     density: float | None = 0.01
-    """The share of values that one step moves, each by the same amount: SLIDE (Tramèr & Boneh 2019,
-    from the 99th percentile up). The steepest step moves one value alone and needs thousands of
-    steps; None moves all in proportion to the gradient, as foolbox's L1 PGD. Which one the GCM
-    paper's "PGD L1" took is not published."""
+    """Share of the values that one step moves, all by the same amount: SLIDE (Tramèr & Boneh 2019,
+    from the 99th percentile up). The steepest step moves a single value and needs thousands of
+    steps. None moves all values in proportion to the gradient, as foolbox's L1 PGD does. Which one
+    the GCM paper's "PGD L1" used is not published."""
 
     def size(self, perturbation: Tensor) -> Tensor:
         return perturbation.flatten(1).abs().sum(dim=1)
 
     def direction(self, gradient: Tensor, images: Tensor) -> Tensor:
         if self.density is None:
-            gradient = rescaled(gradient)
-            return gradient / _per_image(self.size(gradient)).clamp_min(1)
-        # A value already at its bound cannot go further: its share is for the others.
+            return _unit(gradient, self.size)
+        # A value already at its bound cannot move further: the others get its share.
         blocked = ((images <= 0) & (gradient < 0)) | ((images >= 1) & (gradient > 0))
         gradient = gradient.masked_fill(blocked, 0).flatten(1)
         count = max(1, round(self.density * gradient.shape[1]))
@@ -117,10 +123,11 @@ class L1:
     def project(self, adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
         """The nearest point of ball and box together, by sorting.
 
-        With d the perturbation and `room` its way to the box's wall, the nearest point moves by
-        min(room, max(|d| - t, 0)) = max(|d| - t, 0) - max(|d| - room - t, 0), where t is the least
-        t >= 0 that meets the ball. Over a row the sum falls piecewise linearly in t, with corners
-        at |d| and |d| - room (Croce & Hein 2021; without the walls, Duchi et al. 2008).
+        With d the perturbation and `room` the distance to the box's wall, the nearest point moves
+        by min(room, max(|d| - t, 0)) = max(|d| - t, 0) - max(|d| - room - t, 0), where t is the
+        smallest t >= 0 for which the moves sum to at most epsilon. That sum falls piecewise
+        linearly in t, with corners at |d| and |d| - room (Croce & Hein 2021; without the walls,
+        Duchi et al. 2008).
         """
         perturbation = adversarial - images
         room = torch.where(perturbation > 0, 1 - images, images).flatten(1)
@@ -134,7 +141,7 @@ class L1:
         last = (inside - 1).clamp_min(0)
         threshold = (total.gather(1, last) - epsilon) / slope.gather(1, last).clamp_min(1)
         moved = torch.minimum(room, (moved - threshold.clamp_min(0)).clamp_min(0))
-        shrink = (epsilon / moved.sum(dim=1, keepdim=True)).clamp(max=1)  # what rounding left
+        shrink = (epsilon / moved.sum(dim=1, keepdim=True)).clamp(max=1)  # undoes rounding
         return (images + perturbation.sign() * (moved * shrink).view_as(images)).clamp_(0, 1)
 
     def random_start(self, images: Tensor, epsilon: float, draws: Draws) -> Tensor:
