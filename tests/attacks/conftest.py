@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +12,20 @@ class Subject(NamedTuple):
     model: nn.Module
     images: Tensor  # (B, 3, 8, 8)
     labels: Tensor
+
+    def first(self, count: int) -> "Subject":
+        return Subject(self.model, self.images[:count], self.labels[:count])
+
+    def losses(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return nn.functional.cross_entropy(self.model(images), self.labels, reduction="none")
+
+    def fooled(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(images).argmax(1) != self.labels
+
+    def accuracy(self, images: Tensor) -> float:
+        return 1 - self.fooled(images).float().mean().item()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,23 +64,3 @@ def many_digits() -> Subject:
 def digits(many_digits) -> Subject:
     """The same model and 100 of its images, of which it reads about 90."""
     return Subject(many_digits.model, many_digits.images[350:450], many_digits.labels[350:450])
-
-
-@pytest.fixture
-def accuracy(digits) -> Callable[[Tensor], float]:
-    def measure(images: Tensor) -> float:
-        with torch.no_grad():
-            return (digits.model(images).argmax(1) == digits.labels).float().mean().item()
-
-    return measure
-
-
-@pytest.fixture
-def losses(digits) -> Callable[[Tensor], Tensor]:
-    def measure(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return nn.functional.cross_entropy(
-                digits.model(images), digits.labels, reduction="none"
-            )
-
-    return measure

@@ -82,7 +82,7 @@ def test_l1_projection_is_the_nearest_point_of_ball_and_box(case):
 def test_l1_projection_without_walls_is_duchis(case):
     seed, epsilon, spread, side = case
     _, points = drawn(seed, spread, side)
-    # Walls far away: a perturbation of at most 0.5 around 0.5 never meets them.
+    # Walls far away: a perturbation of at most 0.5 around 0.5 never reaches them.
     images = torch.full_like(points, 0.5)
     points = images + (points - points.mean()).clamp(-0.4, 0.4)
     found = flat(NORMS["l1"].project(points, images, epsilon)) - 0.5
@@ -171,7 +171,7 @@ def test_image_seeds_are_a_function_of_seed_and_index():
 
 
 def test_draws_refuse_two_sources_and_a_wrong_count():
-    with pytest.raises(ValueError, match="either a generator or seeds"):
+    with pytest.raises(ValueError, match="expected a generator or seeds"):
         Draws.choose(2, torch.Generator(), torch.tensor([1, 2]), 0)
     with pytest.raises(ValueError, match=r"shape \(2,\).*\(3,\)"):
         Draws.choose(2, None, torch.tensor([1, 2, 3]), 0)

@@ -133,8 +133,8 @@ def test_settings_repeat_the_attack():
 @pytest.mark.parametrize(
     ("attack", "norm", "changes", "message"),
     [
-        ("autoatack", "linf", {}, r"Received: 'autoatack' \(nearest: autoattack\)"),
-        ("cw", "linf", {}, "--attacks cw: Expected norm to be one of l2"),
+        ("autoatack", "linf", {}, r"found 'autoatack' \(nearest: autoattack\)"),
+        ("cw", "linf", {}, "--attacks cw: norm: expected one of l2"),
         ("pgd", "linf", {"differentiable": False}, "expected a model that autograd can"),
     ],
 )
