@@ -11,7 +11,6 @@ from robust_submission.cli.errors import UserError
 
 GRADIENT = ["fgsm", "ffgsm", "bim", "mim", "pgd"]
 BUDGETS = {"linf": 0.15, "l2": 0.8, "l1": 8.0, "l1-dense": 8.0}
-SMALLER = {"linf": 0.1, "l2": 0.6, "l1": 3.0}
 QUICK = {"cw": {"steps": 20}, "square": {"queries": 300}}
 
 
@@ -22,9 +21,14 @@ def case(name: str, norm: str, epsilon: float):
 
 
 OURS = [case(name, norm, BUDGETS[norm]) for norm in NORMS for name in GRADIENT]
-THEIRS = [case(name, norm, SMALLER[norm]) for norm in SMALLER for name in AutoAttack.KNOWN]
-NOISE, CW = case("noise", "linf", 0.15), case("cw", "l2", 1.0)
-ONE_OF_EACH = [case(name, "linf", 0.15) for name in [*GRADIENT, "noise", "apgd-ce"]] + [CW]
+CW = case("cw", "l2", 1.0)
+THEIRS = [
+    CW,
+    *(case(name, "linf", 0.1) for name in ("apgd-ce", "apgd-t", "fab-t", "square")),
+    *(case(name, "l2", 0.6) for name in ("apgd-dlr", "apgd-t", "fab-t", "square")),
+    *(case(name, "l1", 3.0) for name in ("apgd-ce", "fab", "square")),
+]
+ONE_OF_EACH = [CW, *(case(name, "linf", 0.15) for name in ("ffgsm", "mim", "noise", "apgd-ce"))]
 
 
 def check_inside(attack, found, images):
