@@ -1,12 +1,13 @@
-"""A local leaderboard for a package: clean, corrupted, black-box and white-box images.
+"""A local leaderboard for a submission: clean, corrupted, black-box and white-box images.
 
     python submission/score.py submission.zip --checkpoint runs/quickstart --limit 200
 
-Each image meets one corruption, one black-box and one white-box attack a draw, as on the real one,
-where attacks were drawn once: one more submission of the same weights may well fall anywhere in the
-interval. The organisers attack the model as it is; beside it stands the same board with white-box
-attackers who know its defence (GCM passed straight through, random draws averaged). Shares, attacks
-and sizes are in robust_submission/leaderboard/weights.yaml; give another with --config.
+In each draw an image gets one corruption, one black-box and one white-box attack, as on the real
+leaderboard, which drew its attacks once: another submission of the same weights may score anywhere
+in the interval. The organisers' white-box attackers are oblivious: they attack the model as it is.
+The last column has adaptive ones, who know the defence (BPDA for GCM, expectation over random
+draws). Weights, attacks and sizes are in robust_submission/leaderboard/weights.yaml; --config
+reads another file.
 """
 
 import json
@@ -14,45 +15,23 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from tqdm import tqdm
 
-from robust_submission.attacks import Model
 from robust_submission.cli.command import Names, Ratios, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
-from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
+from robust_submission.data.loader import ImageDataset
 from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
 from robust_submission.evaluation.wording import plural
-from robust_submission.leaderboard import scorer
-from robust_submission.leaderboard.load import Origin, load_contestant, unfit
-from robust_submission.leaderboard.scorer import PARTS, Score, Scorer, Setting, interval
+from robust_submission.leaderboard import scorer as scorer_module
+from robust_submission.leaderboard.board import Board, Weights, remarks
+from robust_submission.leaderboard.load import check_logits, load_submission
+from robust_submission.leaderboard.scorer import AttackPool, Scorer, measure_columns
+from robust_submission.models.classifier import undefended
 from robust_submission.models.load import load_checkpoint
 from robust_submission.runtime import provenance
 
-WEIGHTS = Path(scorer.__file__).parent / "weights.yaml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """What each part counts; only their ratios matter."""
-
-    clean: float = 4
-    """Of images as they are."""
-    corrupted: float = 4
-    """Of corrupted images."""
-    black_box: float = 4
-    """Of attacks without the model's gradients."""
-    white_box: float = 3
-    """Of attacks with them."""
-
-    def __post_init__(self) -> None:
-        values = vars(self).values()
-        if min(values) < 0 or not sum(values):
-            raise UserError("weights: expected none below 0 and not all 0.")
+WEIGHTS = Path(scorer_module.__file__).parent / "weights.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,39 +41,39 @@ class Options:
     file: Path = field(metadata={"positional": True})
     """The submission: a .zip or .onnx file."""
     checkpoint: Path | None = None
-    """The run that it was made of: gives the images, and vouches for the package."""
+    """The run that the submission was made of: gives the images, and vouches for its code."""
     trn: Path | None = None
-    """The run of the TRN that it was made of."""
+    """The run of the TRN that the submission was made of."""
     twin: Path | None = None
-    """A checkpoint to transfer attacks from; by default the package without its defences."""
+    """A checkpoint to transfer attacks from; by default the submission without its defences."""
     trust: bool = False
-    """Run the package's code in this process though package.py did not make it."""
+    """Run the submission's code in this process although package.py did not make it."""
     data: DataOptions = field(default_factory=DataOptions)
     """The images; by default the test images of the run."""
     limit: int = 200
-    """At most so many images, stratified by class."""
+    """At most this many images, stratified by class."""
     image_size: int | None = None
-    """Side of the input; by default the checkpoint's, or 224."""
+    """Side of the input in pixels; by default the checkpoint's, or 224."""
     draws: int = 5
-    """How often attacks are drawn."""
+    """Number of times that attacks are drawn."""
     seed: int = 0
-    """Of the choice of images and of all draws."""
+    """Seed of the choice of images and of all draws."""
     out: Path | None = None
     """A JSON file for the result."""
     weights: Weights = field(default_factory=Weights)
-    """What each part counts."""
+    """Weight of each part in the score."""
     severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
-    """Of corruptions."""
+    """Severities of the corruptions."""
     black_box: Names = Names("transfer,square")
     """Attacks without the model's gradients."""
     white_box: Names = Names("fgsm,pgd,mim")
     """Attacks with them."""
     epsilon: Ratios = Ratios("2/255,4/255,8/255")
-    """Sizes of attacks, in the largest change of a pixel."""
+    """Linf radii of the attacks."""
     steps: int = 10
-    """Of the iterated attacks."""
+    """Steps of the iterated attacks."""
     queries: int = 300
-    """Of Square."""
+    """Queries of Square."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "draws", "steps", "queries"):
@@ -102,113 +81,44 @@ class Options:
                 raise UserError(f"--{name}: expected at least 1, found {getattr(self, name)}.")
 
     @property
-    def setting(self) -> Setting:
-        """What the attackers do."""
+    def pool(self) -> AttackPool:
+        """The attacks to draw from."""
         names = ("severities", "black_box", "white_box", "epsilon", "steps", "queries", "seed")
-        return Setting(**{name: getattr(self, name) for name in names})
-
-
-def measure(scorer: Scorer, dataset: ImageDataset, draws: int) -> dict[str, list[float]]:
-    """The share of right answers in each column, one number a draw."""
-    loader = evaluation_loader(dataset, batch_size=32, num_workers=0)
-    rounds = [(column, draw) for column in scorer.columns for draw in range(draws)]
-    right = dict.fromkeys(rounds, 0)
-    with tqdm(total=len(dataset) * len(rounds), unit="image") as bar:
-        for batch in micro_batches(loader):
-            count = batch["count"]
-            seen = (batch["images"][:count], batch["labels"][:count], batch["indices"][:count])
-            for column, draw in rounds:
-                bar.set_description(column)
-                if column == "clean" and draw:  # nothing in it is drawn
-                    right[column, draw] = right[column, 0]
-                else:
-                    right[column, draw] += int(scorer.judge(column, draw, *seen).sum())
-                bar.update(count)
-    return {
-        column: [right[column, draw] / len(dataset) for draw in range(draws)]
-        for column in scorer.columns
-    }
-
-
-def table(title: str, score: Score) -> Table:
-    """The board for the terminal."""
-    drawn = Table(title=Text(title, "bold"), title_justify="left")
-    for column in ("part", "weight", "as the organisers attack", "by who knows the defence"):
-        drawn.add_column(column, justify="left" if column == "part" else "right")
-    mass = sum(score.weights[part] for part in PARTS if part in score.columns)
-    for part in PARTS:
-        if part in score.columns:
-            known = score.columns["adaptive" if part == "white_box" else part]
-            share = f"{score.weights[part] / mass:.0%}"
-            drawn.add_row(part, share, _words(score.columns[part]), _words(known))
-    drawn.add_section()
-    drawn.add_row("score", "", _words(score.total()), _words(score.total(adaptive=True)))
-    return drawn
-
-
-def _words(draws: list[float]) -> str:
-    mean, low, high = interval(draws).values()
-    return f"{mean:.1%}" if low is None else rf"{mean:.1%} \[{low:.1%}, {high:.1%}]"
+        return AttackPool(**{name: getattr(self, name) for name in names})
 
 
 def score(options: Options) -> None:
-    """Measure the package and print the board.
+    """Measure the submission and print the board.
 
     Raises:
-        UserError: see `load_contestant` and `open_evaluation_data`.
+        UserError: see `load_submission` and `open_evaluation_data`.
     """
     if options.out is not None:
         check_writable(options.out)
-    setting = options.setting
+    pool = options.pool
     data = open_evaluation_data(options.data, options.checkpoint, options.limit, 1, options.seed)
-    size = options.image_size or 224
-    if options.image_size is None and options.checkpoint is not None:
-        size = load_checkpoint(options.checkpoint).image_size
+    origin = load_checkpoint(options.checkpoint, options.trn) if options.checkpoint else None
+    twin = undefended(load_checkpoint(options.twin)) if options.twin else None
+    size = options.image_size or (origin.image_size if origin else 224)
     with tempfile.TemporaryDirectory(prefix="score-") as folder:
-        origin = Origin(checkpoint=options.checkpoint, trn=options.trn)
-        contestant = load_contestant(
-            options.file, Path(folder), origin, options.twin, options.trust
+        submission = load_submission(
+            options.file, Path(folder), origin=origin, twin=twin, trust=options.trust
         )
-        check_logits(options.file, contestant.model, size, len(data.class_names))
-        scorer = Scorer(contestant, setting)
-        if not sum(getattr(options.weights, part) for part in PARTS if part in scorer.columns):
-            raise UserError("weights: expected one above 0 of a measured part, found none.")
-        columns = measure(scorer, ImageDataset(data.source, data.indices, size), options.draws)
-    result = Score(columns=columns, weights=dict(vars(options.weights)))
-    images, draws = plural(len(data.indices), "image"), plural(options.draws, "draw")
-    title = f"{options.file}: {images}, {draws}"
-    Console().print(table(title, result))
+        check_logits(options.file, submission.model, size, len(data.class_names))
+        scorer = Scorer(submission, pool)
+        options.weights.of(scorer.columns)
+        images = ImageDataset(data.source, data.indices, size)
+        board = Board(
+            columns=measure_columns(scorer, images, options.draws), weights=options.weights
+        )
+    counts = f"{plural(len(images), 'image')}, {plural(options.draws, 'draw')}"
+    Console().print(board.table(f"{options.file}: {counts}"))
     for remark in remarks(scorer):
         print(remark)
     if options.out is not None:
-        content = {"score": result.as_json(), "provenance": provenance()}
         with atomic_write(options.out) as temporary:
+            content = {"score": board.as_json(), "provenance": provenance()}
             temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def check_logits(package: Path, model: Model, size: int, num_classes: int) -> None:
-    """Raise ValueError unless the model gives an image of that size one logit a class."""
-    try:
-        logits = model(torch.zeros(1, 3, size, size))
-    except Exception as error:  # a stranger's code may raise anything
-        raise unfit(package, error) from error
-    if logits.shape != (1, num_classes):
-        found = " x ".join(map(str, logits.shape))
-        raise UserError(f"{package}: expected logits 1 x {num_classes}, found {found}.")
-
-
-def remarks(scorer: Scorer) -> list[str]:
-    """What a reader of the board must know of it."""
-    found, contestant = list[str](), scorer.contestant
-    if contestant.twin is None:
-        found.append("no transfer attack: nothing to transfer from; give --twin or --checkpoint.")
-    if not contestant.differentiable:
-        found.append("white box: autograd cannot follow ONNX, so nothing was attacked by gradient.")
-    if not contestant.known:
-        tried = "gradients, " if contestant.differentiable else ""
-        blind = " and ".join(scorer.black_box) or "nothing else"
-        found.append(f"its defence is not known: the right column tries {tried}{blind}.")
-    return found
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ FLOORS = (
     {"data", "models", "attacks"},
     {"training", "prediction", "evaluation"},
     {"report"},
-    {"packaging", "checker"},
+    {"checker"},
+    {"packaging"},
     {"leaderboard", "hub"},
 )
 """Rooms of the package, from the ground up; a room imports from lower floors alone."""

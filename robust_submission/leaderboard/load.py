@@ -1,222 +1,218 @@
-"""A package, loaded to be attacked: as it is, with its known masks off, and its undefended twin.
+"""Load a submission as models to attack: as it is, with its masking revealed, and undefended.
 
-Loading a package runs its model.py in this process. check.py runs a stranger's in a bounded one,
-but attacks need its gradients thousands of times over; so a package is loaded here only if it is
-byte for byte what package.py makes of a checkpoint, or if the caller vouches for it.
+Loading a zip runs its model.py in this process. check.py runs a stranger's in a limited one, but
+attacks need its gradients thousands of times; so a zip is loaded here only if it is byte for byte
+what package.py makes of a checkpoint, or if the user trusts it.
 """
 
-import copy
-import importlib.util
+import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from robust_submission.attacks import EOT
-from robust_submission.attacks.base import Model
+from robust_submission.attacks import EOT, Model
 from robust_submission.checker.unpack import RefusedError, unpack
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier, undefended
-from robust_submission.models.load import load_checkpoint
 from robust_submission.models.surgery import StraightThrough, replaced
-from robust_submission.packaging.export import zip_members
+from robust_submission.models.trn import TRN, DifferentiableTRN
+from robust_submission.packaging.export import ChannelsReversed, zip_files
 
-EOT_DRAWS = range(1, 9)  # draw 0 is the one that is judged
+EOT_DRAWS = range(1, 9)  # answers are given with draw 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
-    """Views of a package; each takes RGB images in 0 to 1."""
+class Submission:
+    """A submission as models of RGB images (B, 3, S, S), 0 to 1."""
 
     model: Model
-    """As handed in."""
+    """As it was submitted."""
     revealed: Model
-    """With honest gradients, where it hides them in a way that we know; else the model."""
+    """With honest gradients, where its masking is known; else the model itself."""
     twin: Model | None
-    """Its undefended twin, or another model to transfer from."""
+    """Without its defences, or another model to transfer attacks from."""
     differentiable: bool
     """Whether autograd can follow it."""
     known: bool
-    """Whether its stages bear the names by which `revealed` finds them."""
+    """Whether its stages have the names by which `revealed` finds them."""
 
 
-class _Reversed(nn.Module):
-    """RGB images for a model that takes BGR."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images.flip(1)).float()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What a package is said to be made of."""
-
-    checkpoint: Path | None = None
-    """The run of its classifier."""
-    trn: Path | None = None
-    """The run of its TRN."""
-
-    def load(self) -> RobustClassifier | None:
-        """The classifier; None where no run was named."""
-        return load_checkpoint(self.checkpoint, self.trn) if self.checkpoint else None
-
-
-def load_contestant(
-    package: Path, folder: Path, origin: Origin, twin: Path | None, trust: bool
-) -> Contestant:
-    """Load a package.
+def load_submission(
+    path: Path,
+    folder: Path,
+    *,
+    origin: RobustClassifier | None = None,
+    twin: nn.Module | None = None,
+    trust: bool = False,
+) -> Submission:
+    """Load a submission.
 
     Args:
-        package: A .zip or .onnx file.
-        folder: An empty one, to unpack in; it must stay.
-        origin: The runs that it was made of.
-        twin: A checkpoint to transfer from, instead of the package's own undefended twin.
-        trust: Run its model.py though it is not what package.py makes of the checkpoint.
+        path: A .zip or .onnx file.
+        folder: An empty folder to unpack a zip in, which must be kept.
+        origin: The classifier that the submission was made of. A zip that differs from what
+            package.py makes of it is refused.
+        twin: A model to transfer attacks from, instead of the submission without its defences.
+        trust: Run the code of a zip whatever it is.
 
     Raises:
-        UserError: no such package, one that is not vouched for, or one that does not load.
+        UserError: there is no such file, it may not be run, or it does not load.
     """
-    if not package.is_file():
-        raise UserError(f"{package}: expected a submission, found nothing there.")
-    other = undefended(load_checkpoint(twin)) if twin else None
-    if package.suffix.lower() == ".onnx":
-        model = _onnx(package)
-        if other is None and (made_of := origin.load()) is not None:
-            other = undefended(made_of)
-        return Contestant(
-            model=model, revealed=model, twin=_frozen(other), differentiable=False, known=False
+    if not path.is_file():
+        raise UserError(f"{path}: expected a submission, found nothing there.")
+    if path.suffix.lower() == ".onnx":
+        model = _load_onnx(path)
+        if twin is None and origin is not None:
+            twin = undefended(origin)
+        return Submission(
+            model=model, revealed=model, twin=_frozen(twin), differentiable=False, known=False
         )
+    _unpack_trusted(path, folder, origin, trust)
+    return _views(_load_zip(path, folder), twin)
+
+
+def _unpack_trusted(path: Path, folder: Path, origin: RobustClassifier | None, trust: bool) -> None:
+    """Unpack a zip whose code may be run: the user trusts it, or package.py made it of `origin`."""
     try:
-        files = unpack(package, folder)
+        files = unpack(path, folder)
     except RefusedError as error:
-        raise UserError(f"{package}: {error}.") from error
-    if not trust and not _made_of(files, folder, origin):
+        raise UserError(f"{path}: {error}.") from error
+    if not trust and not _is_made_of(origin, files, folder):
         raise UserError(
-            f"{package}: expected what package.py makes of --checkpoint, found another package.\n"
-            "Scoring runs its code in this process: check it with check.py, read it, then --trust."
+            f"{path}: expected what package.py makes of --checkpoint, found another package.\n"
+            "Scoring runs its code in this process. Check it with check.py, read it, then --trust."
         )
-    return _views(_load(package, folder), other)
 
 
-def _made_of(files: list[str], folder: Path, origin: Origin) -> bool:
-    if (model := origin.load()) is None:
+def _is_made_of(origin: RobustClassifier | None, files: list[str], folder: Path) -> bool:
+    if origin is None:
         return False
-    expected = zip_members(model)
+    expected = zip_files(origin)
     same = sorted(files) == sorted(expected)
     return same and all((folder / name).read_bytes() == expected[name] for name in expected)
 
 
-def _load(package: Path, folder: Path) -> nn.Module:
-    """`Model()` of the unpacked package."""
-    spec = importlib.util.spec_from_file_location("model", folder / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))
+def check_logits(path: Path, model: Model, image_size: int, num_classes: int) -> None:
+    """Raise a UserError unless the model gives one logit per class for an image of that size."""
     try:
-        spec.loader.exec_module(module)
-        sys.modules.pop("trn", None)  # another package's
-        model = module.Model().float().eval()
+        logits = model(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # a stranger's code may raise anything
-        raise unfit(package, error) from error
-    finally:
-        sys.path.remove(str(folder))
+        raise _unfit(path, error) from error
+    if logits.shape != (1, num_classes):
+        found = " x ".join(map(str, logits.shape))
+        raise UserError(f"{path}: expected logits 1 x {num_classes}, found {found}.")
+
+
+def _unfit(path: Path, error: Exception) -> UserError:
+    found = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"{path}: expected a submission that check.py passes, found {found}")
+
+
+def _load_zip(path: Path, folder: Path) -> nn.Module:
+    """`Model()` of the unpacked zip, in eval mode, frozen."""
+    with _imports_from(folder):
+        try:
+            model = importlib.import_module("model").Model().float().eval()
+        except Exception as error:  # a stranger's code may raise anything
+            raise _unfit(path, error) from error
     return model.requires_grad_(False)
 
 
-def unfit(package: Path, error: Exception) -> ValueError:
-    """What is said of a package that raises `error`."""
-    found = " ".join(f"{type(error).__name__}: {error}".split())
-    return ValueError(f"{package}: expected a submission that check.py passes, found {found}")
+@contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+    """Import what the folder holds from there, and leave this process's modules as they were.
+
+    The modules of two submissions, and those of other projects, may have the same names.
+    """
+    tops = {path.stem for path in folder.iterdir()}
+
+    def take_out() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.partition(".")[0] in tops]
+        return {name: sys.modules.pop(name) for name in names}
+
+    others = take_out()
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        take_out()
+        sys.modules.update(others)
 
 
 def _frozen(model: nn.Module | None) -> nn.Module | None:
     return None if model is None else model.eval().requires_grad_(False)
 
 
-def _views(package: nn.Module, other: nn.Module | None) -> Contestant:
-    conceal, randomize = (getattr(package, name, None) for name in ("conceal", "randomize"))
-    restore = getattr(package, "restore", None)
-    known = isinstance(conceal, nn.Module) and isinstance(randomize, nn.Module)
-    honest, bare = package, package
-    if known:
-        honest = replaced(package, lambda each: StraightThrough(each) if each is conceal else None)
-        if isinstance(restore, nn.Module):
-            honest = _with_restore(honest, _differentiable(restore))
-            bare = _with_restore(bare, None)
-        hiding = (conceal, randomize)
-        bare = replaced(
-            bare, lambda each: nn.Identity() if any(each is one for one in hiding) else None
+def _views(package: nn.Module, twin: nn.Module | None) -> Submission:
+    restore, conceal, randomize = (
+        getattr(package, name, None) for name in ("restore", "conceal", "randomize")
+    )
+    model = ChannelsReversed(package)
+    if not (isinstance(conceal, nn.Module) and isinstance(randomize, nn.Module)):
+        return Submission(
+            model=model, revealed=model, twin=_frozen(twin), differentiable=True, known=False
         )
-    revealed: Model = _Reversed(honest)
-    if hasattr(randomize, "draw"):
-        revealed = _expectation(_Reversed(honest), randomize)
-    twin = other or (_Reversed(bare) if known else None)
-    return Contestant(
-        model=_Reversed(package),
-        revealed=revealed,
-        twin=_frozen(twin),
+    honest: dict[nn.Module, nn.Module] = {conceal: StraightThrough(conceal)}
+    bare: dict[nn.Module, nn.Module] = {conceal: nn.Identity(), randomize: nn.Identity()}
+    if isinstance(restore, nn.Module) and not isinstance(restore, nn.Identity):
+        honest[restore] = DifferentiableTRN(cast(TRN, restore))  # the zip's copy of that class
+        bare[restore] = nn.Identity()
+    return Submission(
+        model=model,
+        revealed=_expectation(ChannelsReversed(replaced(package, honest.get)), randomize),
+        twin=_frozen(twin or ChannelsReversed(replaced(package, bare.get))),
         differentiable=True,
-        known=known,
+        known=True,
     )
 
 
-def _with_restore(package: nn.Module, restore: nn.Module | None) -> nn.Module:
-    changed = copy.copy(package)
-    changed._modules = {**package._modules, "restore": restore}
-    return changed
-
-
-def _differentiable(restore: nn.Module) -> nn.Module:
-    """The package's TRN with its gradient map differentiated too."""
-    changed = copy.copy(restore)
-    changed.differentiable = True  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-    return changed
-
-
-def _expectation(model: nn.Module, randomize: Any) -> Model:
-    """The model's average over draws that it is not judged on."""
+def _expectation(model: nn.Module, randomize: nn.Module) -> Model:
+    """The model's average over draws other than that of its answers; itself without draws."""
+    if not hasattr(randomize, "draw"):
+        return model
 
     def set_draw(draw: int) -> None:
-        randomize.draw = draw
+        vars(randomize)["draw"] = draw
 
-    expected = EOT(model, EOT_DRAWS, set_draw)
+    average = EOT(model, EOT_DRAWS, set_draw)
 
     def call(images: Tensor) -> Tensor:
         try:
-            return expected(images)
+            return average(images)
         finally:
-            randomize.draw = 0
+            set_draw(0)
 
     return call
 
 
-def _onnx(package: Path) -> Callable[[Tensor], Tensor]:
+def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(package, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors are Exceptions and nothing narrower
-        raise unfit(package, error) from error
+        raise _unfit(path, error) from error
     name, fixed = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
 
     def call(images: Tensor) -> Tensor:
         size = fixed if isinstance(fixed, int) else len(images)
-        found = list[Tensor]()
+        logits: list[Tensor] = []
         for part in images.detach().cpu().flip(1).split(size):
-            whole = np.resize(part.numpy(), (size, *part.shape[1:]))  # filled up with the same
-            logits = np.asarray(session.run(None, {name: whole})[0])[: len(part)]
-            found.append(torch.from_numpy(logits.copy()))
-        return torch.cat(found)
+            batch = np.resize(part.numpy(), (size, *part.shape[1:]))  # repeated to fill the batch
+            found = np.asarray(session.run(None, {name: batch})[0])[: len(part)]
+            logits.append(torch.from_numpy(found.copy()))
+        return torch.cat(logits)
 
     return call

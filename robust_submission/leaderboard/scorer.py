@@ -1,52 +1,161 @@
-"""Which image meets which attack in which draw, and whether the model withstood it."""
+"""Which attack each image gets in each draw, and whether the submission still classifies it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from robust_submission.attacks import WorstCase, build_attack, image_seeds
-from robust_submission.attacks.base import Attack, Model, correct
+from robust_submission.attacks import Attack, Model, WorstCase, build_attack, image_seeds
+from robust_submission.attacks.base import correct
 from robust_submission.cli.errors import UserError
 from robust_submission.data.corruptions import CORRUPTIONS, Corruption
-from robust_submission.leaderboard.load import Contestant
+from robust_submission.data.corruptions import CORRUPTIONS, Corruption
+from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
+from robust_submission.leaderboard.load import Submission
 
-SEEING = ("fgsm", "ffgsm", "bim", "mim", "pgd")
+WHITE_BOX = ("fgsm", "ffgsm", "bim", "mim", "pgd")
+BLACK_BOX = ("transfer", "square")
 PARTS = ("clean", "corrupted", "black_box", "white_box")
-COLUMNS = (*PARTS, "adaptive")
+"""The parts of the score."""
+ADAPTIVE = "adaptive"
+"""The column of the white-box attacks by attackers who know the defence."""
+
+_Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, seeds to changed images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What the attackers do."""
+class AttackPool:
+    """The attacks that may be drawn for an image."""
 
     severities: Sequence[int]
+    """Of corruptions, 1 to 5."""
     black_box: Sequence[str]
     white_box: Sequence[str]
     epsilon: Sequence[float]
+    """Linf radii, pixel values from 0 to 1."""
     steps: int
     queries: int
+    """Of Square."""
     seed: int
+    """Of all draws."""
 
     def __post_init__(self) -> None:
-        for field, known in (("black_box", ("transfer", "square")), ("white_box", SEEING)):
-            if unknown := set(getattr(self, field)) - set(known):
-                names = ", ".join(known)
-                raise UserError(f"--{field}: expected {names}, found {sorted(unknown)[0]}.")
+        for field, known in (("black_box", BLACK_BOX), ("white_box", WHITE_BOX)):
+            if unknown := sorted(set(getattr(self, field)) - set(known)):
+                raise UserError(f"--{field}: expected {', '.join(known)}, found {unknown[0]}.")
         for field in ("black_box", "white_box", "epsilon", "severities"):
             if not getattr(self, field):
                 raise UserError(f"--{field}: expected at least one, found none.")
-        if unknown := set(self.severities) - set(range(1, 6)):
-            raise UserError(f"--severities: expected 1 to 5, found {sorted(unknown)[0]}.")
+        if unknown := sorted(set(self.severities) - set(range(1, 6))):
+            raise UserError(f"--severities: expected 1 to 5, found {unknown[0]}.")
+
+
+class Scorer:
+    """Attacks batches of images and says which of them the submission classifies correctly."""
+
+    def __init__(self, submission: Submission, pool: AttackPool) -> None:
+        self.submission, self.pool = submission, pool
+        self.black_box = [
+            name for name in pool.black_box if name == "square" or submission.twin is not None
+        ]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the board; without a black-box attack there is no such column."""
+        return *(part for part in PARTS if part != "black_box" or self.black_box), ADAPTIVE
+
+    def classified(
+        self, column: str, draw: int, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Tensor:
+        """Which images are classified correctly after what the draw does to them, (B,) bool.
+
+        Args:
+            column: One of `columns`.
+            draw: Which draw of attacks and of their randomness.
+            images: (B, 3, S, S), float32, RGB, 0 to 1.
+            labels: (B,), int64.
+            indices: (B,), the places of the images in their source.
+        """
+        changed = images
+        if column != "clean":
+            changes = self._changes(column)
+            part = "white_box" if column == ADAPTIVE else column  # the same attacks per image
+            chosen = self._choose(PARTS.index(part), draw, indices.tolist(), len(changes))
+            seeds = image_seeds(1000 * self.pool.seed + draw, indices)
+            changed = images.clone()
+            for choice in np.unique(chosen):
+                rows = torch.from_numpy(np.flatnonzero(chosen == choice))
+                changed[rows] = changes[choice](images[rows], labels[rows], seeds[rows])
+        with torch.no_grad():
+            return correct(self.submission.model(changed), labels)
+
+    def _choose(self, part: int, draw: int, indices: list[int], count: int) -> np.ndarray:
+        """The attack of each image: a function of (seed, draw, part, index) alone."""
+        keys = [[self.pool.seed, draw, part, index] for index in indices]
+        return np.array([np.random.default_rng(key).integers(count) for key in keys])
+
+    def _changes(self, column: str) -> list[_Change]:
+        """What may be done to an image, each with the same probability."""
+        pool = self.pool
+        if column == "corrupted":
+            kinds = [(name, severity) for name in CORRUPTIONS for severity in pool.severities]
+            return [_corrupt(Corruption(name=name, severity=level)) for name, level in kinds]
+        names = self.black_box if column == "black_box" else pool.white_box
+        attack = {"black_box": self._black_box, "white_box": self._white_box}
+        change = attack.get(column, self._adaptive)
+        return [change(name, epsilon) for name in names for epsilon in pool.epsilon]
+
+    def _black_box(self, name: str, epsilon: float) -> _Change:
+        attack = self._without_gradients(name, epsilon)
+        return lambda images, labels, seeds: attack(
+            self.submission.model, images, labels, seeds=seeds
+        )
+
+    def _white_box(self, name: str, epsilon: float) -> _Change:
+        """An oblivious attack, as the organisers make it: without gradients it changes nothing."""
+        if not self.submission.differentiable:
+            return lambda images, labels, seeds: images
+        attack = self._by_gradient(name, epsilon)
+        return lambda images, labels, seeds: attack(
+            self.submission.model, images, labels, seeds=seeds
+        )
+
+    def _adaptive(self, name: str, epsilon: float) -> _Change:
+        """The attack through the revealed model; black-box ones too where no masking is known."""
+        attacks: dict[str, Attack] = {}
+        if self.submission.differentiable:
+            attacks[name] = self._by_gradient(name, epsilon)
+        if not self.submission.known:
+            attacks |= {each: self._without_gradients(each, epsilon) for each in self.black_box}
+        if not attacks:
+            return lambda images, labels, seeds: images
+        worst, one = WorstCase(attacks=attacks), self.submission
+        return lambda images, labels, seeds: (
+            worst.run(one.revealed, images, labels, seeds=seeds, scored_on=one.model).images
+        )
+
+    def _by_gradient(self, name: str, epsilon: float) -> Attack:
+        if name in ("fgsm", "ffgsm"):
+            return build_attack(name, epsilon)
+        return build_attack(name, epsilon, steps=self.pool.steps)
+
+    def _without_gradients(self, name: str, epsilon: float) -> Attack:
+        if name == "square":
+            return build_attack("square", epsilon, queries=self.pool.queries)
+        assert self.submission.twin is not None
+        return _Transfer(build_attack("pgd", epsilon, steps=self.pool.steps), self.submission.twin)
+
+
+def _corrupt(corruption: Corruption) -> _Change:
+    return lambda images, labels, seeds: corruption.batch(images, seeds)
 
 
 @dataclass(frozen=True)
 class _Transfer:
-    """An attack that looks at the twin, whatever model it is given."""
+    """An attack on the twin, whatever model it is given."""
 
     attack: Attack
     twin: Model
@@ -63,125 +172,23 @@ class _Transfer:
         return self.attack(self.twin, images, labels, generator, seeds=seeds)
 
 
-class Scorer:
-    """Judges batches of images of one contestant."""
-
-    def __init__(self, contestant: Contestant, setting: Setting) -> None:
-        self.contestant, self.setting = contestant, setting
-        self.black_box = [
-            name for name in setting.black_box if name == "square" or contestant.twin is not None
-        ]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What is measured in every draw."""
-        return COLUMNS if self.black_box else ("clean", "corrupted", "white_box", "adaptive")
-
-    def judge(
-        self, column: str, draw: int, images: Tensor, labels: Tensor, indices: Tensor
-    ) -> Tensor:
-        """Which images are answered rightly, (B,) bool."""
-        if column == "clean":
-            return self._right(images, labels)
-        choices = self._choices(column)
-        part = "white_box" if column == "adaptive" else column  # the same attacks, image by image
-        drawn = self._draw(PARTS.index(part), draw, indices.tolist(), len(choices))
-        seeds = image_seeds(1000 * self.setting.seed + draw, indices)
-        changed = images.clone()
-        for choice in np.unique(drawn):
-            rows = torch.from_numpy(np.flatnonzero(drawn == choice))
-            act = choices[choice]
-            changed[rows] = act(images[rows], labels[rows], seeds[rows])
-        return self._right(changed, labels)
-
-    def _right(self, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            return correct(self.contestant.model(images), labels)
-
-    def _draw(self, part: int, draw: int, indices: list[int], count: int) -> np.ndarray:
-        """Which choice each image meets: a function of seed, draw, part and image alone."""
-        keys = [[self.setting.seed, draw, part, index] for index in indices]
-        return np.array([np.random.default_rng(key).integers(count) for key in keys])
-
-    def _choices(self, column: str) -> list[Callable[[Tensor, Tensor, Tensor], Tensor]]:
-        """What may happen to an image, each with the same chance."""
-        if column == "corrupted":
-            kinds = [
-                Corruption(name=name, severity=severity)
-                for name in CORRUPTIONS
-                for severity in self.setting.severities
-            ]
-            return [lambda x, _, s, corruption=each: corruption.batch(x, s) for each in kinds]
-        names = self.black_box if column == "black_box" else self.setting.white_box
-        pairs = [(name, epsilon) for name in names for epsilon in self.setting.epsilon]
-        return [
-            lambda x, y, s, name=name, epsilon=epsilon: self._attack(column, name, epsilon, x, y, s)
-            for name, epsilon in pairs
-        ]
-
-    def _attack(
-        self, column: str, name: str, epsilon: float, images: Tensor, labels: Tensor, seeds: Tensor
-    ) -> Tensor:
-        one = self.contestant
-        if column == "black_box":
-            return self._blind(name, epsilon)(one.model, images, labels, seeds=seeds)
-        if column == "white_box":
-            if not one.differentiable:
-                return images  # the organisers' gradients find nothing to follow
-            return self._seeing(name, epsilon)(one.model, images, labels, seeds=seeds)
-        attacks = dict[str, Attack]()
-        if one.differentiable:
-            attacks[name] = self._seeing(name, epsilon)
-        if not one.known:  # what it hides is not known: attacks that need no gradient of it
-            attacks |= {each: self._blind(each, epsilon) for each in self.black_box}
-        if not attacks:
-            return images
-        worst = WorstCase(attacks=attacks)
-        return worst.run(one.revealed, images, labels, seeds=seeds, scored_on=one.model).images
-
-    def _seeing(self, name: str, epsilon: float) -> Attack:
-        options: dict[str, Any] = {} if name in ("fgsm", "ffgsm") else {"steps": self.setting.steps}
-        return build_attack(name, epsilon, **options)
-
-    def _blind(self, name: str, epsilon: float) -> Attack:
-        if name == "square":
-            return build_attack("square", epsilon, queries=self.setting.queries)
-        twin = self.contestant.twin
-        assert twin is not None
-        return _Transfer(build_attack("pgd", epsilon, steps=self.setting.steps), twin)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Shares of right answers, one number a draw."""
-
-    columns: dict[str, list[float]]
-    weights: dict[str, float]
-
-    def total(self, adaptive: bool = False) -> list[float]:
-        """The weighted score of each draw."""
-        parts = [part for part in PARTS if part in self.columns and self.weights[part] > 0]
-        mass = sum(self.weights[part] for part in parts)
-        shown = {part: "adaptive" if adaptive and part == "white_box" else part for part in parts}
-        draws = len(self.columns["clean"])
-        return [
-            sum(self.weights[part] * self.columns[shown[part]][draw] for part in parts) / mass
-            for draw in range(draws)
-        ]
-
-    def as_json(self) -> dict[str, Any]:
-        """All draws, and the mean and spread of each column."""
-        rows = {**self.columns, "score": self.total(), "adaptive_score": self.total(adaptive=True)}
-        return {name: {**interval(draws), "draws": draws} for name, draws in rows.items()}
-
-
-def interval(draws: Sequence[float]) -> dict[str, float | None]:
-    """Mean, and two standard deviations to either side: where one more draw may well fall.
-
-    A single draw does not tell: `low` and `high` are None.
-    """
-    mean = fmean(draws)
-    if len(draws) == 1:
-        return {"mean": mean, "low": None, "high": None}
-    spread = 2 * stdev(draws)
-    return {"mean": mean, "low": max(0.0, mean - spread), "high": min(1.0, mean + spread)}
+def measure_columns(scorer: Scorer, dataset: ImageDataset, draws: int) -> dict[str, list[float]]:
+    """The share of correctly classified images in each column, one number per draw."""
+    loader = evaluation_loader(dataset, batch_size=32, num_workers=0)
+    rounds = [(column, draw) for column in scorer.columns for draw in range(draws)]
+    hits = dict.fromkeys(rounds, 0)
+    with tqdm(total=len(dataset) * len(rounds), unit="image") as bar:
+        for batch in micro_batches(loader):
+            count = batch["count"]
+            real = (batch["images"][:count], batch["labels"][:count], batch["indices"][:count])
+            for column, draw in rounds:
+                bar.set_description(column)
+                if column == "clean" and draw:  # nothing in it is drawn
+                    hits[column, draw] = hits[column, 0]
+                else:
+                    hits[column, draw] += int(scorer.classified(column, draw, *real).sum())
+                bar.update(count)
+    return {
+        column: [hits[column, draw] / len(dataset) for draw in range(draws)]
+        for column in scorer.columns
+    }

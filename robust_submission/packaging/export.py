@@ -1,7 +1,7 @@
-"""A classifier as the challenge takes it: a zip, an ONNX file or a program of torch.export."""
+"""A classifier as a file that the challenge accepts: a zip with its model.py, or ONNX."""
 
+import json
 import logging
-import pprint
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -12,82 +12,79 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robust_submission.cli.errors import UserError
+from robust_submission.cli.files import check_writable
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.trn import TRN
-from robust_submission.packaging.architecture import WEIGHTS, UnsupportedError, describe
+from robust_submission.packaging.config import package_config
 
-TEMPLATES = Path(__file__).parent / "templates"
-BLANK = "CONFIG: dict = {}  # filled in by the packager\n"
-FOREVER = (1980, 1, 1, 0, 0, 0)  # the same checkpoint, the same bytes
+TEMPLATE = Path(__file__).parent / "templates" / "model.py"
+STAGES = (
+    *("gcm.py", "resize_pad.py", "trn/__init__.py", "trn/gradient_map.py", "trn/network.py"),
+    "trn/surrogate.py",
+)
+"""Sources of `robust_submission/models` that a package holds as they are: they import torch and
+one another alone, and run under Python 3.9 and torch 2.0."""
+WEIGHTS = "model.safetensors"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The date of every file in a zip, so that the same checkpoint gives the same bytes."""
 
 
 class ChannelsReversed(nn.Module):
-    """The classifier for images in the challenge's order, BGR."""
+    """A model of RGB images for images in the challenge's channel order, BGR; or the reverse."""
 
-    def __init__(self, classifier: RobustClassifier) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(images.flip(1))
+        return self.model(images.flip(1))
 
 
-def zip_members(model: RobustClassifier) -> dict[str, bytes]:
-    """The files of the zip: model.py, the weights, and trn.py where there is a TRN.
+def zip_files(model: RobustClassifier) -> dict[str, bytes]:
+    """The names and contents of the files in the zip.
 
     Raises:
-        UserError: model.py has no plain-torch twin of a part of the classifier.
+        UserError: see `package_config`.
     """
-    try:
-        config = describe(model)
-    except UnsupportedError as error:
-        raise UserError(
-            f"expected a ConvNeXt that plain torch can rebuild, found {error}.\n"
-            "It would need timm, which the organisers lack: submit it as ONNX, --out NAME.onnx."
-        ) from error
-    text = (TEMPLATES / "model.py").read_text()
-    assert BLANK in text
-    filled = f"CONFIG: dict = {pprint.pformat(config, width=96, sort_dicts=False)}\n"
-    weights = save(model.state_dict(), metadata={"format": "pt"})
-    members = {"model.py": text.replace(BLANK, filled).encode(), WEIGHTS: weights}
-    if config["restore"]:
-        members["trn.py"] = (TEMPLATES / "trn.py").read_bytes()
-    return members
+    config = json.dumps(package_config(model), indent=1) + "\n"
+    sources = Path(__file__).parents[1] / "models"
+    return {
+        "model.py": TEMPLATE.read_bytes(),
+        "config.json": config.encode(),
+        **{name: (sources / name).read_bytes() for name in STAGES},
+        WEIGHTS: save(model.state_dict(), metadata={"format": "pt"}),
+    }
 
 
 def write_zip(model: RobustClassifier, path: Path) -> None:
-    """Write the package that holds `zip_members`, nothing else, at its top level."""
+    """Write the package: `zip_files` at its top level, nothing else."""
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in zip_members(model).items():
-            entry = zipfile.ZipInfo(name, date_time=FOREVER)
+        for name, content in zip_files(model).items():
+            entry = zipfile.ZipInfo(name, date_time=EPOCH)
             entry.external_attr = 0o100644 << 16
             entry.create_system = 3  # Unix, wherever it is written
-            deflate = zipfile.ZIP_STORED if name == WEIGHTS else zipfile.ZIP_DEFLATED
-            archive.writestr(entry, content, compress_type=deflate)
-
-
-def _example(model: RobustClassifier) -> tuple[Tensor]:
-    return (torch.zeros(2, 3, model.image_size, model.image_size),)
-
-
-def _check_traceable(model: RobustClassifier) -> None:
-    trn = model.restore
-    if isinstance(trn, TRN) and trn.surrogate is None and "gradient" in trn.stems:
-        raise UserError(
-            "expected a TRN with a surrogate: the classifier's own gradient map needs autograd, "
-            "which a traced program lacks. Train one with --trn.surrogate, or pack a .zip."
-        )
+            method = zipfile.ZIP_STORED if name == WEIGHTS else zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content, compress_type=method)
 
 
 def write_onnx(model: RobustClassifier, path: Path) -> None:
-    """Write one ONNX file: input `images` (N, 3, S, S), BGR, 0 to 1; output `logits`."""
-    _check_traceable(model)
+    """Write one ONNX file: input `images` (N, 3, S, S), BGR, 0 to 1; output `logits`.
+
+    Raises:
+        UserError: the model has a TRN whose gradient map needs autograd.
+    """
+    trn = model.restore
+    if isinstance(trn, TRN) and trn.surrogate is None and "gradient" in trn.stems:
+        raise UserError(
+            f"{path.suffix}: expected a TRN with a surrogate, found one whose gradient map needs "
+            "autograd, which ONNX lacks. Train one with --trn.surrogate, or package a .zip."
+        )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its advice is about torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         torch.onnx.export(
             ChannelsReversed(model),
-            _example(model),
+            (torch.zeros(2, 3, model.image_size, model.image_size),),
             str(path),
             input_names=["images"],
             output_names=["logits"],
@@ -98,18 +95,18 @@ def write_onnx(model: RobustClassifier, path: Path) -> None:
         )
 
 
-def write_program(model: RobustClassifier, path: Path) -> None:
-    """Write a program of torch.export: `torch.export.load(path).module()(images)`, BGR too."""
-    _check_traceable(model)
-    shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(
-        ChannelsReversed(model), _example(model), dynamic_shapes=shapes, strict=False
-    )
-    torch.export.save(program, path)
+Writer = Callable[[RobustClassifier, Path], None]
+WRITERS: dict[str, Writer] = {".zip": write_zip, ".onnx": write_onnx}
 
 
-WRITERS: dict[str, Callable[[RobustClassifier, Path], None]] = {
-    ".zip": write_zip,
-    ".onnx": write_onnx,
-    ".pt2": write_program,
-}
+def choose_writer(out: Path) -> Writer:
+    """The writer for the ending of `out`.
+
+    Raises:
+        UserError: there is none for it, or nothing can be written at `out`.
+    """
+    write = WRITERS.get(check_writable(out).suffix.lower())
+    if write is None:
+        found = out.suffix or "no ending"
+        raise UserError(f"{out}: expected the ending {' or '.join(WRITERS)}, found {found}.")
+    return write

@@ -1,26 +1,34 @@
-"""A classifier behind its defences, in plain torch and numpy: `from model import Model; Model()`.
+"""A classifier behind its defences, in plain torch: `from model import Model; Model()`.
 
 Input: images (N, 3, H, W), floating point, 0 to 1, channel order BGR. Output: logits (N, classes),
-float32. The weights lie beside this file. Train and eval mode compute the same; nothing is drawn
-from a global generator. Written for Python 3.6 and torch 1.5, and whatever came after.
+float32. Train and eval mode give the same logits, and nothing is drawn from a global generator.
+For Python 3.9 and torch 2.0, and newer. Beside this file: config.json, the weights
+(model.safetensors), and the sources of the stages (gcm.py, resize_pad.py, trn/).
 
-Stages, each an attribute of the model, in order: `restore` (TRN, see trn.py), `conceal` (GCM),
-`randomize` (resize-and-pad), `normalize`, `backbone` (ConvNeXt). An attack that knows of GCM passes
-the gradient straight through `conceal`; one that knows of resize-and-pad averages over
-`model.randomize.draw` = 0, 1, 2, …; one that knows of TRN sets `model.restore.differentiable`.
+The stages are attributes of the model, in this order: `restore` (TRN), `conceal` (GCM),
+`randomize` (resize-and-pad), `normalize`, `backbone` (ConvNeXt); an unused one is an identity. An
+adaptive attack passes the gradient straight through `conceal`, differentiates
+`restore.gradient_map` too (`DifferentiableTRN`), and averages over `randomize.draw` = 0, 1, 2, …
 """
 
 import json
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from gcm import GCM  # pyright: ignore[reportMissingImports]
+from resize_pad import RandomResizePad  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
+from trn import TRN  # pyright: ignore[reportMissingImports]
 
-CONFIG: dict = {}  # filled in by the packager
-MASK32 = 0xFFFFFFFF
+HERE = Path(__file__).resolve().parent
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 class Model(nn.Module):
@@ -28,81 +36,24 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.restore = None
-        if CONFIG["restore"]:
-            from trn import TRN
-
-            self.restore = TRN(CONFIG["restore"])
-        self.conceal = GCM(**CONFIG["conceal"]) if CONFIG["conceal"] else nn.Identity()
-        self.randomize = ResizePad(**CONFIG["randomize"]) if CONFIG["randomize"] else nn.Identity()
-        self.normalize = Normalize(CONFIG["mean"], CONFIG["std"])
-        self.backbone = ConvNeXt(CONFIG["backbone"], CONFIG["num_classes"])
-        load_weights(self, Path(__file__).resolve().parent / CONFIG["weights"])
+        config = json.loads((HERE / "config.json").read_text())
+        restore, conceal, randomize = config["restore"], config["conceal"], config["randomize"]
+        self.restore = TRN(**restore) if restore else nn.Identity()
+        self.conceal = GCM(**conceal) if conceal else nn.Identity()
+        self.randomize = RandomResizePad(**randomize) if randomize else nn.Identity()
+        self.normalize = Normalize(config["mean"], config["std"])
+        self.backbone = ConvNeXt(config["backbone"], config["num_classes"])
+        load_weights(self, HERE / "model.safetensors")
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.float().flip(1)  # BGR to RGB
-        if self.restore is not None:
+        if not isinstance(self.restore, nn.Identity):
             images = self.restore(images, self.classify)
         return self.classify(self.randomize(self.conceal(images)))
 
     def classify(self, images: Tensor) -> Tensor:
-        """Logits of RGB images without the other stages."""
+        """Logits of RGB images, without the other stages."""
         return self.backbone(self.normalize(images))
-
-
-class GCM(nn.Module):
-    """x + epsilon * sin(omega * x) on raw RGB pixels (arXiv 2205.10617)."""
-
-    def __init__(self, omega: float, epsilon: float) -> None:
-        super().__init__()
-        self.omega = omega
-        self.epsilon = epsilon
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images + self.epsilon * torch.sin(self.omega * images)
-
-
-def mix(state: Tensor) -> Tensor:
-    """Scramble the 32 bits of each number."""
-    for _ in range(2):
-        state = ((state >> 16) ^ state) * 0x45D9F3B & MASK32
-    return (state >> 16) ^ state
-
-
-class ResizePad(nn.Module):
-    """Shrink each image to a side, and pad it back at a place, that a hash of its pixels draws."""
-
-    def __init__(self, image_size: int, min_size: int, seed: int) -> None:
-        super().__init__()
-        self.image_size = image_size
-        self.min_size = min_size
-        self.seed = seed
-        self.draw = 0
-
-    def key(self, images: Tensor) -> Tensor:
-        """(N,), from 0 to 2**32 - 1, from the pixels rounded to 8 bits, the seed and the draw."""
-        levels = (images.detach() * 255).round().to(torch.int64).flatten(1)
-        places = torch.arange(levels.shape[1], device=levels.device)
-        content = mix(levels + places * 512).sum(1)
-        return mix((content + (self.seed * 0x9E3779B1 + self.draw & MASK32)) & MASK32)
-
-    def lines(self, side: Tensor, start: Tensor) -> tuple:
-        """For each output line the input line to copy, and whether it lies in the picture."""
-        line = torch.arange(self.image_size, device=side.device) - start[:, None]
-        inside = (line >= 0) & (line < side[:, None])
-        line = torch.where(inside, line, torch.zeros_like(line)) * self.image_size
-        return line // side[:, None], inside
-
-    def forward(self, images: Tensor) -> Tensor:
-        key = self.key(images)
-        side = self.min_size + key % (self.image_size - self.min_size)
-        free = self.image_size - side + 1
-        rows, row_inside = self.lines(side, mix(key ^ 0x5BD1E995) % free)
-        columns, column_inside = self.lines(side, mix(key ^ 0x27D4EB2F) % free)
-        images = images.gather(2, rows[:, None, :, None].expand_as(images))
-        images = images.gather(3, columns[:, None, None, :].expand_as(images))
-        inside = row_inside[:, None, :, None] & column_inside[:, None, None, :]
-        return images * inside.to(images.dtype)
 
 
 class Normalize(nn.Module):
@@ -146,19 +97,11 @@ class ChannelsFirstNorm(Norm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Activation(nn.Module):
+def activation(kind: str) -> nn.Module:
     """gelu, gelu_tanh, silu or relu."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "gelu":
-            return F.gelu(x)
-        if self.kind == "gelu_tanh":
-            return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
-        return x * torch.sigmoid(x) if self.kind == "silu" else F.relu(x)
+    if kind.startswith("gelu"):
+        return nn.GELU(approximate="tanh" if kind == "gelu_tanh" else "none")
+    return nn.SiLU() if kind == "silu" else nn.ReLU()
 
 
 class ResponseNorm(nn.Module):
@@ -182,7 +125,7 @@ class Expansion(nn.Module):
     def __init__(self, channels: int, stage: dict) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, stage["hidden"])
-        self.act = Activation(stage["activation"])
+        self.act = activation(stage["activation"])
         grn = stage["grn_eps"]
         self.grn = nn.Identity() if grn is None else ResponseNorm(stage["hidden"], grn)
         self.fc2 = nn.Linear(stage["hidden"], channels)
@@ -234,7 +177,7 @@ class Head(nn.Module):
         self.pre_logits = nn.Sequential()
         if head["hidden"]:
             self.pre_logits.add_module("fc", nn.Linear(channels, head["hidden"]))
-            self.pre_logits.add_module("act", Activation(head["activation"]))
+            self.pre_logits.add_module("act", activation(head["activation"]))
         self.fc = nn.Linear(head["hidden"] or channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -260,28 +203,23 @@ class ConvNeXt(nn.Module):
 def build(layer: list) -> nn.Module:
     """A layer from its kind and its arguments."""
     kind, arguments = layer
-    kinds = {"conv": nn.Conv2d, "norm": ChannelsFirstNorm, "activation": Activation}
+    kinds = {"conv": nn.Conv2d, "norm": ChannelsFirstNorm, "activation": activation}
     return kinds[kind](**arguments)
 
 
 def read_safetensors(path: Path) -> dict:
-    """Tensors by name, float32: a length, a JSON table and raw bytes; nothing is executed."""
+    """Tensors by name: a length, a JSON table and raw bytes; nothing is executed."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        table = json.loads(file.read(length).decode())
-        content = file.read()
+        table = json.loads(file.read(length))
+        content = bytearray(file.read())
     table.pop("__metadata__", None)
-    return {name: to_tensor(content, entry) for name, entry in table.items()}
-
-
-def to_tensor(content: bytes, entry: dict) -> Tensor:
-    """One tensor of a safetensors file."""
-    start, end = entry["data_offsets"]
-    kind = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry["dtype"]]
-    numbers = np.frombuffer(content[start:end], dtype=kind)
-    if entry["dtype"] == "BF16":  # the upper half of a float32
-        numbers = (numbers.astype("<u4") << 16).view("<f4")
-    return torch.from_numpy(numbers.astype(np.float32)).view(entry["shape"])
+    tensors = {}
+    for name, entry in table.items():
+        dtype, shape, start = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"][0]
+        flat = torch.frombuffer(content, dtype=dtype, count=math.prod(shape), offset=start)
+        tensors[name] = flat.view(shape)
+    return tensors
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -292,5 +230,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
         different = sorted(set(tensors) ^ set(parameters))
         raise ValueError(f"{path}: expected the model's parameters, differs in {different[0]}.")
     for name, parameter in parameters.items():
-        # A 1 x 1 convolution's weight serves as a linear layer's.
+        # The weight of a 1 x 1 convolution is that of a linear layer.
         parameter.data.copy_(tensors[name].view(parameter.shape))

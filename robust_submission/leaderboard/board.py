@@ -1,0 +1,116 @@
+"""The board: shares of correctly classified images, weighted to a score, with their spread."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from rich.table import Table
+from rich.text import Text
+
+from robust_submission.cli.errors import UserError
+from robust_submission.leaderboard.scorer import ADAPTIVE, PARTS, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weight of each part; only their ratios matter."""
+
+    clean: float = 4
+    """Of images as they are."""
+    corrupted: float = 4
+    """Of corrupted images."""
+    black_box: float = 4
+    """Of attacks without the model's gradients."""
+    white_box: float = 3
+    """Of attacks with them."""
+
+    def __post_init__(self) -> None:
+        values = vars(self).values()
+        if min(values) < 0 or not sum(values):
+            raise UserError("weights: expected none below 0 and not all 0.")
+
+    def of(self, columns: Sequence[str]) -> dict[str, float]:
+        """The weight of each part among `columns`.
+
+        Raises:
+            UserError: none of them has a weight above 0.
+        """
+        weights = {part: getattr(self, part) for part in PARTS if part in columns}
+        if not sum(weights.values()):
+            raise UserError("weights: expected one above 0 of a measured part, found none.")
+        return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Shares of correctly classified images by column, one number per draw."""
+
+    columns: dict[str, list[float]]
+    weights: Weights
+
+    def score(self, *, adaptive: bool = False) -> list[float]:
+        """The weighted score of each draw; `adaptive` with the attackers who know the defence."""
+        weights = self.weights.of([*self.columns])
+        columns = [
+            self.columns[ADAPTIVE if adaptive and part == "white_box" else part] for part in weights
+        ]
+        return [
+            sum(weight * share for weight, share in zip(weights.values(), shares, strict=True))
+            / sum(weights.values())
+            for shares in zip(*columns, strict=True)
+        ]
+
+    def as_json(self) -> dict[str, dict[str, float | list[float] | None]]:
+        """All draws, and the mean and spread of each column."""
+        rows = {
+            **self.columns,
+            "score": self.score(),
+            "adaptive_score": self.score(adaptive=True),
+        }
+        return {name: {**spread(draws), "draws": draws} for name, draws in rows.items()}
+
+    def table(self, title: str) -> Table:
+        """The board for the terminal."""
+        table = Table(title=Text(title, "bold"), title_justify="left")
+        for column in ("part", "weight", "oblivious attackers", "adaptive attackers"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        weights = self.weights.of([*self.columns])
+        for part, weight in weights.items():
+            oblivious = _in_words(self.columns[part])
+            adaptive = _in_words(self.columns[ADAPTIVE if part == "white_box" else part])
+            table.add_row(part, f"{weight / sum(weights.values()):.0%}", oblivious, adaptive)
+        table.add_section()
+        scores = self.score(), self.score(adaptive=True)
+        table.add_row("score", "", *map(_in_words, scores))
+        return table
+
+
+def spread(draws: Sequence[float]) -> dict[str, float | None]:
+    """Mean, and two standard deviations to either side: where one more draw may well fall.
+
+    With a single draw `low` and `high` are None.
+    """
+    mean = fmean(draws)
+    if len(draws) == 1:
+        return {"mean": mean, "low": None, "high": None}
+    width = 2 * stdev(draws)
+    return {"mean": mean, "low": max(0.0, mean - width), "high": min(1.0, mean + width)}
+
+
+def _in_words(draws: Sequence[float]) -> str:
+    mean, low, high = spread(draws).values()
+    return f"{mean:.1%}" if low is None else rf"{mean:.1%} \[{low:.1%}, {high:.1%}]"
+
+
+def remarks(scorer: Scorer) -> list[str]:
+    """What a reader must know of the board of this submission."""
+    found: list[str] = []
+    submission = scorer.submission
+    if submission.twin is None:
+        found.append("no transfer attack: nothing to transfer from; give --twin or --checkpoint.")
+    if not submission.differentiable:
+        found.append("white box: autograd cannot follow ONNX, so no image was attacked.")
+    if not submission.known:
+        tried = [*(["gradients"] if submission.differentiable else []), *scorer.black_box]
+        found.append(f"masking unknown: adaptive attackers tried {', '.join(tried)}.")
+    return found

@@ -1,0 +1,118 @@
+"""Write a package only once a separate process has loaded it and found the checkpoint's logits."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from robust_submission.checker.host import Findings, Images, Rules, examine
+from robust_submission.checker.verdicts import judge
+from robust_submission.cli.errors import UserError
+from robust_submission.cli.files import atomic_write
+from robust_submission.data.images import resize_image
+from robust_submission.data.run_data import open_run_data
+from robust_submission.data.sources import open_source
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.packaging.export import choose_writer
+
+TOLERANCE = 1e-4
+"""The largest difference of a logit that is accepted."""
+BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was measured of a package that was written."""
+
+    path: Path
+    findings: Findings
+    difference: float
+    """The largest difference of a logit from the checkpoint's."""
+
+    def summary(self) -> str:
+        """The size and the budget in a line."""
+        results = self.findings.results
+        counts = [results.get("ptflops"), results.get("dispatched")]
+        counts.append(results.get("operations", {}).get("graph"))
+        operations = max(count for count in counts if isinstance(count, (int, float)))
+        return (
+            f"{self.path}: {self.path.stat().st_size / 1e6:.1f} MB, "
+            f"{results['parameters']['total'] / 1e6:.2f} M parameters, "
+            f"{operations / 1e9:.3g} G operations"
+        )
+
+
+def proof_images(
+    folder: Path | None, checkpoint: Path, limit: int, image_size: int
+) -> tuple[np.ndarray, str]:
+    """At most `limit` images, spread evenly over their source.
+
+    Args:
+        folder: Of images; without it, the training images of the run, or noise where `checkpoint`
+            is not a run folder.
+        checkpoint: A run folder, or any folder of a checkpoint.
+        limit: How many images.
+        image_size: The side that they are resized to.
+
+    Returns:
+        The pixels, uint8 (N, S, S, 3), RGB, and a description of the images.
+
+    Raises:
+        UserError: see `open_source` and `open_run_data`.
+    """
+    if folder is not None:
+        source, description = open_source("images", folder), f"images of {folder}"
+    elif (checkpoint / "recipe.yaml").is_file():
+        source, description = open_run_data(checkpoint, "train"), "training images of the run"
+    else:
+        shape = (limit, image_size, image_size, 3)
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return noise, "images of noise (--images for real ones)"
+    places = np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int)
+    pixels = [resize_image(source.image(int(place)), image_size) for place in places]
+    return np.stack(pixels), description
+
+
+def write_package(model: RobustClassifier, out: Path, pixels: np.ndarray, rules: Rules) -> Proof:
+    """Write `out`, a .zip or .onnx file, if it passes every check and gives the model's logits.
+
+    Raises:
+        UserError: the model cannot be written so, a check failed, or a logit differs by more than
+            `TOLERANCE`. `out` then keeps its former content.
+    """
+    write = choose_writer(out)
+    with tempfile.TemporaryDirectory(prefix="package-") as folder:
+        draft = Path(folder) / f"draft{out.suffix.lower()}"
+        write(model, draft)
+        findings = examine(draft, rules, Images(pixels=pixels), logits=True)
+        failed = [verdict for verdict in judge(findings, rules) if verdict.status == "fail"]
+        if failed:
+            words = [f"{one.check}: expected {one.expected}, found {one.found}." for one in failed]
+            raise UserError(f"{out}: not written: " + "\n".join(words[:3]))
+        difference = _largest_difference(model, pixels, findings)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{out}: not written: expected the checkpoint's logits within {TOLERANCE:g}, "
+                f"found a difference of {difference:.1e}."
+            )
+        with atomic_write(out) as temporary:
+            shutil.copyfile(draft, temporary)
+    return Proof(path=out, findings=findings, difference=difference)
+
+
+def _largest_difference(model: RobustClassifier, pixels: np.ndarray, findings: Findings) -> float:
+    expected = _logits(model, pixels)
+    found = np.asarray(findings.results["logits"])
+    return float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+
+
+@torch.inference_mode()
+def _logits(model: RobustClassifier, pixels: np.ndarray) -> np.ndarray:
+    """(N, num_classes) of uint8 images (N, S, S, 3), RGB."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    batches = tqdm(images.split(BATCH), unit="batch", desc="checkpoint", leave=False)
+    return torch.cat([model(batch) for batch in batches]).numpy()
