@@ -1,4 +1,4 @@
-"""The model card: what a classifier is, and how robust it is, in the numbers of its report."""
+"""The model card: what a classifier is, and how robust it is according to its report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ TRAINING = (
     *("data.name", "data.augmentation", "epochs", "batch_size", "optimizer.name", "optimizer.lr"),
     *("objective.name", "objective.epsilon", "objective.steps", "seed"),
 )
-"""The keys of a recipe that tell a reader most."""
+"""The keys of a recipe that the card shows."""
 
 
 def model_card(
@@ -34,12 +34,12 @@ def model_card(
     """The card of a classifier; without a report it says that robustness has not been measured.
 
     Args:
-        model: What the card is of.
-        name: Where it is loaded from: a hub id or a folder.
-        report: What evaluate.py found of this very model.
+        model: The classifier.
+        name: Where users load it from: a hub id or a folder.
+        report: The report of evaluate.py on this very model.
         recipe: The run's recipe.yaml.
         provenance: The run's provenance.json.
-        license: One of the hub's names for it, such as "mit".
+        license: The hub's name of the licence, such as "mit".
     """
     data: Any = model.generate_model_card().data
     data.license = license
@@ -61,7 +61,7 @@ def model_card(
 
 
 def facts(model: RobustClassifier) -> dict[str, str]:
-    """What it is, line by line."""
+    """What the model is: names and values for the card's list."""
     backbone: Any = model.backbone
     size, names = model.image_size, model.class_names
     weights = sum(each.numel() for each in model.parameters())
@@ -74,7 +74,7 @@ def facts(model: RobustClassifier) -> dict[str, str]:
         "TRN": "none",
     }
     if isinstance(model.conceal, GCM):
-        found["GCM"] = "in front; it hides gradients and gives no robustness of its own"
+        found["GCM"] = "hides gradients; adds no robustness against adaptive attackers"
     if isinstance(model.restore, TRN):
         found["TRN"] = model.restore.summary()
     if isinstance(model.randomize, RandomResizePad):
@@ -83,7 +83,7 @@ def facts(model: RobustClassifier) -> dict[str, str]:
 
 
 def training(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """What trained it, key by key, as far as the recipe says; no radius where nothing attacked."""
+    """The settings of `TRAINING` in the recipe; without attacks, none of their settings."""
     found = dict[str, str]()
     for key in TRAINING:
         group, _, name = key.rpartition(".")
@@ -96,13 +96,13 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def table_attackers(report: Report) -> list[Attacker]:
-    """Who attacked, in order: the table's last columns."""
-    used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *(one.attacker for one in report.measurements)}
+    """Who attacked, in the enum's order: the last columns of the table."""
+    used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *wording.attackers(report)}
     return [attacker for attacker in Attacker if attacker in used]
 
 
 def eval_results(report: Report) -> list[EvalResult]:
-    """The model-index: clean, both worst cases and every attack, as shares from 0 to 1."""
+    """The card's model-index: clean, both worst cases and every attack, as shares from 0 to 1."""
     first = report.measurements[0]
     ball = {"norm": first.norm, "epsilon": first.epsilon}
     worst = f"worst case of {first.norm} {wording.radius(first.epsilon, first.norm)}"

@@ -12,7 +12,6 @@ from robust_submission.attacks import Attack, Model, WorstCase, build_attack, im
 from robust_submission.attacks.base import correct
 from robust_submission.cli.errors import UserError
 from robust_submission.data.corruptions import CORRUPTIONS, Corruption
-from robust_submission.data.corruptions import CORRUPTIONS, Corruption
 from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
 from robust_submission.leaderboard.load import Submission
 
