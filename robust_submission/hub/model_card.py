@@ -14,7 +14,7 @@ from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.trn import TRN
 from robust_submission.report.page import measurement_groups
 
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TRAINING = (
     *("data.name", "data.augmentation", "epochs", "batch_size", "optimizer.name", "optimizer.lr"),
     *("objective.name", "objective.epsilon", "objective.steps", "seed"),
@@ -47,7 +47,7 @@ def model_card(
         data.model_name, data.eval_results = name, eval_results(report)
     return ModelCard.from_template(
         data,
-        template_path=str(TEMPLATE),
+        template_path=str(CARD_TEMPLATE),
         name=name,
         wording=wording,
         facts=facts(model),

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from robust_submission.cli.errors import UserError
-from robust_submission.leaderboard.scorer import ADAPTIVE, PARTS, Scorer
+from robust_submission.evaluation.schema import Attacker
+from robust_submission.leaderboard.scorer import SCORE_PARTS, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Weights:
         Raises:
             UserError: none of them has a weight above 0.
         """
-        weights = {part: getattr(self, part) for part in PARTS if part in columns}
+        weights = {part: getattr(self, part) for part in SCORE_PARTS if part in columns}
         if not sum(weights.values()):
             raise UserError("weights: expected one above 0 of a measured part, found none.")
         return weights
@@ -52,7 +53,8 @@ class Board:
         """The weighted score of each draw; `adaptive` with the attackers who know the defence."""
         weights = self.weights.of([*self.columns])
         columns = [
-            self.columns[ADAPTIVE if adaptive and part == "white_box" else part] for part in weights
+            self.columns[Attacker.ADAPTIVE if adaptive and part == "white_box" else part]
+            for part in weights
         ]
         return [
             sum(weight * share for weight, share in zip(weights.values(), shares, strict=True))
@@ -77,7 +79,7 @@ class Board:
         weights = self.weights.of([*self.columns])
         for part, weight in weights.items():
             oblivious = _in_words(self.columns[part])
-            adaptive = _in_words(self.columns[ADAPTIVE if part == "white_box" else part])
+            adaptive = _in_words(self.columns[Attacker.ADAPTIVE if part == "white_box" else part])
             table.add_row(part, f"{weight / sum(weights.values()):.0%}", oblivious, adaptive)
         table.add_section()
         scores = self.score(), self.score(adaptive=True)

@@ -13,14 +13,16 @@ from robust_submission.attacks.base import correct
 from robust_submission.cli.errors import UserError
 from robust_submission.data.corruptions import CORRUPTIONS, Corruption
 from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
+from robust_submission.evaluation.schema import Attacker
 from robust_submission.leaderboard.load import Submission
 
-WHITE_BOX = ("fgsm", "ffgsm", "bim", "mim", "pgd")
-BLACK_BOX = ("transfer", "square")
-PARTS = ("clean", "corrupted", "black_box", "white_box")
+KNOWN_ATTACKS = {
+    "black_box": ("transfer", "square"),
+    "white_box": ("fgsm", "ffgsm", "bim", "mim", "pgd"),
+}
+"""The attacks that may be in a pool."""
+SCORE_PARTS = ("clean", "corrupted", "black_box", "white_box")
 """The parts of the score."""
-ADAPTIVE = "adaptive"
-"""The column of the white-box attacks by attackers who know the defence."""
 
 _Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, seeds to changed images
 
@@ -42,7 +44,7 @@ class AttackPool:
     """Of all draws."""
 
     def __post_init__(self) -> None:
-        for field, known in (("black_box", BLACK_BOX), ("white_box", WHITE_BOX)):
+        for field, known in KNOWN_ATTACKS.items():
             if unknown := sorted(set(getattr(self, field)) - set(known)):
                 raise UserError(f"--{field}: expected {', '.join(known)}, found {unknown[0]}.")
         for field in ("black_box", "white_box", "epsilon", "severities"):
@@ -64,7 +66,9 @@ class Scorer:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the board; without a black-box attack there is no such column."""
-        return *(part for part in PARTS if part != "black_box" or self.black_box), ADAPTIVE
+        return *(
+            part for part in SCORE_PARTS if part != "black_box" or self.black_box
+        ), Attacker.ADAPTIVE
 
     def classified(
         self, column: str, draw: int, images: Tensor, labels: Tensor, indices: Tensor
@@ -81,8 +85,10 @@ class Scorer:
         changed = images
         if column != "clean":
             changes = self._changes(column)
-            part = "white_box" if column == ADAPTIVE else column  # the same attacks per image
-            chosen = self._choose(PARTS.index(part), draw, indices.tolist(), len(changes))
+            part = (
+                "white_box" if column == Attacker.ADAPTIVE else column
+            )  # the same attacks per image
+            chosen = self._choose(SCORE_PARTS.index(part), draw, indices.tolist(), len(changes))
             seeds = image_seeds(1000 * self.pool.seed + draw, indices)
             changed = images.clone()
             for choice in np.unique(chosen):

@@ -77,7 +77,7 @@ def _backbone(network: nn.Module) -> Config:
     assert isinstance(stem, nn.Sequential) and isinstance(norm_pre, nn.Module)
     return {
         "stem": [_layer(layer) for layer in stem],
-        "stages": [_stage(stage) for stage in network.stages],
+        "stages": [_stage_config(stage) for stage in network.stages],
         "norm_pre": _norm(norm_pre),
         "head": _head(network.head),
     }
@@ -96,7 +96,7 @@ def _head(head: nn.Module) -> Config:
     return config
 
 
-def _stage(stage: nn.Module) -> Config:
+def _stage_config(stage: nn.Module) -> Config:
     assert isinstance(stage, convnext.ConvNeXtStage)
     downsample = [] if isinstance(stage.downsample, nn.Identity) else stage.downsample
     blocks = [_block(block) for block in stage.blocks]

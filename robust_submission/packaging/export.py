@@ -17,8 +17,8 @@ from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.trn import TRN
 from robust_submission.packaging.config import package_config
 
-TEMPLATE = Path(__file__).parent / "templates" / "model.py"
-STAGES = (
+MODEL_TEMPLATE = Path(__file__).parent / "templates" / "model.py"
+STAGE_SOURCES = (
     *("gcm.py", "resize_pad.py", "trn/__init__.py", "trn/gradient_map.py", "trn/network.py"),
     "trn/surrogate.py",
 )
@@ -49,9 +49,9 @@ def zip_files(model: RobustClassifier) -> dict[str, bytes]:
     config = json.dumps(package_config(model), indent=1) + "\n"
     sources = Path(__file__).parents[1] / "models"
     return {
-        "model.py": TEMPLATE.read_bytes(),
+        "model.py": MODEL_TEMPLATE.read_bytes(),
         "config.json": config.encode(),
-        **{name: (sources / name).read_bytes() for name in STAGES},
+        **{name: (sources / name).read_bytes() for name in STAGE_SOURCES},
         WEIGHTS: save(model.state_dict(), metadata={"format": "pt"}),
     }
 

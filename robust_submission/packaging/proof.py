@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from robust_submission.checker.host import Findings, Images, Rules, examine
-from robust_submission.checker.verdicts import judge
+from robust_submission.checker.checks import check_trial
+from robust_submission.checker.host import Images, Rules, try_submission
+from robust_submission.checker.result import TrialResult
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.images import resize_image
@@ -19,9 +20,8 @@ from robust_submission.data.sources import open_source
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.packaging.export import choose_writer
 
-TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 """The largest difference of a logit that is accepted."""
-BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +29,17 @@ class Proof:
     """What was measured of a package that was written."""
 
     path: Path
-    findings: Findings
+    result: TrialResult
     difference: float
     """The largest difference of a logit from the checkpoint's."""
 
     def summary(self) -> str:
         """The size and the budget in a line."""
-        results = self.findings.results
-        counts = [results.get("ptflops"), results.get("dispatched")]
-        counts.append(results.get("operations", {}).get("graph"))
-        operations = max(count for count in counts if isinstance(count, (int, float)))
+        assert self.result.parameters is not None  # a check fails without them
         return (
             f"{self.path}: {self.path.stat().st_size / 1e6:.1f} MB, "
-            f"{results['parameters']['total'] / 1e6:.2f} M parameters, "
-            f"{operations / 1e9:.3g} G operations"
+            f"{self.result.parameters.total / 1e6:.2f} M parameters, "
+            f"{max(self.result.operations.values()) / 1e9:.3g} G operations"
         )
 
 
@@ -82,31 +79,32 @@ def write_package(model: RobustClassifier, out: Path, pixels: np.ndarray, rules:
 
     Raises:
         UserError: the model cannot be written so, a check failed, or a logit differs by more than
-            `TOLERANCE`. `out` then keeps its former content.
+            `LOGIT_TOLERANCE`. `out` then keeps its former content.
     """
     write = choose_writer(out)
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         draft = Path(folder) / f"draft{out.suffix.lower()}"
         write(model, draft)
-        findings = examine(draft, rules, Images(pixels=pixels), logits=True)
-        failed = [verdict for verdict in judge(findings, rules) if verdict.status == "fail"]
+        trial = try_submission(draft, rules, Images(pixels=pixels), logits=True)
+        failed = [verdict for verdict in check_trial(trial, rules) if verdict.status == "fail"]
         if failed:
             words = [f"{one.check}: expected {one.expected}, found {one.found}." for one in failed]
             raise UserError(f"{out}: not written: " + "\n".join(words[:3]))
-        difference = _largest_difference(model, pixels, findings)
-        if not difference <= TOLERANCE:
+        assert trial.result is not None  # a check fails without one
+        difference = _largest_difference(model, pixels, trial.result)
+        if not difference <= LOGIT_TOLERANCE:
             raise UserError(
-                f"{out}: not written: expected the checkpoint's logits within {TOLERANCE:g}, "
+                f"{out}: not written: expected the checkpoint's logits within {LOGIT_TOLERANCE:g}, "
                 f"found a difference of {difference:.1e}."
             )
         with atomic_write(out) as temporary:
             shutil.copyfile(draft, temporary)
-    return Proof(path=out, findings=findings, difference=difference)
+    return Proof(path=out, result=trial.result, difference=difference)
 
 
-def _largest_difference(model: RobustClassifier, pixels: np.ndarray, findings: Findings) -> float:
+def _largest_difference(model: RobustClassifier, pixels: np.ndarray, result: TrialResult) -> float:
     expected = _logits(model, pixels)
-    found = np.asarray(findings.results["logits"])
+    found = np.asarray(result.logits)
     return float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
 
 
@@ -114,5 +112,5 @@ def _largest_difference(model: RobustClassifier, pixels: np.ndarray, findings: F
 def _logits(model: RobustClassifier, pixels: np.ndarray) -> np.ndarray:
     """(N, num_classes) of uint8 images (N, S, S, 3), RGB."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    batches = tqdm(images.split(BATCH), unit="batch", desc="checkpoint", leave=False)
+    batches = tqdm(images.split(16), unit="batch", desc="checkpoint", leave=False)
     return torch.cat([model(batch) for batch in batches]).numpy()

@@ -24,7 +24,7 @@ from robust_submission.models.classifier import RobustClassifier, reveal, undefe
 from robust_submission.models.trn import TRN
 from robust_submission.packaging.config import package_config
 from robust_submission.packaging.export import (
-    STAGES,
+    STAGE_SOURCES,
     ChannelsReversed,
     write_onnx,
     write_zip,
@@ -164,16 +164,16 @@ def test_the_zip_holds_the_sources_and_is_the_same_each_time(tmp_path: Path):
         write_zip(model, tmp_path / name)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        names = ["model.py", "config.json", *STAGES, "model.safetensors"]
+        names = ["model.py", "config.json", *STAGE_SOURCES, "model.safetensors"]
         assert archive.namelist() == names
         models = ROOT / "robust_submission" / "models"
-        assert all(archive.read(name) == (models / name).read_bytes() for name in STAGES)
+        assert all(archive.read(name) == (models / name).read_bytes() for name in STAGE_SOURCES)
         weights = load(archive.read("model.safetensors"))
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(weights[name], each) for name, each in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["model.py", *STAGES])
+@pytest.mark.parametrize("name", ["model.py", *STAGE_SOURCES])
 def test_sources_are_of_python_3_9(name: str):
     text = zip_files(build())[name].decode()
     tree = ast.parse(text, feature_version=(3, 9))

@@ -49,10 +49,10 @@ def test_a_package_that_differs_is_not_written(
 ):
     out = tmp_path / "a.zip"
     out.write_text("former")
-    text = export.TEMPLATE.read_text()
+    text = export.MODEL_TEMPLATE.read_text()
     assert "images.float().flip(1)" in text
     (tmp_path / "model.py").write_text(text.replace("images.float().flip(1)", "images.float()"))
-    monkeypatch.setattr(export, "TEMPLATE", tmp_path / "model.py")
+    monkeypatch.setattr(export, "MODEL_TEMPLATE", tmp_path / "model.py")
     with pytest.raises(UserError, match=r"expected the checkpoint's logits within 0\.0001"):
         write_package(load_checkpoint(checkpoint), out, PIXELS, RULES)
     assert out.read_text() == "former"
