@@ -66,9 +66,8 @@ class Scorer:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the board; without a black-box attack there is no such column."""
-        return *(
-            part for part in SCORE_PARTS if part != "black_box" or self.black_box
-        ), Attacker.ADAPTIVE
+        parts = [part for part in SCORE_PARTS if part != "black_box" or self.black_box]
+        return (*parts, Attacker.ADAPTIVE)
 
     def classified(
         self, column: str, draw: int, images: Tensor, labels: Tensor, indices: Tensor
