@@ -12,8 +12,14 @@ from typing import TypeGuard
 import numpy as np
 from tqdm import tqdm
 
-from robust_submission.prediction.reader import Fault, Report, csv_rows, json_entries, shorten
-from robust_submission.prediction.schema import HEADER, JSON_KEYS, LABEL, Expected, column_order
+from robust_submission.prediction.reader import Fault, Reporter, csv_rows, json_entries, shorten
+from robust_submission.prediction.schema import (
+    HEADER,
+    JSON_KEYS,
+    LABEL_COLUMN,
+    Expected,
+    column_order,
+)
 
 _DECIMAL = re.compile(r"[0-9.eE+-]+")
 _Cells = tuple[int, str | int | None, str | int | None, Sequence[str] | Sequence[float]]
@@ -21,10 +27,10 @@ _Cells = tuple[int, str | int | None, str | int | None, Sequence[str] | Sequence
 
 
 @dataclass(kw_only=True)
-class Columns:
+class PredictionColumns:
     """All rows (N,)."""
 
-    report: Report
+    report: Reporter
     class_names: Sequence[str]
     """Names in label order (C,): as expected, else the file's own."""
     entries: bool
@@ -41,7 +47,7 @@ class Columns:
         return np.array(self._shared, int), shares.reshape(len(self._shared), len(self.class_names))
 
     def fault(self, row: int, kind: str, expected: str, found: str, fix: str) -> None:
-        """Report a fault of row `row`, from 0."""
+        """Reporter a fault of row `row`, from 0."""
         entry = row + 1 if self.entries else None
         self.report(Fault(kind, self.lines[row], expected, found, fix, entry))
 
@@ -72,7 +78,7 @@ def _share(cell: str | float) -> float:
     return cell if 0 <= cell <= 1 else math.nan
 
 
-def read_columns(path: Path, expected: Expected, report: Report) -> Columns:
+def read_columns(path: Path, expected: Expected, report: Reporter) -> PredictionColumns:
     """Read a prediction file.
 
     Faults: those of `reader.csv_rows` or `reader.json_entries`; a wrong header; a row with another
@@ -82,7 +88,7 @@ def read_columns(path: Path, expected: Expected, report: Report) -> Columns:
         UserError: the file cannot be read.
     """
     names = expected.class_names or _numbers(expected.num_classes)
-    columns = Columns(report=report, class_names=names, entries=expected.format == "json")
+    columns = PredictionColumns(report=report, class_names=names, entries=expected.format == "json")
     columns.read((_json_cells if columns.entries else _csv_cells)(path, expected, columns))
     return columns
 
@@ -91,7 +97,7 @@ def _numbers(count: int | None) -> list[str]:
     return [str(label) for label in range(count or 0)]
 
 
-def _csv_cells(path: Path, expected: Expected, columns: Columns) -> Iterator[_Cells]:
+def _csv_cells(path: Path, expected: Expected, columns: PredictionColumns) -> Iterator[_Cells]:
     stream = csv_rows(path, columns.report)
     line, top = next(stream, (1, []))
     if not top:
@@ -103,7 +109,7 @@ def _csv_cells(path: Path, expected: Expected, columns: Columns) -> Iterator[_Ce
     if len(order) > 1 and not expected.class_names:
         names = top[2:] if is_header else map(str, order[1:])
         columns.class_names = [name.removeprefix("p_") for name in names]
-    labelled = order[0] == LABEL
+    labelled = order[0] == LABEL_COLUMN
     places = [1 + order.index(label) for label in range(len(order) - labelled)]
     rows = stream if is_header else chain([(line, top)], stream)
     for line, cells in rows:
@@ -121,7 +127,7 @@ def _csv_cells(path: Path, expected: Expected, columns: Columns) -> Iterator[_Ce
 
 
 def _check_no_header(
-    line: int, cells: list[str], expected: Expected, report: Report
+    line: int, cells: list[str], expected: Expected, report: Reporter
 ) -> tuple[Sequence[int], bool]:
     """See `_check_header`; probability columns are known by their number or by what they hold."""
     if is_header := tuple(cells[:2]) == HEADER:
@@ -129,13 +135,13 @@ def _check_no_header(
     extra, count = len(cells) - 2, expected.num_classes
     decimals = extra > 1 and all(map(_DECIMAL.fullmatch, cells[2:]))
     with_shares = extra == count or (count is None and decimals)
-    return [LABEL, *range(extra if with_shares else 0)], is_header
+    return [LABEL_COLUMN, *range(extra if with_shares else 0)], is_header
 
 
 def _check_header(
-    line: int, cells: list[str], expected: Expected, report: Report
+    line: int, cells: list[str], expected: Expected, report: Reporter
 ) -> tuple[Sequence[int], bool]:
-    """(what follows the id: `LABEL` or a class; whether the row is a header)."""
+    """(what follows the id: `LABEL_COLUMN` or a class; whether the row is a header)."""
     fix = "write this line as the first"
     if expected.template and expected.template.header:
         wanted, order = [*expected.template.header], expected.template.columns
@@ -146,7 +152,7 @@ def _check_header(
         if expected.num_classes not in (None, len(known)):
             known = _numbers(expected.num_classes)
         classes = column_order(names, known) if names else []
-        order = None if classes is None else [LABEL, *classes]
+        order = None if classes is None else [LABEL_COLUMN, *classes]
         columns = names if order else known if names else []
         wanted = [*HEADER, *(f"p_{name}" for name in columns)]
     if order and cells == wanted:
@@ -155,10 +161,10 @@ def _check_header(
     is_row = is_row or (expected.layout is not None and cells[0] in expected.layout.ids)
     found = f"{'a row, ' if is_row else ''}{shorten(','.join(cells))}"
     report(Fault("header", line, f"the header {shorten(','.join(wanted))}", found, fix))
-    return [LABEL], not is_row
+    return [LABEL_COLUMN], not is_row
 
 
-def _json_cells(path: Path, expected: Expected, columns: Columns) -> Iterator[_Cells]:
+def _json_cells(path: Path, expected: Expected, columns: PredictionColumns) -> Iterator[_Cells]:
     line, number, keys, listed = 1, 0, JSON_KEYS[:2], JSON_KEYS[2]
 
     def fault(kind: str, expected: str, found: object, fix: str) -> None:

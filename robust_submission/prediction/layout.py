@@ -9,7 +9,7 @@ from robust_submission.cli.errors import UserError
 from robust_submission.prediction.reader import Fault, csv_rows, shorten
 from robust_submission.prediction.schema import (
     HEADER,
-    LABEL,
+    LABEL_COLUMN,
     Expected,
     Format,
     Layout,
@@ -17,7 +17,7 @@ from robust_submission.prediction.schema import (
     integer_ids,
 )
 
-_NUMBER = re.compile(r"[0-9]*\.?[0-9]*(e-?[0-9]+)?", re.IGNORECASE)
+_PLAIN_NUMBER = re.compile(r"[0-9]*\.?[0-9]*(e-?[0-9]+)?", re.IGNORECASE)
 _LABEL_COLUMNS = ("label", "category", "category_id", "class", "class_id", "target", "prediction")
 
 
@@ -83,7 +83,7 @@ def _begins_with_label(template: Template, columns: Sequence[str]) -> bool:
         return False
     first = {cells[1] for cells in template.rows.values()}
     others = {cell for cells in template.rows.values() for cell in cells[2:]}
-    if not all(map(_NUMBER.fullmatch, first | others)):
+    if not all(map(_PLAIN_NUMBER.fullmatch, first | others)):
         return True
     called = columns[0].lower() in _LABEL_COLUMNS
     return "." not in "".join(first) and (called or "." in "".join(others))
@@ -99,14 +99,14 @@ def classes_of(template: Template) -> tuple[list[str], list[str]]:
 
 
 def _read_columns(template: Template, class_names: Sequence[str]) -> list[int]:
-    """What follows the id in a template with a header: `LABEL` or a class, column by column."""
+    """What follows the id in each row of a template: `LABEL_COLUMN` or a class, per column."""
     header = template.header or HEADER
     if len(header) == 2:
-        return [LABEL]
+        return [LABEL_COLUMN]
     if (classes := column_order(header[1:], class_names)) is not None:
         return classes
     if (classes := column_order(header[2:], class_names)) is not None:
-        return [LABEL, *classes]
+        return [LABEL_COLUMN, *classes]
     expected = f"an id, a label and one column per class ({shorten(', '.join(class_names))})"
     found = shorten(", ".join(header))
     raise UserError(f"{template.path}: line 1: expected {expected}, found {found}.")
@@ -187,15 +187,15 @@ def plan_layout(
     numbers = integer_ids(images) if format == "json" else {}
     classes = range(len(class_names)) if probabilities else ()
     header = [*HEADER, *(f"p_{class_names[label]}" for label in classes)]
-    columns, names, rows = [LABEL, *classes], None, {name: name for name in images}
+    columns, names, rows = [LABEL_COLUMN, *classes], None, {name: name for name in images}
     if template:
         rows = _match_rows(template, images, left_out)
         prescribed = _read_columns(template, class_names)
-        if prescribed[0] == LABEL and _wants_names(template, class_names):
+        if prescribed[0] == LABEL_COLUMN and _wants_names(template, class_names):
             names = class_names
         if format == "csv":
             header, columns = template.header, prescribed
-            if probabilities and columns == [LABEL]:
+            if probabilities and columns == [LABEL_COLUMN]:
                 raise UserError(f"{template.path}: expected probability columns, found none.")
     return Layout(
         format=format,

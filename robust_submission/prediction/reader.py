@@ -36,7 +36,7 @@ class Fault(NamedTuple):
         return f"{place}: expected {self.expected}, found {self.found}. Fix: {self.fix}."
 
 
-Report = Callable[[Fault], None]
+Reporter = Callable[[Fault], None]
 
 
 def shorten(value: object, length: int = 80) -> str:
@@ -45,7 +45,7 @@ def shorten(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
-def _text_lines(path: Path, report: Report) -> Iterator[str]:
+def _text_lines(path: Path, report: Reporter) -> Iterator[str]:
     """The lines of a file, each with its LF; bytes that are not UTF-8 become surrogates.
 
     Lines end at LF only: a CR inside quotes is part of its cell.
@@ -68,7 +68,7 @@ def _text_lines(path: Path, report: Report) -> Iterator[str]:
         raise UserError(f"{path}: expected a readable file, found: {error.strerror}.") from error
 
 
-def csv_rows(path: Path, report: Report) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, report: Reporter) -> Iterator[tuple[int, list[str]]]:
     """Yield (line, cells) for each row of a CSV file (RFC 4180; LF and CRLF alike).
 
     Faults: encoding, byte order mark, blank line, quotes, line end; the last three give no row.
@@ -104,7 +104,7 @@ def _csv_syntax(line: int, text: str, message: str) -> Fault:
     return Fault("quotes", line, "a closing quote before a comma", found, fix)
 
 
-def json_entries(path: Path, report: Report) -> Iterator[tuple[int, object]]:
+def json_entries(path: Path, report: Reporter) -> Iterator[tuple[int, object]]:
     """Yield (line, value) for each entry of a JSON file that holds one array.
 
     An object with a key twice comes as its list of pairs, which no check takes for an object.

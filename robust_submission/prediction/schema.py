@@ -22,7 +22,7 @@ from robust_submission.cli.errors import UserError
 Format = Literal["csv", "json", "neurips"]
 HEADER = ("image_id", "label")
 JSON_KEYS = ("image_id", "category_id", "probabilities")
-LABEL = -1  # stands for the label among the columns of class probabilities
+LABEL_COLUMN = -1  # stands for the label among the columns of class probabilities
 _ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json"}
 _INTEGER_NAME = re.compile(r"(?:.*/)?([0-9]+)(?:\.[^./]*)?", re.DOTALL)
 
@@ -36,14 +36,14 @@ class Layout:
     ids: dict[str | int, str]
     """Each row's id as written, and the name of its image; in the order of the rows."""
     columns: Sequence[int]
-    """What follows the id: `LABEL`, or the class whose probability it is."""
+    """What follows the id: `LABEL_COLUMN`, or the class whose probability it is."""
     label_names: Sequence[str] | None
     """Class names where the labels are written as names; None for integers."""
     from_template: bool
 
     @property
     def needs_probabilities(self) -> bool:
-        return any(column != LABEL for column in self.columns)
+        return any(column != LABEL_COLUMN for column in self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)

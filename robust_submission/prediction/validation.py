@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from robust_submission.cli.errors import UserError
-from robust_submission.prediction.columns import Columns, read_columns
+from robust_submission.prediction.columns import PredictionColumns, read_columns
 from robust_submission.prediction.reader import Fault, shorten
 from robust_submission.prediction.schema import Expected, Layout
 
@@ -48,11 +48,11 @@ def validate_file(path: Path, expected: Expected) -> str:
     size = "1 row" if rows == 1 else f"{rows} rows"
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UserError("\n".join([f"{path}: {size}, {count}", *describe(faults)]))
+        raise UserError("\n".join([f"{path}: {size}, {count}", *list_faults(faults)]))
     return size
 
 
-def describe(faults: Iterable[Fault]) -> list[str]:
+def list_faults(faults: Iterable[Fault]) -> list[str]:
     """One text per fault, by line; then one per kind of which there are more than `SHOWN`."""
     shown, further = list[Fault](), dict[str, list[int]]()
     counts = Counter[str]()
@@ -70,7 +70,7 @@ def describe(faults: Iterable[Fault]) -> list[str]:
     return texts
 
 
-def _check_ids(columns: Columns, expected: Expected) -> None:
+def _check_ids(columns: PredictionColumns, expected: Expected) -> None:
     """Padded, duplicated, unknown and missing ids, and the order that a template has."""
     known = expected.layout.ids.keys() if expected.layout else None
     rows = dict[str | int, int]()  # the first of each id
@@ -90,7 +90,7 @@ def _check_ids(columns: Columns, expected: Expected) -> None:
         _compare_ids(columns, rows, expected.layout)
 
 
-def _compare_ids(columns: Columns, rows: dict[str | int, int], layout: Layout) -> None:
+def _compare_ids(columns: PredictionColumns, rows: dict[str | int, int], layout: Layout) -> None:
     """The first row of each id against the ids of the layout."""
     for name in [name for name in rows if name not in layout.ids]:
         expected = "an id of the template" if layout.from_template else "the name of an image"
@@ -111,7 +111,7 @@ def _compare_ids(columns: Columns, rows: dict[str | int, int], layout: Layout) -
                 columns.fault(row, "order", expected, shorten(found), fix)
 
 
-def _labels_are_names(columns: Columns, expected: Expected) -> bool:
+def _labels_are_names(columns: PredictionColumns, expected: Expected) -> bool:
     """Whether the labels are class names: as the template has it, else as most rows have it."""
     if columns.entries or expected.template:
         return bool(expected.layout and expected.layout.label_names)
@@ -121,7 +121,7 @@ def _labels_are_names(columns: Columns, expected: Expected) -> bool:
     return 2 * sum(written[name] for name in names) > written.total()
 
 
-def _check_labels(columns: Columns, named: bool) -> None:
+def _check_labels(columns: PredictionColumns, named: bool) -> None:
     """Each label against the classes; where these are unknown, any name or any integer is one."""
     names, count = columns.class_names, len(columns.class_names)
 
@@ -146,7 +146,7 @@ def _check_labels(columns: Columns, named: bool) -> None:
             columns.fault(row, "label", f"{expected} as the label", shorten(label), own_fix)
 
 
-def _check_probabilities(columns: Columns, named: bool) -> None:
+def _check_probabilities(columns: PredictionColumns, named: bool) -> None:
     """Each row's probabilities sum to 1, and its label has the largest of them."""
     rows, shares = columns.probabilities()
     names = columns.class_names if named else [str(label) for label in range(shares.shape[1])]

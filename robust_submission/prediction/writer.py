@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from robust_submission.cli.files import atomic_write
-from robust_submission.prediction.schema import JSON_KEYS, LABEL, Layout
+from robust_submission.prediction.schema import JSON_KEYS, LABEL_COLUMN, Layout
 
 _NEEDS_QUOTES = re.compile(r'[",\r\n]|^\s|\s$')
 
@@ -51,7 +51,9 @@ def _rows(predictions: Predictions, layout: Layout) -> Iterator[tuple[str | int,
             continue
         label = names[labels[place]] if names else str(labels[place])
         row = shares[place].tolist() if shares is not None else []
-        cells = [label if column == LABEL else f"{row[column]:.6f}" for column in layout.columns]
+        cells = [
+            label if column == LABEL_COLUMN else f"{row[column]:.6f}" for column in layout.columns
+        ]
         yield written, cells
 
 
