@@ -75,7 +75,7 @@ def _ending(trial: Trial, rules: Rules) -> Verdict:
     during = f"while {run.stage}"
     if run.end == "late":
         expected, found = f"an end within {limits.seconds:g} s", f"{run.found}, {during}"
-        fix = "look for an endless loop or a model far too slow, or raise --timeout"
+        fix = "look for an endless loop or a very slow model, or raise --timeout"
         return _verdict("time", False, expected, found, fix)
     errors = result.errors.values() if result else ()
     if run.end == "killed" or any(error.kind == "MemoryError" for error in errors):
@@ -88,7 +88,7 @@ def _ending(trial: Trial, rules: Rules) -> Verdict:
         found = f"{run.found}, {during}: {last}"
         return _verdict("loading", False, "Model() to load and run", found, fix)
     if result.contacts:
-        fix = "put all that the model reads in the zip"
+        fix = "put everything that the model reads into the zip"
         return _verdict("network", False, "no network", f"a call to {result.contacts[0]}", fix)
     return _loading(trial, result, rules)
 
@@ -181,11 +181,11 @@ def _outputs(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
         f"2 x {rules.num_classes} for 2 images of {rules.image_size} px",
     )
     if outputs is None:
-        fix = "take a float tensor N x 3 x H x W, give a tensor"
+        fix = "accept a float tensor N x 3 x H x W and return a tensor"
         yield _verdict("output", False, expected, _words(result.errors.get(Stage.OUTPUTS)), fix)
         return
     good, found = outputs.shape == [2, rules.num_classes], " x ".join(map(str, outputs.shape))
-    fix = "give one logit per class, or set --num_classes"
+    fix = "return one logit per class, or set --num_classes"
     yield _verdict("output", good, expected, found or "a single number", fix)
     good, found = outputs.dtype == "float32", outputs.dtype
     yield _verdict("type", good, "float32", found, "end forward with .float()")
@@ -197,7 +197,7 @@ def _outputs(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
     fix = "look for a division by zero or a float16 overflow"
     yield _verdict("values", found == "finite", "finite, black and white images too", found, fix)
     found = "probabilities that sum to 1" if outputs.probabilities else "logits"
-    good, fix = not outputs.probabilities, "leave out the softmax"
+    good, fix = not outputs.probabilities, "remove the softmax"
     yield _verdict("logits", good, "logits, no softmax", found, fix)
 
 
@@ -209,7 +209,7 @@ def _stability(result: TrialResult) -> Iterator[Verdict]:
     fix = "no statistics over the batch: eval mode inside, or GroupNorm or LayerNorm"
     yield from _unmoved("batch", result.batch, error, "the same outputs alone as in a batch", fix)
     moved, error = result.modes, result.errors.get(Stage.MODES)
-    fix = "nobody promises eval(): no dropout, and batch norms that stay in eval mode"
+    fix = "eval() may not be called: use no dropout, and keep batch norms in eval mode"
     yield from _unmoved("modes", moved, error, "the same outputs in train and eval mode", fix)
     error = result.errors.get(Stage.DISTRIBUTED)
     if result.distributed or error is not None:

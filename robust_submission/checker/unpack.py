@@ -1,4 +1,4 @@
-"""Unpack a stranger's zip: every entry checked before the first byte is written."""
+"""Unpack a stranger's zip; every entry is checked before the first byte is written."""
 
 import lzma
 import stat
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 CODED = (zlib.error, lzma.LZMAError, UnicodeDecodeError)
 DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, *CODED)
-"""What zipfile raises for a damaged archive, or one of a compression that it does not have."""
+"""What zipfile raises for a damaged archive or an unknown compression."""
 NEEDLESS = (".pyc", ".pyo", ".ds_store", ".ipynb", ".log")
 NEEDLESS_FOLDERS = {"__macosx", "__pycache__", ".git"}
 ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
@@ -114,7 +114,9 @@ def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
         what = "a link" if kind == stat.S_IFLNK else "a special file"
         raise RefusedError("plain files", f"{name}, {what}", "pack the file itself")
     if entry.flag_bits & 1:
-        raise RefusedError("an open zip", f"{name} encrypted", "zip it without a password")
+        raise RefusedError(
+            "a zip without encryption", f"{name} encrypted", "zip it without a password"
+        )
     if entry.file_size > ROUTINE and entry.file_size > bounds.ratio * max(entry.compress_size, 1):
         ratio = entry.file_size / max(entry.compress_size, 1)
         found = f"{name} shrunk {ratio:,.0f} times (a zip bomb?)"
@@ -122,7 +124,7 @@ def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
 
 
 def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, left: int) -> int:
-    """Write one entry, counting what really comes out of it; returns its size."""
+    """Write one entry, counting the bytes that it really unpacks to; returns their number."""
     target = folder.joinpath(*PurePosixPath(entry.filename).parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0

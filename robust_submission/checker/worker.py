@@ -48,7 +48,7 @@ def load_packaged_model(folder: str) -> nn.Module:
         raise ContractError("no class Model")
     model = module.Model()
     if not isinstance(model, nn.Module):
-        raise ContractError("a class Model that is no torch.nn.Module")
+        raise ContractError("a class Model that is not a torch.nn.Module")
     return model.float()
 
 
@@ -59,7 +59,7 @@ def torch_runner(model: nn.Module) -> BatchRunner:
         with torch.no_grad():
             parts = [model(batch) for batch in torch.from_numpy(images).split(BATCH)]
         if not isinstance(parts[0], torch.Tensor):
-            raise ContractError(f"{type(parts[0]).__name__} as output, no tensor")
+            raise ContractError(f"{type(parts[0]).__name__} as output, not a tensor")
         return torch.cat(parts).numpy(force=True)
 
     return run

@@ -70,7 +70,9 @@ def words(verdict: Verdict) -> str:
 
 
 def flat_images(*levels: int) -> Images:
-    pixels = np.zeros((len(levels), 16, 16, 3), np.uint8) + np.uint8(levels)[:, None, None, None]
+    pixels = np.zeros((len(levels), 16, 16, 3), np.uint8) + np.array(levels, np.uint8).reshape(
+        -1, 1, 1, 1
+    )
     return Images(pixels=pixels, labels=np.arange(len(levels)) % 2)
 
 
@@ -103,13 +105,13 @@ FAULTS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "parameters": "fewer than 30 M 31.00 M",
             "trainable": "at least one parameter 0 of 31.00 M",
-            "logits": "probabilities that sum to 1 leave out the softmax",
+            "logits": "probabilities that sum to 1 remove the softmax",
             "parallel": "RuntimeError",
         },
     ),
     "too many operations, unseen by ptflops; a thousand outputs": (
         changed((FORWARD, MUCH + FORWARD), ("nn.Linear(4, 5)", "nn.Linear(4, 1000)")),
-        {"operations": "0.00113 G run by torch", "output": "2 x 1000 give one logit per class"},
+        {"operations": "0.00113 G run by torch", "output": "2 x 1000 return one logit per class"},
     ),
     "random": (
         changed((FORWARD, FORWARD + " + torch.rand(1)")),
@@ -223,9 +225,9 @@ def synthetic(images: Images | None = None, **found: object) -> dict[str, Verdic
             "ValueError",
             "bad shape",
             "output",
-            "ValueError: bad shape (m:7) take a float",
+            "ValueError: bad shape (m:7) accept a float",
         ),
-        ("modes", "ValueError", "bad mode", "modes", "ValueError: bad mode (m:7) nobody promises"),
+        ("modes", "ValueError", "bad mode", "modes", "ValueError: bad mode (m:7) eval() may not"),
     ],
 )
 def test_each_error_has_its_own_message(
@@ -279,7 +281,8 @@ def test_rgb_in_place_of_bgr_is_seen_in_the_accuracy(tmp_path: Path):
             pixels[..., channel] += 100
             Image.fromarray(pixels).save(tmp_path / "colours" / name / f"{number}.png")
     images = read_labelled(tmp_path / "colours", 16, limit=40, seed=0)
-    assert images.pixels.shape == (40, 16, 16, 3) and (np.bincount(images.labels) == 20).all()
+    assert images.labels is not None and images.pixels.shape == (40, 16, 16, 3)
+    assert (np.bincount(images.labels) == 20).all()
     two = Rules(num_classes=2, image_size=16)
     good = check(make(tmp_path / "bgr.zip", model__py=COLOUR), images, two)
     assert {each.status for each in good.values()} == {"pass"}
