@@ -21,7 +21,7 @@ import torch
 
 from robust_submission.cli.command import run
 from robust_submission.data.dataset import ImageDataset, collate
-from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.models.load import load_checkpoint
 from timing import DEVICE, ON_CPU, Usage, print_table, python, run_command
 

@@ -23,12 +23,12 @@ from robust_submission.cli.command import run
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.dataset import ImageDataset
 from robust_submission.data.loader import evaluation_loader, micro_batches
-from robust_submission.evaluation.evaluation_data import (
+from robust_submission.evaluation.data import (
     DataOptions,
     EvaluationData,
     open_evaluation_data,
 )
-from robust_submission.evaluation.schema import Share, share
+from robust_submission.evaluation.results import Share, share_of
 from robust_submission.models.classifier import reveal, undefended
 from robust_submission.models.load import load_named
 
@@ -101,7 +101,7 @@ def attack_robustness(
         with torch.no_grad():
             survivors += int((scored(adversarial).argmax(1) == labels).sum())
         total += len(labels)
-    return share(survivors, total)
+    return share_of(survivors, total)
 
 
 def percent(value: Share) -> str:
@@ -123,10 +123,10 @@ def make_table(options: Options) -> None:
         "with GCM, oblivious": (model, model),
         "with GCM, adaptive": (model, revealed),
     }
-    clean = [share(0, 0)] * 2
+    clean = [share_of(0, 0)] * 2
     for place, each in enumerate((vanilla, model)):
         right = sum(len(part[1]) for part in right_images(each, data, named.image_size))
-        clean[place] = share(right, len(data.indices))
+        clean[place] = share_of(right, len(data.indices))
     lines = [
         f"{named.name}, {len(data.indices)} images, seed {options.seed}; "
         f"clean accuracy {percent(clean[0])} vanilla, {percent(clean[1])} with GCM.",

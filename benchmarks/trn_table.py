@@ -26,8 +26,8 @@ from robust_submission.cli.command import Ratio, run
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.dataset import ImageDataset
 from robust_submission.data.loader import evaluation_loader, micro_batches
-from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
-from robust_submission.evaluation.schema import share
+from robust_submission.evaluation.data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.results import share_of
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
 from robust_submission.models.load import load_restoring
 
@@ -86,7 +86,7 @@ class Counts:
         """`62.1 [59.0, 65.1]`, percent with its 95 % interval; a dash where nothing was counted."""
         if column not in self.total:
             return "-"
-        value = share(self.right[column], self.total[column])
+        value = share_of(self.right[column], self.total[column])
         return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 

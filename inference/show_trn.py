@@ -23,12 +23,12 @@ from robust_submission.cli.command import Ratio, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import check_writable
 from robust_submission.data.dataset import ImageDataset, collate
-from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
-from robust_submission.evaluation.runner import choose_gallery
+from robust_submission.evaluation.data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.results import choose_gallery
 from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.load import load_restoring
 from robust_submission.models.trn import TRN
-from robust_submission.report.plots import INK, STYLE, write_png
+from robust_submission.report.style import INK, STYLE, write_png
 
 AMPLIFIED = 8
 WRONG = "#b0102a"

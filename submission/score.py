@@ -20,9 +20,9 @@ from rich.console import Console
 from robust_submission.cli.command import Names, Ratios, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.cli.numbers import plural
 from robust_submission.data.loader import ImageDataset
-from robust_submission.evaluation.evaluation_data import DataOptions, open_evaluation_data
-from robust_submission.evaluation.wording import plural
+from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.leaderboard import scorer as scorer_module
 from robust_submission.leaderboard.board import Board, Weights, remarks
 from robust_submission.leaderboard.load import check_logits, load_submission

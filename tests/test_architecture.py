@@ -12,6 +12,7 @@ FLOORS = (
     {"data", "models", "attacks"},
     {"training", "prediction", "evaluation"},
     {"report"},
+    {"api"},
     {"checker"},
     {"packaging"},
     {"leaderboard", "hub"},

@@ -46,7 +46,7 @@ def test_the_lock_holds_every_runtime_requirement_with_hashes():
         re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.M)
     )
     assert len(locked) == len(re.findall(r"^\S+==", lock, re.MULTILINE))
-    tools = {"ruff", "basedpyright", "pytest", "pytest-xdist", "hypothesis", "selenium"}
+    tools = {"ruff", "basedpyright", "pytest", "pytest-xdist", "hypothesis"}
     wanted = re.findall(
         r"^([\w-]+)(?:\[\w+\])?==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M
     )

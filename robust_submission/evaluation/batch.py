@@ -1,6 +1,4 @@
-"""One job on one chunk of images: a pure function of the seed, the chunk and the job."""
-
-from dataclasses import dataclass
+"""Predicts and attacks one chunk of images: a function of the seed, the chunk and the job alone."""
 
 import numpy as np
 import torch
@@ -20,204 +18,142 @@ from robust_submission.attacks import (
 )
 from robust_submission.attacks.base import correct
 from robust_submission.attacks.losses import margin
-from robust_submission.data.loader import MicroBatch
-from robust_submission.evaluation.cache import Arrays, digest
-from robust_submission.evaluation.memory import FittingBatches
-from robust_submission.evaluation.plan import Job
-from robust_submission.evaluation.schema import Attacker
-from robust_submission.evaluation.views import Target
+from robust_submission.evaluation.cache import Arrays
+from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
+from robust_submission.evaluation.jobs import Attacker, EvaluationSettings, Job
+from robust_submission.evaluation.views import Views
 
 ATTACK_DRAW = 1_000_000
-"""The first of the draws that attackers see; those that are scored come from 0 on."""
+"""The first of the draws that attackers see; the scored draws start at 0."""
 SPARED_STEPS = 100
-"""Of PGD on what AutoAttack spares, as many as its APGD makes."""
+"""Steps of PGD on the images that AutoAttack skips, as many as its APGD makes."""
 SMALL_STEP = 1 / 8
-"""The step that is to raise the loss, in units of epsilon."""
+"""The step that should raise the loss, in units of epsilon."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Images that are always attacked together, padded to one shape."""
-
-    number: int
-    rows: np.ndarray
-    """(count,), int64: places among all images that are evaluated."""
-    images: Tensor
-    """(size, 3, H, W), zeros from `count` on."""
-    labels: Tensor
-    """(size,), int64."""
-    indices: np.ndarray
-    """(count,), int64: places in the source, which make the seeds."""
-    digest: str
-
-    @classmethod
-    def of(cls, number: int, rows: np.ndarray, batch: MicroBatch, device: torch.device) -> "Chunk":
-        count = batch["count"]
-        pixels, labels = batch["images"].numpy(), batch["labels"].numpy()
-        return cls(
-            number=number,
-            rows=rows,
-            images=batch["images"].to(device),
-            labels=batch["labels"].to(device),
-            indices=batch["indices"][:count].numpy(),
-            digest=digest([pixels.tobytes(), labels.tobytes()]),
-        )
-
-    @property
-    def count(self) -> int:
-        """Images, without the padding."""
-        return len(self.indices)
-
-
-class Measure:
-    """Predicts and attacks.
+class ChunkEvaluator:
+    """Predicts and attacks chunks of images.
 
     Args:
-        target: The model and its views.
-        ball: Norm and epsilon, an eighth of which is the small step that is to raise the loss.
-        seed: Of every draw.
-        draws: Draws of a random model that are scored.
-        eot: Draws of a random model that an adaptive attack averages over.
-        fit: Keeps batches in memory's bounds.
+        views: The model and what each attacker differentiates.
+        settings: Norm, epsilon, seed and draws.
+        fit: Splits batches that do not fit in memory.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        *,
-        ball: tuple[str, float],
-        seed: int,
-        draws: int,
-        eot: int,
-        fit: FittingBatches,
-    ) -> None:
-        self.target = target
-        self.ball = ball
-        self.seed = seed
-        self.draws = draws if target.random else 1
-        self.eot = eot
+    def __init__(self, views: Views, settings: EvaluationSettings, fit: FittingBatches) -> None:
+        self.views = views
+        self.settings = settings
         self.fit = fit
+        self.draws = settings.draws if views.random else 1
 
-    def clean(self, chunk: Chunk) -> Arrays:
-        """Without an attack: predictions, the twin's, and what the gradients look like.
+    def clean(self, chunk: ImageChunk) -> Arrays:
+        """Predict without an attack, and examine the gradients.
 
         Returns:
-            `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,); of a model that autograd
-            can differentiate also `gradient` float64 (n,), L1 norms of the margin's gradient, NaN
-            where not finite; `margin` float64 (n,); `rises` bool (n,), whether a small step along
-            the gradient raises the margin.
+            `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,), the twin's. If autograd
+            can differentiate the model, also `gradient` float64 (n,), L1 norms of the margin's
+            gradient, NaN where not finite; `margin` float64 (n,); `rises` bool (n,), whether a
+            small step along the gradient raises the margin.
         """
         twin = torch.full((chunk.count,), -1)
-        if self.target.twin is not None:
+        if (model := self.views.seen_by.get(Attacker.TRANSFER)) is not None:
             self._seed(chunk, 0)
-            twin = self._predict(self.target.twin, chunk.images)[: chunk.count]
-        arrays = {"predictions": self._judge(chunk, chunk.images), "twin": twin.numpy()}
-        return arrays | (self._gradients(chunk) if self.target.differentiable else {})
+            twin = self._predict(model, chunk.images)[: chunk.count]
+        arrays = {"predictions": self._predictions(chunk, chunk.images), "twin": twin.numpy()}
+        return arrays | (self._gradients(chunk) if self.views.differentiable else {})
 
     def attacked(
-        self, job: Job, chunk: Chunk, right: np.ndarray, shown: np.ndarray, part: int = 0
+        self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int = 0
     ) -> Arrays:
-        """Attack the images that are right when clean; the others come back as they were.
+        """Attack the images that are correct when clean; the others stay unchanged.
 
         Args:
             job: The attack.
             chunk: The images.
-            right: bool (count,), or shorter where the job is for the first images only.
-            shown: Places of images to keep for the gallery.
-            part: Which of the attacks that make up the job, as `Job.attacks` lists them.
+            right: bool (count,), which images are correct when clean; shorter if the job is for
+                the first images only.
+            shown: Places of the images whose pictures are kept.
+            part: Which of the job's parts to run, as `Job.attacks` lists them.
 
         Returns:
             `predictions` int64 (n, draws), -1 for NaN; `distance` float64 (n,) in the job's norm;
-            of a part of several, `fooled` bool (n,) and `loss` float32 (n,) (see
-            `WorstCaseResult`), else zeros; `pictures` uint8 (shown, H, W, 3).
+            `fooled` bool (n,) and `loss` float32 (n,), zeros unless the job has several parts (see
+            `WorstCase`); `pictures` uint8 (shown, H, W, 3).
         """
         count = len(right)
         rows = torch.from_numpy(right).nonzero().squeeze(1)
         found = chunk.images.clone()
         fooled, losses = torch.zeros(count, dtype=torch.bool), torch.zeros(count)
         if len(rows):
-            attacks = job.attacks(early_stop=self.stops_early(job))
-            chosen, judged = list(attacks.values())[part], len(attacks) > 1
+            attacks = list(job.attacks(early_stop=self.views.stops_early(job.attacker)).values())
 
             def attack(some: Tensor) -> Tensor:
-                images, fooled[some], losses[some] = self._attack(job, chosen, judged, chunk, some)
+                images, fooled[some], losses[some] = self._attack(
+                    job, attacks[part], len(attacks) > 1, chunk, some
+                )
                 return images
 
             self._seed(chunk, 0)
             found[rows] = self.fit(attack, rows)
         moved = (found - chunk.images)[:count]
-        pictures = (
-            (found[torch.from_numpy(shown)].permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-        )
+        pictures = (255 * found[torch.from_numpy(shown)].permute(0, 2, 3, 1)).round()
         return {
-            "predictions": self._judge(chunk, found)[:count],
+            "predictions": self._predictions(chunk, found)[:count],
             "distance": NORMS[job.norm].size(moved).double().cpu().numpy(),
             "fooled": fooled.numpy(),
             "loss": losses.numpy(),
-            "pictures": pictures.cpu().numpy(),
+            "pictures": pictures.to(torch.uint8).cpu().numpy(),
         }
 
-    def stops_early(self, job: Job) -> bool:
-        """Whether fooling what the attacker sees is fooling the model."""
-        return not self.target.random and job.attacker != Attacker.TRANSFER
-
     def _attack(
-        self, job: Job, attack: Attack, judged: bool, chunk: Chunk, rows: Tensor
+        self, job: Job, attack: Attack, scored: bool, chunk: ImageChunk, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Adversarial images (B, 3, H, W), whether each fooled, and its cross-entropy.
+        """Adversarial images (B, 3, H, W), whether each fooled the model, and its cross-entropy.
 
-        The last two, (B,), on the CPU, are told only if it is to be judged, and are zeros else.
+        The last two, (B,), on the CPU, are zeros unless `scored`.
         """
-        seen = self._seen(job.attacker)
+        seen = self._seen_by(job.attacker)
         images, labels = chunk.images[rows], chunk.labels[rows]
-        seeds = image_seeds(self.seed, chunk.indices[rows.numpy()])
-        judge = self.target.model
-        if self.target.random:
-            judge = self._averaged(judge, self.eot)
-        if judged:
-            outcome = WorstCase(attacks={"fooled": attack}).run(
-                seen, images, labels, seeds=seeds, scored_on=judge
+        seeds = image_seeds(self.settings.seed, chunk.indices[rows.numpy()])
+        model = self.views.model
+        if self.views.random:
+            model = self._averaged(model, self.settings.eot)
+        if scored:
+            result = WorstCase(attacks={"fooled": attack}).run(
+                seen, images, labels, seeds=seeds, scored_on=model
             )
-            found, losses = outcome.images, outcome.losses.cpu()
-            fooled = torch.tensor([name == "fooled" for name in outcome.fooled_by])
+            found, losses = result.images, result.losses.cpu()
+            fooled = torch.tensor([name == "fooled" for name in result.fooled_by])
         else:
             found, losses = attack(seen, images, labels, seeds=seeds), torch.zeros(len(rows))
             fooled = losses.bool()
-        if self.target.random and isinstance(attack, AutoAttack):
-            # It spares what its view gets wrong; a draw that is scored may get it right.
-            spared = ~(_right(seen, images, labels) & _right(judge, images, labels)).cpu()
+        if self.views.random and isinstance(attack, AutoAttack):
+            # It skips images that its view gets wrong; a scored draw may get them right.
+            spared = ~(_is_correct(seen, images, labels) & _is_correct(model, images, labels)).cpu()
             if spared.any():
                 images, labels, seeds = images[spared], labels[spared], seeds[spared]
                 other = PGD(norm=job.norm, epsilon=job.epsilon, steps=SPARED_STEPS, loss="margin")
                 found[spared] = other(seen, images, labels, seeds=seeds)
-                fooled[spared] = judged & ~_right(judge, found[spared], labels).cpu()
+                fooled[spared] = scored & ~_is_correct(model, found[spared], labels).cpu()
         return found, fooled, losses
 
-    def _seen(self, attacker: Attacker) -> Model:
-        target = self.target
-        views: dict[Attacker, Model | None] = {
-            Attacker.OBLIVIOUS: target.model,
-            Attacker.ADAPTIVE: target.revealed,
-            Attacker.ADAPTIVE_BPDA: target.bypassed,
-            Attacker.TRANSFER: target.twin,
-        }
-        view = views[attacker]
-        assert view is not None
-        if not target.random or attacker == Attacker.TRANSFER:
+    def _seen_by(self, attacker: Attacker) -> Model:
+        """What an attacker differentiates; of a random model the average over draws."""
+        view = self.views.seen_by[attacker]
+        if not self.views.random or attacker == Attacker.TRANSFER:
             return view
-        return self._averaged(view, 1 if attacker == Attacker.OBLIVIOUS else self.eot)
+        return self._averaged(view, 1 if attacker == Attacker.OBLIVIOUS else self.settings.eot)
 
     def _averaged(self, model: Model, draws: int) -> Model:
-        chosen = range(ATTACK_DRAW, ATTACK_DRAW + draws)
-        return EOT(model, chosen, self.target.set_draw)
+        return EOT(model, range(ATTACK_DRAW, ATTACK_DRAW + draws), self.views.set_draw)
 
-    def _judge(self, chunk: Chunk, images: Tensor) -> np.ndarray:
-        """int64 (count, draws): what the deployed model says, always in the one batch shape."""
+    def _predictions(self, chunk: ImageChunk, images: Tensor) -> np.ndarray:
+        """int64 (count, draws): the deployed model's predictions, always in the one batch shape."""
         predictions = list[Tensor]()
         for draw in range(self.draws):
-            self.target.set_draw(draw)
+            self.views.set_draw(draw)
             self._seed(chunk, 1 + draw)
-            predictions.append(self._predict(self.target.model, images)[: chunk.count])
+            predictions.append(self._predict(self.views.model, images)[: chunk.count])
         return torch.stack(predictions, dim=1).numpy()
 
     def _predict(self, model: Model, images: Tensor) -> Tensor:
@@ -229,9 +165,9 @@ class Measure:
 
         return self.fit(predict, torch.arange(len(images)))
 
-    def _gradients(self, chunk: Chunk) -> Arrays:
-        norm, epsilon = NORMS[self.ball[0]], self.ball[1]
-        seen = self._seen(Attacker.OBLIVIOUS)
+    def _gradients(self, chunk: ImageChunk) -> Arrays:
+        norm, epsilon = NORMS[self.settings.norm], self.settings.epsilon[0]
+        seen = self._seen_by(Attacker.OBLIVIOUS)
 
         def examine(rows: Tensor) -> Tensor:
             images, labels = chunk.images[rows], chunk.labels[rows]
@@ -249,13 +185,13 @@ class Measure:
         size = np.where(np.isfinite(size), size, np.nan)
         return {"gradient": size, "margin": before, "rises": rises > 0}
 
-    def _seed(self, chunk: Chunk, purpose: int) -> None:
+    def _seed(self, chunk: ImageChunk, purpose: int) -> None:
         """Seed the global generators, for models that draw from them."""
-        state = np.random.SeedSequence([self.seed, chunk.number, purpose]).generate_state(1)
-        set_seed(int(state[0]))
+        entropy = [self.settings.seed, chunk.number, purpose]
+        set_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
-def _right(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+def _is_correct(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     """(B,) bool."""
     with torch.no_grad():
         return correct(model(images).float(), labels)

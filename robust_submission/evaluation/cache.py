@@ -1,9 +1,9 @@
-"""Results on disk as they come, so that an interrupted evaluation goes on where it was.
+"""Keeps results on disk as they are measured, so that an interrupted evaluation can continue.
 
-    OUT/.journal/settings.json         what decides every result
+    OUT/.journal/settings.json         everything that decides the results
     OUT/.journal/pgd-20-0f…/00003.npz  one job's arrays for one chunk of images
 
-A file appears under its name only when it is whole. The folder is removed once the report stands.
+A file gets its name only when it is complete. The folder is removed once the report is written.
 """
 
 import hashlib
@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from robust_submission.attacks.base import Model
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
+from robust_submission.cli.log import log
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,36 +31,40 @@ class Journal:
     """The results of one evaluation.
 
     Args:
-        folder: Where they stand; made by `prepare`.
-        settings: All that decides a result, as plain JSON values.
+        folder: Where they are kept; made by `prepare`.
+        settings: Everything that decides a result, as plain JSON values.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.settings = settings
 
-    def prepare(self) -> str:
-        """Make the folder, emptied of other settings' results; by one process, before all others.
+    def prepare(self) -> None:
+        """Make the folder and empty it of results with other settings.
 
-        Returns:
-            A line for the user, empty for a fresh start.
+        One process calls it, before any other uses the journal.
 
         Raises:
-            UserError: another evaluation works there.
+            UserError: the folder cannot be made, or another evaluation works there.
         """
-        path, word = self.folder / "settings.json", ""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "settings.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: expected a folder to write to, found: {error.strerror}."
+            ) from error
         self._lock = lock_folder(self.folder)
         if path.exists():
             differing = self._differing(path)
             if not differing:
                 parts = sum(1 for _ in self.folder.glob("*/*.npz"))
-                return f"going on with the {parts} parts in {self.folder}"
-            word = f"starting over: {self.folder} is of another {', '.join(differing)}"
+                log.info("continuing with the %d parts in %s", parts, self.folder)
+                return
+            log.info("starting over: %s is of another %s", self.folder, ", ".join(differing))
         clear_folder(self.folder)
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.settings, indent=2) + "\n")
-        return word
 
     def _differing(self, path: Path) -> list[str]:
         try:
@@ -69,7 +75,7 @@ class Journal:
         return [key for key in found | wanted if found.get(key) != wanted.get(key)]
 
     def load(self, job: str, chunk: int, digest: str) -> Arrays | None:
-        """The arrays of a job for a chunk, unless they are missing, damaged or of other pixels."""
+        """The arrays of a job for a chunk; None if they are missing, damaged or of other pixels."""
         path = self._path(job, chunk)
         if not path.is_file():
             return None
@@ -81,6 +87,7 @@ class Journal:
         return found if str(found.pop("digest", None)) == digest else None
 
     def save(self, job: str, chunk: int, digest: str, arrays: Arrays) -> None:
+        """Write the arrays of a job for a chunk of pixels named by `digest`."""
         path = self._path(job, chunk)
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -88,7 +95,7 @@ class Journal:
             np.savez(file, **everything)
 
     def remove(self) -> None:
-        """Remove everything; by one process, after all others."""
+        """Remove the folder; one process calls it, after all others have finished."""
         shutil.rmtree(self.folder)
 
     def _path(self, job: str, chunk: int) -> Path:
@@ -96,7 +103,7 @@ class Journal:
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """A name for these bytes."""
+    """Name these bytes."""
     state = hashlib.sha256()
     for part in parts:
         state.update(hashlib.sha256(part).digest())
@@ -104,7 +111,7 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def model_digest(model: Model | None, images: torch.Tensor) -> str:
-    """A name for a model: its structure and tensors, or its outputs where it is no module."""
+    """Name a model by its structure and tensors, or by its outputs if it is no module."""
     if model is None:
         return "none"
     if not isinstance(model, nn.Module):
@@ -114,18 +121,18 @@ def model_digest(model: Model | None, images: torch.Tensor) -> str:
 
 
 def module_digest(module: nn.Module) -> str:
-    """A name for a module: its structure, settings and tensors, wherever and however it is run."""
+    """Name a module by its structure, settings and tensors, wherever and however it is run."""
     tensors = [module.state_dict()[name] for name in sorted(module.state_dict())]
     raw = (each.detach().cpu().contiguous().view(-1).view(torch.uint8) for each in tensors)
     return digest([repr(module).encode(), *(each.numpy().tobytes() for each in raw)])
 
 
 def source_digest(module: str) -> str:
-    """A name for the source code of an imported module; empty for another name."""
+    """Name the source code of an imported module; empty if no such module is imported."""
     path = getattr(sys.modules.get(module), "__file__", None)
     return digest([Path(path).read_bytes()]) if path else ""
 
 
-def code_digest(*folders: Path) -> str:
-    """A name for the source code that decides results."""
-    return digest(path.read_bytes() for folder in folders for path in sorted(folder.glob("*.py")))
+def code_digest(folder: Path) -> str:
+    """Name the source code in a folder and those below it."""
+    return digest(path.read_bytes() for path in sorted(folder.rglob("*.py")))

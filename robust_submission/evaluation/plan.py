@@ -1,120 +1,25 @@
-"""Plans what evaluate.py runs: attacks at an epsilon, each by one attacker."""
+"""Plans an evaluation: which attacks are run, by which attacker, within which radius."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from robust_submission.attacks import PGD, Attack, AutoAttack, build_attack
 from robust_submission.cli.errors import UserError
-from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import Attacker
-from robust_submission.evaluation.views import Target
+from robust_submission.evaluation.jobs import (
+    BLACK_BOX,
+    ITERATIVE,
+    Attacker,
+    EvaluationSettings,
+    Job,
+    Plan,
+)
+from robust_submission.evaluation.views import Views
 
-BLACK_BOX = ("noise", "square")
 EPSILONS = (0, 1 / 4, 1 / 2, 1, 2, 4)
-"""Points of the curve, in units of epsilon; one at which no image can be told closes it."""
+"""Points of the epsilon curve, in units of epsilon; `unbounded` is added as the last."""
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-_ITERATIVE = ("bim", "mim", "pgd")
+"""Points of the steps curve, as far as they are below the number of steps asked for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One attack on all images, or on those of the curves."""
-
-    attack: str
-    """A name of `attacks.ATTACKS`."""
-    attacker: Attacker
-    norm: str
-    epsilon: float
-    steps: int | None = None
-    """Of the attacks that --steps sets; None for the others."""
-
-    @property
-    def label(self) -> str:
-        return self.attack if self.steps is None else f"{self.attack}-{self.steps}"
-
-    @property
-    def name(self) -> str:
-        size = wording.radius(self.epsilon, self.norm)
-        return f"{self.label} {self.norm} {size} {self.attacker}"
-
-    @property
-    def key(self) -> str:
-        """A file name that no other job has."""
-        text = json.dumps([self.attack, self.attacker, self.norm, self.epsilon.hex(), self.steps])
-        return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The attacks it is made of, to be run in turn on the survivors."""
-        return AutoAttack.STANDARD if self.attack == "autoattack" else (self.attack,)
-
-    def attacks(self, early_stop: bool) -> Mapping[str, Attack]:
-        """Its parts.
-
-        Args:
-            early_stop: Leave out what cannot change who is fooled, where the attack can.
-
-        Raises:
-            UserError: there is no such attack, or it refuses norm or epsilon.
-        """
-        options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
-        if early_stop and self.attack in _ITERATIVE:
-            options["early_stop"] = True
-        return {name: build_attack(name, self.epsilon, self.norm, **options) for name in self.parts}
-
-    def settings(self, early_stop: bool) -> dict[str, Any]:
-        """Everything that repeats the attack."""
-        (first, *others) = self.attacks(early_stop).values()
-        settings = asdict(first)  # pyright: ignore[reportArgumentType]
-        if isinstance(first, PGD) and first.step_size is None:
-            settings["step_size"] = first.stride * self.epsilon / max(first.steps, 1)
-        if others:
-            settings["attacks"] = AutoAttack.STANDARD
-        return settings
-
-
-def unbounded(norm: str, image_size: int) -> float:
-    """A radius that reaches mid-grey from any image: no model can tell classes within it."""
-    pixels = 3 * image_size**2
-    return {"linf": 0.5, "l2": 0.5 * pixels**0.5}.get(norm, 0.5 * pixels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All jobs of an evaluation."""
-
-    main: list[Job]
-    """On all images, those of the first (the headline's) epsilon first."""
-    epsilon_curves: dict[Attacker, list[Job]]
-    steps_curves: dict[Attacker, list[Job]]
-
-    def distinct(self, target: Target) -> dict[Job, bool]:
-        """What must be run, each with whether it is for all images or those of the curves."""
-        curves = [*self.epsilon_curves.values(), *self.steps_curves.values()]
-        jobs = {canonical(job, target): False for curve in curves for job in curve}
-        main = {canonical(job, target): True for job in self.main}
-        return main | {job: False for job in jobs if job not in main}
-
-
-def canonical(job: Job, target: Target) -> Job:
-    """The job whose results are this one's: adaptive attacks on a model that hides nothing."""
-    same_outputs = job.attack in BLACK_BOX and not target.random
-    if job.attacker == Attacker.ADAPTIVE and (not target.hides or same_outputs):
-        return replace(job, attacker=Attacker.OBLIVIOUS)
-    return job
-
-
-def plan_jobs(
-    attacks: tuple[str, ...],
-    norm: str,
-    epsilons: tuple[float, ...],
-    steps: int,
-    target: Target,
-    curves: bool,
-) -> Plan:
+def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     """Plan the measurements and the curves.
 
     Raises:
@@ -122,71 +27,98 @@ def plan_jobs(
             model that has none.
     """
     main = list[Job]()
-    everywhere: tuple[Attacker, ...] = (Attacker.OBLIVIOUS, Attacker.ADAPTIVE)
-    for epsilon in epsilons:
-        for attack in dict.fromkeys(attacks):
-            number = steps if attack in _ITERATIVE else None
-            guided = target.bypassed is not None and attack not in BLACK_BOX
-            for attacker in (*everywhere, Attacker.ADAPTIVE_BPDA) if guided else everywhere:
-                job = Job(
-                    attack=attack, attacker=attacker, norm=norm, epsilon=epsilon, steps=number
-                )
-                main.append(job)
-        main += _controls(norm, epsilon, steps, target)
+    for epsilon in settings.epsilon:
+        main += _attacks(settings, epsilon, views) + _controls(settings, epsilon, views)
+    main = list(dict.fromkeys(main))
     for job in main:
-        try:
-            job.attacks(early_stop=False)
-        except ValueError as error:
-            raise UserError(f"--attacks {job.attack}: {error}") from error
-        if (
-            not target.differentiable
-            and job.attack not in BLACK_BOX
-            and job.attacker != Attacker.TRANSFER
-        ):
-            raise UserError(
-                f"--attacks {job.attack}: expected a model that autograd can differentiate, found "
-                "one that it cannot; attack it with square and --twin."
-            )
-    if not curves or not target.differentiable:
-        return Plan(main=list(dict.fromkeys(main)), epsilon_curves={}, steps_curves={})
-    curve = _Curve(norm, epsilons[0], steps, target.image_size)
-    return Plan(
-        main=list(dict.fromkeys(main)),
-        epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in everywhere},
-        steps_curves={attacker: curve.over_steps(attacker) for attacker in everywhere},
+        _check(job, views)
+    attackers = (Attacker.OBLIVIOUS, Attacker.ADAPTIVE)
+    curve = _Curve(settings, views.image_size)
+    drawn = attackers if settings.curves and views.differentiable else ()
+    plan = Plan(
+        main=main,
+        epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
+        steps_curves={attacker: curve.over_steps(attacker) for attacker in drawn},
+        same_as={},
     )
+    same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS) for job in plan.jobs}
+    return replace(plan, same_as={j: o for j, o in same_as.items() if _gains_nothing(j, views)})
 
 
-def _controls(norm: str, epsilon: float, steps: int, target: Target) -> list[Job]:
-    """Random noise, and PGD from the undefended twin."""
-    jobs = [Job(attack="noise", attacker=Attacker.OBLIVIOUS, norm=norm, epsilon=epsilon)]
-    if target.twin is not None:
-        jobs.append(
-            Job(attack="pgd", attacker=Attacker.TRANSFER, norm=norm, epsilon=epsilon, steps=steps)
-        )
+def _gains_nothing(job: Job, views: Views) -> bool:
+    """Whether an adaptive attack finds exactly what the oblivious one does."""
+    outputs_only = job.attack in BLACK_BOX and not views.random
+    return job.attacker == Attacker.ADAPTIVE and (not views.hides or outputs_only)
+
+
+def _attacks(settings: EvaluationSettings, epsilon: float, views: Views) -> list[Job]:
+    """Every attack by each attacker."""
+    jobs = list[Job]()
+    for attack in settings.attacks:
+        attackers = [Attacker.OBLIVIOUS, Attacker.ADAPTIVE]
+        if Attacker.ADAPTIVE_BPDA in views.seen_by and attack not in BLACK_BOX:
+            attackers.append(Attacker.ADAPTIVE_BPDA)
+        steps = settings.steps if attack in ITERATIVE else None
+        jobs += [
+            Job(attack=attack, attacker=each, norm=settings.norm, epsilon=epsilon, steps=steps)
+            for each in attackers
+        ]
     return jobs
+
+
+def _controls(settings: EvaluationSettings, epsilon: float, views: Views) -> list[Job]:
+    """Random noise, and PGD transferred from the undefended twin."""
+    norm, steps = settings.norm, settings.steps
+    noise = Job(attack="noise", attacker=Attacker.OBLIVIOUS, norm=norm, epsilon=epsilon)
+    if Attacker.TRANSFER not in views.seen_by:
+        return [noise]
+    transfer = Attacker.TRANSFER
+    return [noise, Job(attack="pgd", attacker=transfer, norm=norm, epsilon=epsilon, steps=steps)]
+
+
+def _check(job: Job, views: Views) -> None:
+    try:
+        job.attacks(early_stop=False)
+    except UserError as error:
+        raise UserError(f"attacks: {job.attack}: {error}") from error
+    without_gradient = job.attack in BLACK_BOX or job.attacker == Attacker.TRANSFER
+    if not views.differentiable and not without_gradient:
+        raise UserError(
+            f"attacks: {job.attack}: expected a model that autograd can differentiate, found one "
+            "that it cannot; use square, and a twin to transfer from."
+        )
+
+
+def unbounded(norm: str, image_size: int) -> float:
+    """A radius within which every image can become mid-grey: no model can be right within it."""
+    pixels = 3 * image_size**2
+    return {"linf": 0.5, "l2": 0.5 * pixels**0.5}.get(norm, 0.5 * pixels)
 
 
 @dataclass(frozen=True)
 class _Curve:
-    norm: str
-    epsilon: float
-    steps: int
+    settings: EvaluationSettings
     image_size: int
 
     def over_epsilon(self, attacker: Attacker) -> list[Job]:
-        """PGD at growing epsilon; fewer points where a masked model makes each one dear."""
-        largest = unbounded(self.norm, self.image_size)
-        multiples = [m for m in EPSILONS if attacker == Attacker.ADAPTIVE or m in (0, 1, 4)]
-        radii = [self.epsilon * m for m in multiples if self.epsilon * m < largest]
-        return [self._pgd(attacker, radius, self.steps) for radius in [*radii, largest]]
+        """PGD with growing epsilon; fewer points for the oblivious attacker.
+
+        On a masked model no attack succeeds and stops early: each of its points is expensive.
+        """
+        largest = unbounded(self.settings.norm, self.image_size)
+        multiples = EPSILONS if attacker == Attacker.ADAPTIVE else (0, 1, 4)
+        radii = [self.settings.epsilon[0] * multiple for multiple in multiples]
+        radii = [*(each for each in radii if each < largest), largest]
+        return [self._pgd(attacker, each, self.settings.steps) for each in radii]
 
     def over_steps(self, attacker: Attacker) -> list[Job]:
-        """PGD with growing steps, at last with twice those asked for where it is adaptive."""
-        grid = [1, 5] if attacker == Attacker.OBLIVIOUS else list(STEPS)
-        points = [number for number in grid if number < self.steps] + [self.steps]
-        points += [2 * self.steps] if attacker == Attacker.ADAPTIVE else []
-        return [self._pgd(attacker, self.epsilon, number) for number in points]
+        """PGD with growing steps; if adaptive, the last has twice the steps asked for."""
+        steps, epsilon = self.settings.steps, self.settings.epsilon[0]
+        adaptive = attacker == Attacker.ADAPTIVE
+        points = [number for number in (STEPS if adaptive else (1, 5)) if number < steps]
+        points += [steps, 2 * steps] if adaptive else [steps]
+        return [self._pgd(attacker, epsilon, number) for number in points]
 
     def _pgd(self, attacker: Attacker, epsilon: float, steps: int) -> Job:
-        return Job(attack="pgd", attacker=attacker, norm=self.norm, epsilon=epsilon, steps=steps)
+        norm = self.settings.norm
+        return Job(attack="pgd", attacker=attacker, norm=norm, epsilon=epsilon, steps=steps)

@@ -1,80 +1,174 @@
-"""What was measured, read image by image: who withstood what."""
+"""What was measured: per image as arrays, and as the numbers of a report."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import binomtest
 
-from robust_submission.evaluation.batch import Measure
 from robust_submission.evaluation.cache import Arrays
-from robust_submission.evaluation.evaluation_data import EvaluationData
-from robust_submission.evaluation.plan import Job, Plan, canonical
-from robust_submission.evaluation.runner import Results
-from robust_submission.evaluation.schema import Attacker, Share, share
+from robust_submission.evaluation.jobs import Attacker, Job, Plan
+
+Outcome = Literal["ok", "masking", "warning", "not run"]
+"""Of a check: masking decides the verdict, warning is for the reader to weigh."""
+GALLERY = 8
+"""Images whose pictures are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """Results with what is needed to read them."""
+class Share:
+    """A share of images with its 95 % interval."""
 
-    measure: Measure
-    data: EvaluationData
-    plan: Plan
-    results: Results
+    value: float
+    """From 0 to 1; for a random model the mean over draws."""
+    low: float
+    """Wilson's interval over images, widened to the spread over draws where that is larger."""
+    high: float
+    count: float
+    """Images counted; a mean over draws may be fractional."""
+    total: int
+    """Images in all."""
+    by_draw: tuple[float, ...] = ()
+    """One value per draw of a random model; empty for a deterministic one."""
 
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 (n,)."""
-        return self.data.labels[self.data.indices]
 
-    @property
-    def clean(self) -> np.ndarray:
-        """bool (n, draws): which images are right without an attack."""
-        return self.results.clean["predictions"] == self.labels[:, None]
-
-    def on_curve(self, job: Job) -> np.ndarray:
-        """`robust`, of the images of the curves."""
-        return self.robust(job)[: self.data.curve_images]
-
-    def arrays(self, job: Job) -> Arrays:
-        """As `Measure.attacked` gives it."""
-        return self.results.jobs[canonical(job, self.measure.target)]
-
-    def robust(self, job: Job) -> np.ndarray:
-        """bool (n, draws): which images are right both without the attack and after it."""
-        predictions = self.arrays(job)["predictions"]
-        rows = len(predictions)
-        return self.clean[:rows] & (predictions == self.labels[:rows, None])
-
-    def worst(self, jobs: Iterable[Job]) -> np.ndarray:
-        """bool (n, draws): which images withstand all of these jobs."""
-        return np.logical_and.reduce([self.clean, *(self.robust(job) for job in jobs)])
-
-    def headline(self, *attackers: Attacker) -> list[Job]:
-        """The jobs at the first epsilon by these attackers."""
-        epsilon = self.plan.main[0].epsilon
-        return [
-            job for job in self.plan.main if job.epsilon == epsilon and job.attacker in attackers
-        ]
-
-    def survival(self, robust: np.ndarray) -> np.ndarray:
-        """(m,): the share of draws in which each image that is right when clean survives."""
-        clean = self.clean[: len(robust)]
-        kept = clean.any(axis=1)
-        return robust[kept].sum(axis=1) / clean[kept].sum(axis=1)
+def share_of(count: float, total: int, by_draw: tuple[float, ...] = ()) -> Share:
+    """`count` of `total` images with Wilson's 95 % interval; (0, 1) where there are no images."""
+    if total == 0:
+        return Share(value=0.0, low=0.0, high=1.0, count=0, total=0)
+    interval = binomtest(round(count), total).proportion_ci(method="wilson")
+    return Share(
+        value=count / total,
+        low=min(interval.low, *by_draw, count / total),
+        high=max(interval.high, *by_draw, count / total),
+        count=count,
+        total=total,
+        by_draw=by_draw,
+    )
 
 
 def accuracy(robust: np.ndarray) -> Share:
-    """The share of images, by draw where there are several; `robust` is bool (n, draws)."""
+    """The share of images, by draw if there are several; `robust` is bool (n, draws)."""
     total, draws = robust.shape
     by_draw = tuple(float(value) for value in robust.mean(axis=0)) if total and draws > 1 else ()
-    return share(float(robust.sum() / draws), total, by_draw)
+    return share_of(float(robust.sum() / draws), total, by_draw)
 
 
 def attack_robustness(robust: np.ndarray, clean: np.ndarray) -> Share:
-    """AR: the share of the images that are right when clean; both are bool (n, draws)."""
+    """AR (RobustART): the share of the images that are correct when clean.
+
+    Args:
+        robust: bool (n, draws), correct after the attack.
+        clean: bool (n, draws), correct without it.
+    """
     right, survived, draws = clean.sum(axis=0), robust.sum(axis=0), clean.shape[1]
     total = round(right.sum() / draws)
     by_draw = tuple(float(s / max(r, 1)) for s, r in zip(survived, right, strict=True))
     value = survived.sum() / max(right.sum(), 1)
-    return share(round(float(value * total), 6), total, by_draw if draws > 1 and total else ())
+    return share_of(round(float(value * total), 6), total, by_draw if draws > 1 and total else ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One attack by one attacker on all images."""
+
+    name: str
+    """Unique, such as "pgd-20 linf 8/255 adaptive"."""
+    attack: str
+    attacker: Attacker
+    norm: str
+    epsilon: float
+    """In the norm's unit, pixel values from 0 to 1."""
+    settings: dict[str, Any]
+    """Steps, step size, restarts, EOT draws: everything that is needed to repeat the attack."""
+    robust_accuracy: Share
+    """Images classified correctly after the attack, of all images."""
+    attack_robustness: Share
+    """The same of the images that are classified correctly when clean (AR, RobustART)."""
+    largest_perturbation: float
+    """The largest distance from a clean image, in the norm; at most epsilon but for rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Accuracy against one quantity, on the same images at each point."""
+
+    name: Literal["epsilon", "steps"]
+    attacker: Attacker
+    norm: str
+    x: tuple[float, ...]
+    accuracy: tuple[Share, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One sign that gradients are masked, or that the evaluation cannot be trusted."""
+
+    name: str
+    question: str
+    """In words, for the reader."""
+    outcome: Outcome
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything measured; rows are images in the order of `EvaluationData.indices`."""
+
+    plan: Plan
+    labels: np.ndarray
+    """int64 (n,)."""
+    curve_images: int
+    """How many of them, from the first on, the curves are measured on."""
+    clean: Arrays
+    """As `ChunkEvaluator.clean` returns it."""
+    arrays: dict[Job, Arrays]
+    """As `ChunkEvaluator.attacked` returns it for every job of the plan, without pictures, but with
+    `fooled_by` int64 (n,): which of several parts, else -1. Jobs of the curves have the first
+    images only."""
+    gallery: list[int]
+    """Rows of the images to show."""
+    pictures: dict[Job, np.ndarray]
+    """uint8 (len(gallery), H, W, 3), of the jobs on all images."""
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool (n, draws): which images are correct without an attack."""
+        return self.clean["predictions"] == self.labels[:, None]
+
+    def robust(self, job: Job) -> np.ndarray:
+        """bool (n, draws): which images are correct both without the attack and after it."""
+        predictions = self.arrays[job]["predictions"]
+        rows = len(predictions)
+        return self.correct[:rows] & (predictions == self.labels[:rows, None])
+
+    def on_curve(self, job: Job) -> np.ndarray:
+        """`robust`, for the images of the curves."""
+        return self.robust(job)[: self.curve_images]
+
+    def worst_case(self, jobs: Iterable[Job]) -> np.ndarray:
+        """bool (n, draws): which images withstand all of these jobs."""
+        return np.logical_and.reduce([self.correct, *(self.robust(job) for job in jobs)])
+
+    def survival(self, robust: np.ndarray) -> np.ndarray:
+        """(m,): of each image that is correct when clean, the share of draws in `robust`."""
+        correct = self.correct[: len(robust)]
+        kept = correct.any(axis=1)
+        return robust[kept].sum(axis=1) / correct[kept].sum(axis=1)
+
+
+def choose_gallery(predictions: np.ndarray, labels: np.ndarray, count: int = GALLERY) -> list[int]:
+    """Rows of up to `count` images that are correct when clean: the first per class, then others.
+
+    Args:
+        predictions: int64 (n,).
+        labels: int64 (n,).
+        count: The largest number of rows.
+    """
+    right = np.flatnonzero(predictions == labels)
+    _, first = np.unique(labels[right], return_index=True)
+    firsts = np.sort(right[first])
+    others = np.setdiff1d(right, firsts)
+    return sorted(int(row) for row in [*firsts, *others][:count])

@@ -6,13 +6,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import Attacker, Report, Share
+from robust_submission.cli import numbers
+from robust_submission.cli.numbers import radius
+from robust_submission.evaluation.jobs import Attacker
+from robust_submission.evaluation.results import Share
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.trn import TRN
-from robust_submission.report.page import measurement_groups
+from robust_submission.report import text
+from robust_submission.report.schema import Report
 
 CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TRAINING = (
@@ -49,11 +52,12 @@ def model_card(
         data,
         template_path=str(CARD_TEMPLATE),
         name=name,
-        wording=wording,
+        text=text,
+        numbers=numbers,
         facts=facts(model),
         model=model,
         report=report,
-        rows=measurement_groups(report) if report else [],
+        rows=report.groups if report else [],
         attackers=table_attackers(report) if report else [],
         training=training(recipe or {}),
         provenance=provenance,
@@ -91,13 +95,13 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
         attacks = values.get("name") != "standard" or name == "name"
         if name in values and (group != "objective" or attacks):
             norm = "linf" if name == "epsilon" else ""
-            found[wording.title(key)] = wording.words(values[name], norm)
+            found[text.title(key)] = text.words(values[name], norm)
     return found
 
 
 def table_attackers(report: Report) -> list[Attacker]:
     """Who attacked, in the enum's order: the last columns of the table."""
-    used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *wording.attackers(report)}
+    used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *report.attackers}
     return [attacker for attacker in Attacker if attacker in used]
 
 
@@ -105,7 +109,7 @@ def eval_results(report: Report) -> list[EvalResult]:
     """The card's model-index: clean, both worst cases and every attack, as shares from 0 to 1."""
     first = report.measurements[0]
     ball = {"norm": first.norm, "epsilon": first.epsilon}
-    worst = f"worst case of {first.norm} {wording.radius(first.epsilon, first.norm)}"
+    worst = f"worst case of {first.norm} {radius(first.epsilon, first.norm)}"
     found = [
         _result(report, "clean", report.clean),
         _result(report, f"{worst} oblivious", report.oblivious, attacker="oblivious", **ball),

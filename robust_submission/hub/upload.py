@@ -11,11 +11,10 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from robust_submission.cli.errors import UserError
 from robust_submission.data.run_data import read_recipe
 from robust_submission.evaluation.cache import module_digest
-from robust_submission.evaluation.schema import Report
 from robust_submission.hub.model_card import model_card
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint
-from robust_submission.report.write import read_report
+from robust_submission.report.schema import Report, read_report
 
 RECIPE, PROVENANCE, REPORT = "recipe.yaml", "provenance.json", "report.json"
 

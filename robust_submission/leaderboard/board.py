@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robust_submission.cli.errors import UserError
-from robust_submission.evaluation.schema import Attacker
+from robust_submission.evaluation.jobs import Attacker
 from robust_submission.leaderboard.scorer import SCORE_PARTS, Scorer
 
 

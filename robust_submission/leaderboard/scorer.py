@@ -13,7 +13,7 @@ from robust_submission.attacks.base import correct
 from robust_submission.cli.errors import UserError
 from robust_submission.data.corruptions import CORRUPTIONS, Corruption
 from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
-from robust_submission.evaluation.schema import Attacker
+from robust_submission.evaluation.jobs import Attacker
 from robust_submission.leaderboard.load import Submission
 
 KNOWN_ATTACKS = {

@@ -1,1 +1,1 @@
-"""The robustness report: one HTML page, JSON, CSV and plots."""
+"""Turns measured results into the robustness report: JSON, CSV, plots and one HTML page."""

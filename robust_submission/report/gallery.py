@@ -1,4 +1,4 @@
-"""The report's gallery: clean, attacked and amplified difference, with what the model said."""
+"""Draws the report's gallery: clean, attacked and amplified difference, with the predictions."""
 
 import base64
 import io
@@ -11,18 +11,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from robust_submission.cli.errors import UserError
-from robust_submission.evaluation.schema import Picture, Report
-from robust_submission.report.plots import INK, STYLE, write_png
+from robust_submission.report.schema import GalleryImage, Report
+from robust_submission.report.style import INK, STYLE, write_png
 
 Pictures = Mapping[str, Sequence[np.ndarray]]
-"""By "clean", "oblivious" and "adaptive": uint8 (H, W, 3) RGB, parallel to the report's gallery."""
+"""Under "clean", "oblivious" and "adaptive": uint8 (H, W, 3) RGB, parallel to `Report.gallery`."""
 TIMES = "\N{MULTIPLICATION SIGN}"
-SMALL = 128  # pixels: below this a picture is enlarged with its pixels showing
+SMALL = 128  # pixels: a smaller picture is enlarged with sharp pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
+class GalleryTile:
     """One picture of the gallery; `prediction` is empty under a difference."""
 
     column: str
@@ -39,20 +38,20 @@ class Tile:
 
     @property
     def small(self) -> bool:
-        """Whether its pixels should show."""
+        """Whether its pixels should stay sharp."""
         return max(self.image.shape[:2]) < SMALL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class GalleryRow:
     """One image of the gallery, from clean to attacked."""
 
-    picture: Picture
-    tiles: tuple[Tile, ...]
+    picture: GalleryImage
+    tiles: tuple[GalleryTile, ...]
 
 
 def difference_factor(pictures: Pictures) -> int:
-    """The whole factor, one for all, that makes the gallery's largest change fill the range."""
+    """The integer factor, one for all images, at which the largest change fills the range."""
     changes = [
         int(np.abs(attacked.astype(int) - clean).max())
         for kind in ("oblivious", "adaptive")
@@ -62,21 +61,15 @@ def difference_factor(pictures: Pictures) -> int:
 
 
 def difference(clean: np.ndarray, attacked: np.ndarray, factor: int) -> np.ndarray:
-    """What the attack changed, times `factor`, around mid-grey: uint8 (H, W, 3)."""
+    """The perturbation times `factor`, around mid-grey: uint8 (H, W, 3)."""
     change = attacked.astype(int) - clean
     return np.clip(128 + factor * change, 0, 255).astype(np.uint8)
 
 
-def gallery_rows(report: Report, pictures: Pictures) -> tuple[list[Row], int]:
-    """The rows of the gallery and the factor of its differences.
-
-    Raises:
-        UserError: the pictures are not parallel to `report.gallery`.
-    """
-    counts = {kind: len(pictures.get(kind, ())) for kind in ("clean", "oblivious", "adaptive")}
-    if set(counts.values()) != {len(report.gallery)}:
-        expected = len(report.gallery)
-        raise UserError(f"gallery: expected {expected} pictures of each kind, found {counts}.")
+def gallery_rows(report: Report, pictures: Pictures) -> tuple[list[GalleryRow], int]:
+    """The rows of the gallery and the factor of its differences."""
+    counts = {len(pictures[kind]) for kind in ("clean", "oblivious", "adaptive")}
+    assert counts == {len(report.gallery)}, counts
     if not report.gallery:
         return [], 1
     factor = difference_factor(pictures)
@@ -84,22 +77,26 @@ def gallery_rows(report: Report, pictures: Pictures) -> tuple[list[Row], int]:
         report.gallery, pictures["clean"], pictures["oblivious"], pictures["adaptive"], strict=True
     )
     rows = [
-        Row(picture=picture, tiles=_tiles(picture, clean, oblivious, adaptive, factor))
+        GalleryRow(picture=picture, tiles=_tiles(picture, clean, oblivious, adaptive, factor))
         for picture, clean, oblivious, adaptive in parallel
     ]
     return rows, factor
 
 
 def _tiles(
-    picture: Picture, clean: np.ndarray, oblivious: np.ndarray, adaptive: np.ndarray, factor: int
-) -> tuple[Tile, ...]:
-    def said(column: str, image: np.ndarray, prediction: str) -> Tile:
+    picture: GalleryImage,
+    clean: np.ndarray,
+    oblivious: np.ndarray,
+    adaptive: np.ndarray,
+    factor: int,
+) -> tuple[GalleryTile, ...]:
+    def said(column: str, image: np.ndarray, prediction: str) -> GalleryTile:
         right = prediction == picture.label
-        return Tile(column=column, image=image, prediction=prediction, right=right)
+        return GalleryTile(column=column, image=image, prediction=prediction, right=right)
 
-    def changed(attacked: np.ndarray) -> Tile:
-        image = difference(clean, attacked, factor)
-        return Tile(column=f"difference {TIMES} {factor}", image=image, prediction="", right=False)
+    def changed(attacked: np.ndarray) -> GalleryTile:
+        image, column = difference(clean, attacked, factor), f"difference {TIMES} {factor}"
+        return GalleryTile(column=column, image=image, prediction="", right=False)
 
     return (
         said("clean", clean, picture.clean_prediction),
@@ -114,12 +111,12 @@ def _short(name: str) -> str:
     return name if len(name) <= 22 else name[:21] + "…"
 
 
-def _caption(tile: Tile) -> str:
+def _caption(tile: GalleryTile) -> str:
     return ("✓ " if tile.right else "✗ ") + _short(tile.prediction) if tile.prediction else ""
 
 
-def write_gallery(rows: Sequence[Row], path: Path) -> None:
-    """Write the gallery as a PNG; without rows, no file."""
+def write_gallery(rows: Sequence[GalleryRow], path: Path) -> None:
+    """Write the gallery as a PNG; remove it if there are no rows."""
     if not rows:
         path.unlink(missing_ok=True)
         return

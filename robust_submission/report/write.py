@@ -1,52 +1,57 @@
-"""Write the robustness report: JSON, CSV, plots, gallery and one HTML page; print its table.
+"""Writes the robustness report: JSON, CSV, plots, gallery and one HTML page.
 
     write_report(report, pictures, per_image, Path("report"))
-    report = read_report(Path("report"))
 
-Equal input gives equal bytes in every file. docs/report.md explains the files to their readers.
+Equal input gives equal bytes in every file. The page needs no network, script or font.
+docs/report.md explains the files to their readers.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from robust_submission.cli import numbers
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
-from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import Attacker, Measurement, Report
-from robust_submission.report.gallery import Pictures, gallery_rows, write_gallery
-from robust_submission.report.page import measurement_groups, render_page
-from robust_submission.report.plots import write_curves
+from robust_submission.cli.numbers import NORM_SYMBOLS, number, plural, radius
+from robust_submission.evaluation.results import Curve, Measurement, Share
+from robust_submission.report import text
+from robust_submission.report.curves import curve_svgs, write_curves
+from robust_submission.report.gallery import GalleryRow, Pictures, gallery_rows, write_gallery
+from robust_submission.report.schema import Report, json_text
+
+CURVES = {
+    "epsilon": ("Accuracy against epsilon", "It should fall to about 0 as epsilon grows."),
+    "steps": ("Accuracy against steps", "It should be flat at the end: more steps change little."),
+}
 
 
 def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, folder: Path) -> None:
-    """Write every file of the report into `folder`, made where it is missing.
+    """Write every file of the report into `folder`, which is made if it is missing.
 
-    epsilon.png, steps.png and gallery.png are left out, and removed where an earlier report left
-    them, when the report has no such curve or no gallery.
+    If the report has no such curve or no gallery, epsilon.png, steps.png and gallery.png are not
+    written, and removed if they are there.
 
     Args:
-        report: What evaluate.py found.
+        report: The report.
         pictures: Under "clean", "oblivious" and "adaptive" uint8 arrays (H, W, 3), RGB, parallel
             to `report.gallery`.
-        per_image: One row an image.
+        per_image: One row per image.
         folder: Where the files go.
 
     Raises:
-        UserError: the pictures are not parallel to the gallery, or a file cannot be written.
+        UserError: a file cannot be written.
     """
     rows, factor = gallery_rows(report, pictures)
     page = render_page(report, rows, factor)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder, found: {error.strerror}.") from error
     _write_text(folder / "report.json", json_text(report))
     _write_text(folder / "per_image.csv", per_image.to_csv(index=False, lineterminator="\n"))
     write_curves(report, "epsilon", folder / "epsilon.png")
@@ -55,82 +60,71 @@ def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, fo
     _write_text(folder / "report.html", page)
 
 
-def json_text(report: Report) -> str:
-    """report.json: indented, UTF-8, null for what is not a finite number."""
-    plain = to_jsonable_python(report, inf_nan_mode="null", fallback=_plain)
-    return json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def read_report(folder: Path) -> Report:
-    """The report that stands in `folder`.
-
-    Raises:
-        UserError: there is no report.json, as before an evaluation has finished; it is damaged or
-            of another schema; or a number of it is not finite.
-    """
-    path = folder / "report.json"
-    if not path.is_file():
-        raise UserError(f"{path}: expected the report of a finished evaluation, found none.")
-    try:
-        report = TypeAdapter(Report).validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path}: expected a whole report, found: {f'{place}: ' * bool(place)}{first['msg']}."
-        ) from error
-    if report.schema != Report.schema:
-        raise UserError(f"{path}: expected schema {Report.schema}, found {report.schema}.")
-    return report
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
-
-
-def _write_text(path: Path, text: str) -> None:
+def _write_text(path: Path, content: str) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(content, encoding="utf-8", newline="\n")
 
 
-def print_table(report: Report, console: Console | None = None) -> None:
-    """Print the verdict, the two numbers and every measurement, oblivious beside adaptive."""
-    console = console or Console()
-    style = "bold red" if report.verdict == "masked" else "bold"
-    console.print(Text(f"Verdict: {report.verdict}", style))
-    console.print(Text(wording.reason(report)))
-    numbers = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("What the leaderboard sees (oblivious)", report.oblivious),
-        ("What is true (adaptive)", report.adaptive),
-        ("Clean", report.clean),
-    ):
-        percent = Text(wording.share_percent(value), "bold", justify="right")
-        numbers.add_row(name, percent, wording.interval(value), wording.counted(value))
-    console.print(numbers)
-    if report.measurements:
-        console.print(_measurements(report))
-    for outcome in ("masking", "warning"):
-        for check in wording.checks_with(report, outcome):
-            console.print(Text(f"{wording.OUTCOMES[outcome]}: {check.question} {check.found}"))
+def render_page(report: Report, rows: Sequence[GalleryRow], factor: int) -> str:
+    """Render the page.
+
+    Args:
+        report: The report.
+        rows: The gallery; may be empty.
+        factor: What its differences are multiplied by.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"text": text, "numbers": numbers}
+    return environment.get_template("report.html").render(
+        report=report,
+        rows=rows,
+        factor=factor,
+        figures=_curve_figures(report),
+        levels=_levels(report),
+        curve_points=_curve_points,
+        exceeds=_exceeds,
+        checks=text.checks_by_weight(report),
+        num_classes=report.model.get("num_classes"),
+    )
 
 
-def _measurements(report: Report) -> Table:
-    attackers = wording.attackers(report)
-    table = Table(caption="robust accuracy with its 95 % interval", caption_justify="left")
-    table.add_column("attack", overflow="fold")
-    for key in attackers:
-        table.add_column(key, justify="right")
-    for group in measurement_groups(report):
-        table.add_row(Text(_attack(group[0])), *(_cells(group, key) for key in attackers))
-    return table
+def _curve_figures(report: Report) -> list[dict[str, Any]]:
+    """One entry per drawing: its title, what to look for, the SVG and the curves behind it."""
+    figures = []
+    for name, (heading, hint) in CURVES.items():
+        for norm, svg in curve_svgs(report, name).items():
+            curves = [one for one in report.curves if (one.name, one.norm) == (name, norm)]
+            images = plural(curves[0].accuracy[0].total, "image")
+            title = f"{heading}, {NORM_SYMBOLS.get(norm, norm)}, {images}"
+            figures.append(
+                {"title": title, "hint": hint, "svg": Markup(svg), "curves": curves, "name": name}
+            )
+    return figures
 
 
-def _attack(measurement: Measurement) -> str:
-    norm = wording.NORMS.get(measurement.norm, measurement.norm)
-    return f"{measurement.attack} {norm} {wording.radius(measurement.epsilon, measurement.norm)}"
+def _curve_points(curve: Curve) -> list[tuple[str, Share]]:
+    """The points of a curve for reading: epsilon as in the table, steps as they are."""
+    norm = curve.norm if curve.name == "epsilon" else ""
+    names = [radius(x, norm) if norm else number(x) for x in curve.x]
+    return list(zip(names, curve.accuracy, strict=True))
 
 
-def _cells(group: Sequence[Measurement], attacker: Attacker) -> Text:
-    shares = [one.robust_accuracy for one in group if one.attacker == attacker]
-    return Text("\n".join(f"{wording.share_percent(s)}\n{wording.interval(s)}" for s in shares))
+def _exceeds(measurement: Measurement) -> bool:
+    """Whether a perturbation left its ball by more than rounding."""
+    return measurement.largest_perturbation > measurement.epsilon * (1 + 1e-4) + 1e-6
+
+
+def _levels(report: Report) -> list[dict[str, Any]]:
+    """The rows of the scale from 0 to 100 % under the headline numbers."""
+    rows = [("clean", "clean", report.clean)]
+    if report.twin_clean:
+        rows.append(("twin", "clean, undefended twin", report.twin_clean))
+    rows.append(("oblivious", "oblivious", report.oblivious))
+    rows.append(("adaptive", "adaptive", report.adaptive))
+    return [{"kind": kind, "name": name, "share": share} for kind, name, share in rows]

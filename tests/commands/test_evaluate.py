@@ -17,7 +17,7 @@ import pytest
 
 from inference.evaluate import Options, evaluate
 from robust_submission.cli.command import Names, Ratios, run
-from robust_submission.evaluation.evaluation_data import DataOptions
+from robust_submission.evaluation.data import DataOptions
 from tests.conftest import run_command
 
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -250,9 +250,9 @@ def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
         (["--attacks", "pgd,autoatack"], 1, "'autoatack' (nearest: autoattack)"),
         (["--epsilon", "8"], 1, "for linf at most 1, as pixels are 0 to 1 (8/255), found 8."),
         (["--epsilon", "eight"], 2, "8/255"),
-        (["--epsilon", "0.12345671,0.12345672"], 1, "--epsilon: expected radii that differ in"),
+        (["--epsilon", "0.12345671,0.12345672"], 1, "epsilon: expected radii that differ in"),
         (["--limit", "0"], 1, "--limit: expected at least 1, found 0."),
-        (["--seed", "-1"], 1, "--seed: expected at least 0, found -1."),
+        (["--seed", "-1"], 1, "seed: expected at least 0, found -1."),
         (["--image_size", "16"], 1, "--image_size: expected 32, as "),
         (["--out", "an.png"], 1, "--out: expected a folder, found the file an.png."),
         (["--norm", "l3"], 2, "l3"),

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from robust_submission.evaluation import checks
-from robust_submission.evaluation.schema import share
+from robust_submission.evaluation.checks import comparisons, curves, gradients, outputs, verdict
+from robust_submission.evaluation.checks.rule import only_fooled_by
+from robust_submission.evaluation.jobs import Attacker
+from robust_submission.evaluation.results import share_of
 
 NAN, INFINITE = np.nan, np.inf
 
@@ -23,9 +25,9 @@ def apart(only_first: int, only_second: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_sign_test_against_the_binomial_by_hand():
-    assert checks.only_fooled_by(*apart(3, 0)) == (3, 0, pytest.approx(1 / 8))
-    assert checks.only_fooled_by(*apart(3, 1)) == (3, 1, pytest.approx(5 / 16))
-    assert checks.only_fooled_by(*apart(0, 0)) == (0, 0, 1.0)
+    assert only_fooled_by(*apart(3, 0)) == (3, 0, pytest.approx(1 / 8))
+    assert only_fooled_by(*apart(3, 1)) == (3, 1, pytest.approx(5 / 16))
+    assert only_fooled_by(*apart(0, 0)) == (0, 0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_sign_test_against_the_binomial_by_hand():
     [([1, 2, 3], "ok"), ([1, NAN, 3], "masking"), ([0, 0, 0], "ok"), ([], "not run")],
 )
 def test_finite(gradient: list[float], outcome: str):
-    assert checks.check_finite(np.array(gradient, dtype=float)).outcome == outcome
+    assert gradients.check_finite(np.array(gradient, dtype=float)).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -42,27 +44,22 @@ def test_finite(gradient: list[float], outcome: str):
 )
 def test_zero(zero: int, total: int, outcome: str):
     gradient = np.where(np.arange(total) < zero, 0.0, 1.0)
-    assert checks.check_zero(gradient).outcome == outcome
+    assert gradients.check_zero(gradient).outcome == outcome
 
 
 @pytest.mark.parametrize(
-    ("gradient", "margin", "outcome"),
+    ("ratios", "outcome"),
     [
-        (2000, -10, "ok"),  # a natural model, fooled at 1/200
-        (5, -2, "ok"),  # a robust one, fooled at 0.4
-        (1e13, -10, "masking"),  # GCM
-        (1e-9, -10, "masking"),  # saturated
-        (NAN, -10, "not run"),
+        ([200.0] * 9, "ok"),  # a natural model, fooled at 1/200
+        ([2.5] * 9, "ok"),  # a robust one, fooled at 0.4
+        ([1e12] * 9, "masking"),  # GCM
+        ([1e-10] * 9, "masking"),  # saturated
+        ([100.0] * 6 + [1e13] * 5, "ok"),  # the median decides
+        ([], "not run"),
     ],
 )
-def test_size(gradient: float, margin: float, outcome: str):
-    found = checks.check_size(np.full(9, gradient), np.full(9, float(margin)))
-    assert found.outcome == outcome
-
-
-def test_size_takes_the_median():
-    gradient = np.array([100.0] * 6 + [1e13] * 5)
-    assert checks.check_size(gradient, np.full(11, -1.0)).outcome == "ok"
+def test_size(ratios: list[float], outcome: str):
+    assert gradients.check_size(np.array(ratios)).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -77,16 +74,17 @@ def test_size_takes_the_median():
 )
 def test_uphill(share_up: float, total: int, random: bool, outcome: str):
     rises = np.arange(total) < share_up * total
-    assert checks.check_uphill(rises, random).outcome == outcome
+    assert gradients.check_uphill(rises, random).outcome == outcome
 
 
 def test_outputs_without_logits_gradients_or_repetition_are_warnings():
-    assert checks.check_outputs(False).outcome == checks.check_random(False, 1, 1).outcome == "ok"
-    assert checks.check_outputs(True).outcome == "warning"
-    assert checks.check_differentiable(True).outcome == "ok"
-    assert checks.check_differentiable(False).outcome == "warning"
-    random = checks.check_random(True, 5, 10)
-    assert random.outcome == "warning" and "5 other draws" in random.found
+    for check, good, bad in (
+        (outputs.check_logits, (False,), (True,)),
+        (outputs.check_deterministic, (False, 1, 1), (True, 5, 10)),
+        (gradients.check_gradient_exists, (True,), (False,)),
+    ):
+        assert check(*good).outcome == "ok" and check(*bad).outcome == "warning"
+    assert "5 other draws" in outputs.check_deterministic(True, 5, 10).found
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,10 @@ def test_outputs_without_logits_gradients_or_repetition_are_warnings():
     [(0, 40, "ok"), (1, 0, "ok"), (3, 1, "ok"), (12, 2, "masking"), (7, 0, "masking")],
 )
 def test_one_step(only_one: int, only_many: int, outcome: str):
-    assert checks.check_one_step(*apart(only_one, only_many), "adaptive").outcome == outcome
+    assert (
+        comparisons.check_one_step(*apart(only_one, only_many), Attacker.ADAPTIVE).outcome
+        == outcome
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_one_step(only_one: int, only_many: int, outcome: str):
     [(0, 30, "ok"), (2, 50, "ok"), (3, 0, "ok"), (12, 0, "masking"), (12, 60, "masking")],
 )
 def test_black_box(only_black: int, only_white: int, outcome: str):
-    assert checks.check_black_box(*apart(only_black, only_white), "square").outcome == outcome
+    assert comparisons.check_black_box(*apart(only_black, only_white), "square").outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -116,17 +117,17 @@ def test_black_box(only_black: int, only_white: int, outcome: str):
     ],
 )
 def test_gap(oblivious: int, adaptive: int, outcome: str):
-    assert checks.check_gap(survival(oblivious), survival(adaptive)).outcome == outcome
+    assert comparisons.check_gap(survival(oblivious), survival(adaptive)).outcome == outcome
 
 
 def test_gap_of_a_random_model_within_its_noise():
     noise = np.random.default_rng(0).choice([-0.2, 0, 0.2], 100)
-    assert checks.check_gap(0.5 + noise, np.full(100, 0.5)).outcome == "ok"
-    assert checks.check_gap(0.7 + noise, np.full(100, 0.5)).outcome == "masking"
+    assert comparisons.check_gap(0.5 + noise, np.full(100, 0.5)).outcome == "ok"
+    assert comparisons.check_gap(0.7 + noise, np.full(100, 0.5)).outcome == "masking"
 
 
 def test_a_significant_gap_below_a_point_is_no_masking():
-    assert checks.check_gap(survival(5030, 10_000), survival(5000, 10_000)).outcome == "ok"
+    assert comparisons.check_gap(survival(5030, 10_000), survival(5000, 10_000)).outcome == "ok"
 
 
 @pytest.mark.parametrize(
@@ -140,33 +141,41 @@ def test_a_significant_gap_below_a_point_is_no_masking():
     ],
 )
 def test_large_epsilon(count: int, total: int, classes: int, outcome: str):
-    found = checks.check_large_epsilon(share(count, total), 0.5, classes, "oblivious")
-    assert found.outcome == outcome
+    robust = (np.arange(total) < count)[:, None]
+    found = curves.check_large_epsilon(robust, 0.5, classes, Attacker.OBLIVIOUS)
+    assert found.outcome == outcome and found.name == "large epsilon, oblivious"
+    assert "epsilon 0.5" in found.expected
 
 
 @pytest.mark.parametrize(
     ("once", "twice", "outcome"), [(50, 50, "ok"), (50, 48, "ok"), (50, 30, "warning")]
 )
 def test_converged(once: int, twice: int, outcome: str):
-    assert checks.check_converged(survival(once), survival(twice), 20).outcome == outcome
+    assert curves.check_converged(survival(once), survival(twice), 20).outcome == outcome
 
 
 def test_epsilon_zero_has_no_tolerance():
     clean = np.arange(12).reshape(6, 2)
     other = clean.copy()
     other[3, 1] = 0
-    assert checks.check_epsilon_zero(clean, clean.copy()).outcome == "ok"
-    assert checks.check_epsilon_zero(clean, other).outcome == "warning"
+    assert curves.check_epsilon_zero(clean, clean.copy()).outcome == "ok"
+    assert curves.check_epsilon_zero(clean, other).outcome == "warning"
 
 
 def test_ball_forgives_rounding_only():
     epsilons = np.array([8 / 255, 1600.0])
     inside = epsilons * (1 + 1e-5)
-    assert checks.check_ball(inside, epsilons).outcome == "ok"
-    assert checks.check_ball(np.array([9 / 255, 1600]), epsilons).outcome == "warning"
+    assert outputs.check_ball(inside, epsilons).outcome == "ok"
+    assert outputs.check_ball(np.array([9 / 255, 1600]), epsilons).outcome == "warning"
 
 
 def test_clean_accuracy_at_chance():
-    assert checks.check_clean(share(80, 100), 10).outcome == "ok"
-    chance = checks.check_clean(share(11, 100), 10)
+    assert outputs.check_clean_accuracy(share_of(80, 100), 10).outcome == "ok"
+    chance = outputs.check_clean_accuracy(share_of(11, 100), 10)
     assert chance.outcome == "warning" and "normalisation" in chance.found
+
+
+def test_any_sign_of_masking_decides_the_verdict():
+    passed, warning = outputs.check_logits(False), outputs.check_logits(True)
+    assert verdict([passed, warning]) == "no sign of masking"
+    assert verdict([passed, comparisons.check_gap(survival(95), survival(2))]) == "masked"

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from robust_submission.cli.command import parse
 from robust_submission.cli.errors import UserError
-from robust_submission.evaluation import wording
 from robust_submission.hub import upload as upload_module
 from robust_submission.hub.model_card import model_card, training
 from robust_submission.hub.upload import fill_folder, upload
@@ -25,7 +24,8 @@ from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint
 from robust_submission.models.trn import TRN
-from robust_submission.report.write import read_report
+from robust_submission.report import text as report_text
+from robust_submission.report.schema import read_report
 from submission.push_to_hub import Options
 from tests.conftest import run_command
 
@@ -127,14 +127,14 @@ def test_the_metadata_holds_the_reports_numbers(pushed: Path, report: Path):
 def test_a_masked_verdict_comes_first_with_its_evidence(pushed: Path, report: Path):
     found, text = read_report(report), ModelCard.load(pushed / "README.md").text
     assert found.verdict == "masked"
-    first = f"> **{wording.headline(found)}** {wording.reason(found)}\n"
+    first = f"> **{report_text.headline(found)}** {report_text.reason(found)}\n"
     assert text.lstrip().startswith(first)
-    signs = wording.checks_with(found, "masking")
+    signs = found.checks_with("masking")
     assert signs and all(check.question in text and check.found in text for check in signs)
     assert found.threat_model in text
     honest = replace(found, verdict="no sign of masking")
     card = model_card(load_checkpoint(pushed), "digits", report=honest)
-    assert card.text.lstrip().startswith("# digits") and wording.reason(honest) in card.text
+    assert card.text.lstrip().startswith("# digits") and report_text.reason(honest) in card.text
     assert "(masked)" not in str(card)
 
 

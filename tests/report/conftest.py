@@ -3,17 +3,11 @@
 import numpy as np
 import pytest
 
-from robust_submission.evaluation.schema import (
-    Attacker,
-    Check,
-    Curve,
-    Measurement,
-    Picture,
-    Report,
-    share,
-)
+from robust_submission.evaluation.jobs import Attacker
+from robust_submission.evaluation.results import Check, Curve, Measurement, share_of
 from robust_submission.report.gallery import gallery_rows
-from robust_submission.report.page import render_page
+from robust_submission.report.schema import GalleryImage, Report
+from robust_submission.report.write import render_page
 
 
 def make_measurement(
@@ -26,15 +20,15 @@ def make_measurement(
         "norm": "linf",
         "epsilon": 8 / 255,
         "settings": {"steps": 20, "step_size": 2 / 255},
-        "robust_accuracy": share(count, 1000),
-        "attack_robustness": share(count, 950),
+        "robust_accuracy": share_of(count, 1000),
+        "attack_robustness": share_of(count, 950),
         "largest_perturbation": 8 / 255,
     }
     return Measurement(**{**values, **changes})
 
 
 def curve(name, attacker, norm, x, counts) -> Curve:
-    points = tuple(share(count, 1000) for count in counts)
+    points = tuple(share_of(count, 1000) for count in counts)
     return Curve(name=name, attacker=attacker, norm=norm, x=tuple(x), accuracy=points)
 
 
@@ -45,12 +39,12 @@ def make_report(**changes) -> Report:
         "data": {"source": "cifar10", "images": 1000},
         "threat_model": "The attacker knows everything.\n\nHe may change every pixel.",
         "seed": 7,
-        "clean": share(950, 1000),
-        "twin_clean": share(954, 1000),
-        "oblivious": share(940, 1000),
-        "adaptive": share(3, 1000),
-        "oblivious_robustness": share(940, 950),
-        "adaptive_robustness": share(3, 950),
+        "clean": share_of(950, 1000),
+        "twin_clean": share_of(954, 1000),
+        "oblivious": share_of(940, 1000),
+        "adaptive": share_of(3, 1000),
+        "oblivious_robustness": share_of(940, 950),
+        "adaptive_robustness": share_of(3, 950),
         "measurements": (
             make_measurement("fgsm", Attacker.ADAPTIVE, 148),
             make_measurement("pgd", Attacker.ADAPTIVE, 4),
@@ -74,9 +68,9 @@ def make_report(**changes) -> Report:
         ),
         "verdict": "masked",
         "gallery": (
-            Picture(id="a.png", label="cat", clean_prediction="cat",
+            GalleryImage(id="a.png", label="cat", clean_prediction="cat",
                     oblivious_prediction="cat", adaptive_prediction="dog"),
-            Picture(id="b.png", label="ship", clean_prediction="frog",
+            GalleryImage(id="b.png", label="ship", clean_prediction="frog",
                     oblivious_prediction="ship", adaptive_prediction="truck"),
         ),
         "provenance": {"python": "3.11", "packages": {"torch": "2.15.0"}},

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from robust_submission.evaluation import wording
-from robust_submission.evaluation.schema import share
+from robust_submission.cli import numbers
+from robust_submission.evaluation.results import share_of
+from robust_submission.report import text
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from robust_submission.evaluation.schema import share
     ],
 )
 def test_radius(value, norm, expected):
-    assert wording.radius(float(value), norm) == expected
+    assert numbers.radius(float(value), norm) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_radius(value, norm, expected):
     [(0.94, "94.0 %"), (0.99951, "100.0 %"), (0.0, "0.0 %"), (math.nan, "not known")],
 )
 def test_percent(value, expected):
-    assert wording.percent(value) == expected.replace(" %", wording.SPACE + "%")
+    assert numbers.percent(value) == expected.replace(" %", numbers.SPACE + "%")
 
 
 @pytest.mark.parametrize(
@@ -51,33 +52,33 @@ def test_percent(value, expected):
     ],
 )
 def test_words(value, expected):
-    assert wording.words(value) == expected
+    assert text.words(value) == expected
 
 
 def test_only_radii_are_in_levels_of_linf():
     settings = {"step_size": 0.2, "momentum": 0.8, "epsilon": 0.4}
-    assert wording.words(settings, "linf") == "step size 51/255, momentum 0.8, epsilon 102/255"
+    assert text.words(settings, "linf") == "step size 51/255, momentum 0.8, epsilon 102/255"
 
 
 @pytest.mark.parametrize(
     ("num_classes", "expected"), [(2, "50"), (3, "33.3"), (10, "10"), (21841, "0.00458")]
 )
 def test_chance(num_classes, expected):
-    assert wording.chance(num_classes) == f"{expected}{wording.SPACE}%"
+    assert numbers.chance(num_classes) == f"{expected}{numbers.SPACE}%"
 
 
 def test_one_is_no_plural(example):
-    assert wording.counted(share(1, 1)) == "1 of 1 image"
-    assert wording.counted(share(0, 1000)) == "0 of 1,000 images"
+    assert text.counted(share_of(1, 1)) == "1 of 1 image"
+    assert text.counted(share_of(0, 1000)) == "0 of 1,000 images"
     (passed, masking, _) = example().checks
     one = example(verdict="no sign of masking", checks=(passed,))
-    assert wording.reason(one).startswith("The one check that ran found none.")
-    assert wording.reason(example(checks=(masking,))).startswith("1 of 1 check shows it.")
+    assert text.reason(one).startswith("None of 1 check found one.")
+    assert text.reason(example(checks=(masking,))).startswith("1 of 1 check shows it.")
 
 
 def test_reason_names_a_disagreement_without_masking(example):
-    apart = example(verdict="no sign of masking", adaptive=share(500, 1000), checks=())
-    assert "more than their intervals allow" in wording.reason(apart)
-    assert wording.reason(apart).startswith("No check was run.")
-    close = example(adaptive=share(935, 1000))
-    assert "within their intervals" in wording.reason(close)
+    apart = example(verdict="no sign of masking", adaptive=share_of(500, 1000), checks=())
+    assert "more than their intervals allow" in text.reason(apart)
+    assert text.reason(apart).startswith("No check was run.")
+    close = example(adaptive=share_of(935, 1000))
+    assert "within their intervals" in text.reason(close)

@@ -1,7 +1,10 @@
-"""What the journal gives back, and what it refuses."""
+"""What the journal returns, and what it refuses; how models and code are named."""
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from robust_submission.cli.log import log
 from robust_submission.evaluation.cache import Journal, code_digest, model_digest, source_digest
 
 SETTINGS = {"seed": 0, "model": "abc"}
@@ -18,18 +22,30 @@ IMAGES = torch.zeros(2, 3, 4, 4)
 
 def written(folder: Path) -> Journal:
     journal = Journal(folder, SETTINGS)
-    assert journal.prepare() == ""
+    journal.prepare()
     journal.save("pgd", 3, "pixels", {"found": np.arange(4)})
     return journal
 
 
-def test_gives_back_what_it_got(tmp_path: Path):
+def test_returns_what_was_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     written(tmp_path / "j")
     again = Journal(tmp_path / "j", SETTINGS)
-    assert "going on with the 1 parts" in again.prepare()
+    with logged(caplog, "continuing with the 1 parts"):
+        again.prepare()
     found = again.load("pgd", 3, "pixels")
     assert found is not None and list(found) == ["found"]
     assert np.array_equal(found["found"], np.arange(4))
+
+
+@contextmanager
+def logged(caplog: pytest.LogCaptureFixture, message: str) -> Iterator[None]:
+    """Expect a message of the project's logger."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, log.name):
+        log.addHandler(caplog.handler)
+        yield
+        log.removeHandler(caplog.handler)
+    assert message in caplog.text
 
 
 def test_two_evaluations_in_one_folder(tmp_path: Path):
@@ -51,31 +67,28 @@ def test_refuses_other_pixels_and_what_is_missing(tmp_path: Path):
     assert journal.load("fgsm", 3, "pixels") is None
 
 
-def test_other_settings_start_over_and_are_named(tmp_path: Path):
+def test_other_settings_start_over_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     written(tmp_path / "j")
     other = Journal(tmp_path / "j", SETTINGS | {"seed": 1})
-    assert other.prepare() == f"starting over: {tmp_path / 'j'} is of another seed"
+    with logged(caplog, f"starting over: {tmp_path / 'j'} is of another seed"):
+        other.prepare()
     assert other.load("pgd", 3, "pixels") is None
 
 
-def test_a_journal_without_its_settings_starts_over(tmp_path: Path):
+@pytest.mark.parametrize("settings", ["{", "[3]"])
+def test_a_journal_without_its_settings_starts_over(settings: str, tmp_path: Path):
     journal = written(tmp_path / "j")
-    (tmp_path / "j" / "settings.json").write_text("{")
-    assert "starting over" in Journal(tmp_path / "j", SETTINGS).prepare()
+    (tmp_path / "j" / "settings.json").write_text(settings)
+    Journal(tmp_path / "j", SETTINGS).prepare()
     assert journal.load("pgd", 3, "pixels") is None
 
 
-def test_what_is_damaged_is_made_anew(tmp_path: Path):
+def test_a_damaged_part_is_not_returned_and_all_can_be_removed(tmp_path: Path):
     journal = written(tmp_path / "j")
     (part,) = (tmp_path / "j").glob("*/*.npz")
     part.write_bytes(part.read_bytes()[:20])
     assert journal.load("pgd", 3, "pixels") is None
-    (tmp_path / "j" / "settings.json").write_text("[3]")
-    assert "starting over" in journal.prepare()
-
-
-def test_is_removed_whole(tmp_path: Path):
-    written(tmp_path / "j").remove()
+    journal.remove()
     assert not (tmp_path / "j").exists()
 
 
@@ -107,8 +120,9 @@ def test_a_module_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(digests) == 2 and source_digest("") == source_digest("hf-hub") == ""
 
 
-def test_code_is_known_by_its_bytes(tmp_path: Path):
-    (tmp_path / "a.py").write_text("1")
+def test_code_is_known_by_its_bytes_at_any_depth(tmp_path: Path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "a.py").write_text("1")
     before = code_digest(tmp_path)
-    (tmp_path / "a.py").write_text("2")
+    (tmp_path / "room" / "a.py").write_text("2")
     assert code_digest(tmp_path) != before

@@ -1,33 +1,57 @@
-"""Going on with smaller batches where memory runs out."""
+"""Images that are attacked together, in batches as large as memory allows."""
 
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from robust_submission.cli.errors import UserError
+from robust_submission.cli.log import log
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageChunk:
+    """Images that are always attacked together, padded to one shape."""
+
+    number: int
+    rows: np.ndarray
+    """(count,), int64: their places among all evaluated images."""
+    images: Tensor
+    """(size, 3, H, W), float32, 0 to 1; zeros from `count` on."""
+    labels: Tensor
+    """(size,), int64."""
+    indices: np.ndarray
+    """(count,), int64: their places in the source, from which their seeds follow."""
+    digest: str
+    """Names these pixels and labels."""
+
+    @property
+    def count(self) -> int:
+        """The number of images, without the padding."""
+        return len(self.indices)
 
 
 class FittingBatches:
     """Calls a function on as many images at once as memory allows.
 
-    A batch that does not fit is halved, for good: what did not fit once is not tried again. The
-    results of the parts are put together in order.
+    A batch that does not fit is halved, and later batches are no larger. The results of the parts
+    are concatenated in order.
 
     Args:
-        limit: The most images tried at once.
+        limit: The largest batch that is tried.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
 
     def __call__(self, work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """`work(rows)`, in parts where it has to be.
+        """`work(rows)`, in parts if necessary.
 
         Args:
-            work: From the places of some images to one result for each, (N, …).
+            work: Maps the places of some images to one result for each, (N, …).
             rows: (B,), int64, places of images; at least one.
 
         Raises:
@@ -39,7 +63,7 @@ class FittingBatches:
             try:
                 results.append(work(part))
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not _is_out_of_memory(error):
                     raise
                 reason = str(error)
             else:
@@ -52,13 +76,10 @@ class FittingBatches:
         clear_device_cache(garbage_collection=True)
         if size == 1:
             line = reason.strip().splitlines()[0] if reason.strip() else "out of memory"
-            raise UserError(f"expected memory for one image at least, found: {line}")
+            raise UserError(f"memory: expected room for at least one image, found: {line}")
         self.limit = size // 2
-        print(
-            f"out of memory with {size} images at once: going on with {self.limit}.",
-            file=sys.stderr,
-        )
+        log.warning("out of memory with %d images at once; continuing with %d.", size, self.limit)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

@@ -1,8 +1,8 @@
-"""The report's accuracy curves, as PNG and as SVG for the page.
+"""Draws the report's accuracy curves, as PNG and as SVG for the page.
 
-Equal input gives equal bytes: no date, no version, ids from a fixed salt. Oblivious is drawn hollow
-and dashed, adaptive solid, so that they differ in more than colour (Okabe and Ito's orange and
-blue, darkened).
+Equal input gives equal bytes: ids come from a fixed salt. The oblivious curve is hollow and dashed,
+the adaptive one solid, so that they differ not only in colour (Okabe and Ito's orange and blue,
+darkened).
 """
 
 import io
@@ -10,37 +10,18 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.typing import RcKeyType
 
-from robust_submission.cli.files import atomic_write
-from robust_submission.evaluation.schema import Attacker, Curve, Report
-from robust_submission.evaluation.wording import NORMS
-
-INK, MUTED, LINE, PAPER = "#16181d", "#5a6172", "#d9dce2", "#fdfdfc"
-STYLE: dict[RcKeyType, Any] = {
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-}
+from robust_submission.cli.numbers import NORM_SYMBOLS
+from robust_submission.evaluation.jobs import Attacker
+from robust_submission.evaluation.results import Curve
+from robust_submission.report.schema import Report
+from robust_submission.report.style import INK, LINE, MUTED, PAPER, STYLE, write_png
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +50,7 @@ _VARIABLES = {
 
 
 def panels(report: Report, name: str) -> dict[str, list[Curve]]:
-    """The curves of one name ("epsilon" or "steps") by norm, each with at least one point."""
+    """The curves with one name ("epsilon" or "steps") by norm, if they have a finite point."""
     found: dict[str, list[Curve]] = {}
     for curve in report.curves:
         if curve.name == name and any(np.isfinite([share.value for share in curve.accuracy])):
@@ -106,7 +87,7 @@ def _draw_levels(axes: Axes, report: Report) -> None:
 
 
 def _scale_x(axes: Axes, curves: list[Curve]) -> None:
-    """Ticks at the measured points, on a scale that keeps them apart."""
+    """Put ticks at the measured points, on a scale that keeps them apart."""
     x = sorted({value for curve in curves for value in curve.x if math.isfinite(value)})
     positive = [value for value in x if value > 0]
     if positive and positive[-1] > 8 * positive[0]:
@@ -128,11 +109,11 @@ def _draw_panel(axes: Axes, report: Report, curves: list[Curve]) -> None:
     _draw_levels(axes, report)
     _scale_x(axes, curves)
     if name == "steps":
-        axes.set_xlabel(f"steps of the attack ({NORMS.get(norm, norm)})")
+        axes.set_xlabel(f"steps of the attack ({NORM_SYMBOLS.get(norm, norm)})")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     else:
         unit = ", in 1/255" if norm == "linf" else ""
-        axes.set_xlabel(f"{NORMS.get(norm, norm)} epsilon{unit}")
+        axes.set_xlabel(f"{NORM_SYMBOLS.get(norm, norm)} epsilon{unit}")
         scale = 255 if norm == "linf" else 1
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{scale * x:.4g}"))
     axes.set_ylabel("accuracy, %")
@@ -143,7 +124,7 @@ def _draw_panel(axes: Axes, report: Report, curves: list[Curve]) -> None:
 
 
 def write_curves(report: Report, name: str, path: Path) -> None:
-    """Write the curves of `name` as a PNG, one panel a norm; without curves, no file."""
+    """Write the curves of `name` as a PNG, one panel per norm; remove it if there are none."""
     norms = panels(report, name)
     if not norms:
         path.unlink(missing_ok=True)
@@ -158,7 +139,7 @@ def write_curves(report: Report, name: str, path: Path) -> None:
 
 
 def curve_svgs(report: Report, name: str) -> dict[str, str]:
-    """By norm, one inline SVG in the page's colours and fonts, without ids that could clash."""
+    """One inline SVG per norm, in the page's colours and fonts, without ids that could clash."""
     drawings = {}
     for norm, curves in panels(report, name).items():
         with mpl.rc_context({**STYLE, "svg.hashsalt": "report"}):
@@ -183,9 +164,3 @@ def _for_page(svg: str, prefix: str) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     return svg
-
-
-def write_png(figure: Figure, path: Path, dots: int) -> None:
-    """Write a figure whole or not at all, at `dots` an inch, without date or version."""
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dots, metadata={"Software": None})

@@ -1,6 +1,5 @@
-"""The parts of a job: who is attacked with which, in what chunks, and what is kept of it."""
+"""The parts of a job: which images are attacked with which, in what chunks, and what is kept."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,11 @@ import pytest
 import torch
 
 from robust_submission.data.sources.arrays import ArraySource
-from robust_submission.evaluation.batch import Chunk
 from robust_submission.evaluation.cache import Arrays, Journal
-from robust_submission.evaluation.plan import Job
-from robust_submission.evaluation.runner import Evaluation
-from robust_submission.evaluation.schema import Attacker
+from robust_submission.evaluation.chunks import ImageChunk
+from robust_submission.evaluation.data import EvaluationData
+from robust_submission.evaluation.jobs import Attacker, Job, Plan
+from robust_submission.evaluation.runner import Runner
 
 NUMBER, LIMIT = 300, 20  # images; of the curves
 RNG = np.random.default_rng(0)
@@ -26,19 +25,17 @@ PGD = Job(attack="pgd", attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=0.1, s
 
 
 class Attacked:
-    """In place of a Measure: part k fools the images whose index leaves k when divided by 5."""
-
-    target = SimpleNamespace(image_size=8)
+    """A ChunkEvaluator whose part k fools the images with index % 5 == k."""
 
     def __init__(self) -> None:
-        self.calls = list[tuple[Job, int, Chunk]]()
+        self.calls = list[tuple[Job, int, ImageChunk]]()
 
-    def clean(self, chunk: Chunk) -> Arrays:
+    def clean(self, chunk: ImageChunk) -> Arrays:
         labels = chunk.labels[: chunk.count].numpy()
         return {"predictions": np.where(chunk.indices % 7 == 0, 9, labels)[:, None]}
 
     def attacked(
-        self, job: Job, chunk: Chunk, right: np.ndarray, shown: np.ndarray, part: int
+        self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
     ) -> Arrays:
         self.calls.append((job, part, chunk))
         rows = slice(len(right))
@@ -54,39 +51,38 @@ class Attacked:
 
 
 @pytest.fixture
-def evaluation(tmp_path: Any) -> Evaluation:
+def evaluation(tmp_path: Any) -> Runner:
     pixels = RNG.integers(0, 256, (2 * NUMBER, 8, 8, 3), dtype=np.uint8)
     labels = np.zeros(2 * NUMBER, dtype=np.int64)
     labels[INDICES] = LABELS
     ids = np.array([str(index) for index in range(2 * NUMBER)])
-    data: Any = SimpleNamespace(
+    data = EvaluationData(
         source=ArraySource(images=pixels, labels=labels, class_names=list("abcd"), ids=ids),
-        indices=INDICES,
         labels=labels,
+        class_names=list("abcd"),
+        indices=INDICES,
         curve_images=LIMIT,
+        description={},
+        batch_size=50,
     )
-    accelerator: Any = SimpleNamespace(
-        num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu")
-    )
-    measure: Any = Attacked()
     journal = Journal(tmp_path / "journal", {})
     journal.prepare()
-    return Evaluation(
-        accelerator=accelerator,
-        measure=measure,
+    curves = {Attacker.OBLIVIOUS: [PGD]}
+    return Runner(
+        evaluator=Attacked(),
         data=data,
-        jobs={AUTOATTACK: True, PGD: False},
+        plan=Plan(main=[AUTOATTACK], epsilon_curves={}, steps_curves=curves, same_as={}),
+        image_size=8,
+        device=torch.device("cpu"),
         journal=journal,
-        batch_size=50,
-        num_workers=0,
     )
 
 
-def calls_of(evaluation: Evaluation) -> list[tuple[Job, int, Chunk]]:
-    return evaluation.measure.calls  # type: ignore[attr-defined]
+def calls_of(evaluation: Runner) -> list[tuple[Job, int, ImageChunk]]:
+    return evaluation.evaluator.calls  # type: ignore[attr-defined]
 
 
-def test_each_part_sees_those_that_withstood_the_ones_before(evaluation: Evaluation):
+def test_each_part_sees_those_that_withstood_the_ones_before(evaluation: Runner):
     evaluation.run()
     seen = [np.zeros(0, dtype=int) for _ in LOSS]
     for job, part, chunk in calls_of(evaluation):
@@ -99,7 +95,7 @@ def test_each_part_sees_those_that_withstood_the_ones_before(evaluation: Evaluat
         assert seen[part].tolist() == np.flatnonzero(withstood).tolist()
 
 
-def test_later_parts_run_in_even_chunks_of_a_power_of_two(evaluation: Evaluation):
+def test_later_parts_run_in_even_chunks_of_a_power_of_two(evaluation: Runner):
     evaluation.run()
     sizes = {part: list[tuple[int, int]]() for part in range(4)}
     for job, part, chunk in calls_of(evaluation):
@@ -112,9 +108,9 @@ def test_later_parts_run_in_even_chunks_of_a_power_of_two(evaluation: Evaluation
         assert len(sizes[part]) == (2 if number > 128 else 1)
 
 
-def test_what_fooled_is_kept_else_what_came_nearest(evaluation: Evaluation):
+def test_what_fooled_is_kept_else_what_came_nearest(evaluation: Runner):
     results = evaluation.run()
-    found = results.jobs[AUTOATTACK]
+    found = results.arrays[AUTOATTACK]
     assert found["fooled_by"].tolist() == FOOLED_BY.tolist()
     assert (found["predictions"][FOOLED_BY >= 0] == 8).all()
     survivors = RIGHT & (FOOLED_BY < 0)
@@ -127,13 +123,13 @@ def test_what_fooled_is_kept_else_what_came_nearest(evaluation: Evaluation):
     assert list(results.pictures) == [AUTOATTACK]
 
 
-def test_a_curve_is_of_the_first_images(evaluation: Evaluation):
-    found = evaluation.run().jobs[PGD]
+def test_a_curve_is_of_the_first_images(evaluation: Runner):
+    found = evaluation.run().arrays[PGD]
     assert len(found["predictions"]) == LIMIT
     assert found["fooled"].tolist() == (FOOLED_BY[:LIMIT] == 0).tolist()
 
 
-def test_done_parts_are_taken_from_the_journal(evaluation: Evaluation):
+def test_done_parts_are_taken_from_the_journal(evaluation: Runner):
     first = evaluation.run()
     calls_of(evaluation).clear()
     parts = sorted(evaluation.journal.folder.glob(f"{AUTOATTACK.key}-*/*.npz"))
@@ -143,5 +139,5 @@ def test_done_parts_are_taken_from_the_journal(evaluation: Evaluation):
     parts[0].unlink()
     again = evaluation.run()
     assert [(job, part) for job, part, _ in calls_of(evaluation)] == [(AUTOATTACK, 1)]
-    for name, values in first.jobs[AUTOATTACK].items():
-        assert np.array_equal(values, again.jobs[AUTOATTACK][name])
+    for name, values in first.arrays[AUTOATTACK].items():
+        assert np.array_equal(values, again.arrays[AUTOATTACK][name])

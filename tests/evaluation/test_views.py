@@ -1,4 +1,4 @@
-"""The evaluated model: found by name, tried out, seen as it is, revealed, and without defences."""
+"""The evaluated model: found by name, tried out, and what each attacker sees of it."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_submission.evaluation.cache import module_digest
-from robust_submission.evaluation.views import LogProbabilities, Target, build_target
+from robust_submission.evaluation.jobs import Attacker
+from robust_submission.evaluation.views import LogProbabilities, Views, build_views
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
 from robust_submission.models.load import LoadedModel, load_named
@@ -16,6 +16,7 @@ from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.surgery import StraightThrough
 from robust_submission.models.trn import TRN
 
+OBLIVIOUS, ADAPTIVE, TRANSFER = Attacker.OBLIVIOUS, Attacker.ADAPTIVE, Attacker.TRANSFER
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMES = ["a", "b", "c"]
 MODULE = """
@@ -48,10 +49,10 @@ def linear(*before: nn.Module) -> nn.Module:
     return nn.Sequential(*before, nn.Flatten(), nn.Linear(192, 3))
 
 
-def build(model: object, class_names: list[str] | None = None, twin: object = None) -> Target:
+def build(model: object, class_names: list[str] | None = None, twin: object = None) -> Views:
     named = LoadedModel(name="it", model=model, image_size=8)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
-    return build_target(named, twin, IMAGES, class_names or NAMES, cpu)  # type: ignore[arg-type]
+    return build_views(named, twin, IMAGES, class_names or NAMES, cpu)  # type: ignore[arg-type]
 
 
 def test_a_function_is_called_for_its_model():
@@ -90,64 +91,57 @@ def test_checkpoint_or_model():
 
 def test_a_plain_model_hides_nothing_and_has_no_twin():
     target = build(linear())
-    assert not target.hides and target.twin is None and target.revealed is target.model
+    assert set(target.seen_by) == {OBLIVIOUS, ADAPTIVE} and not target.hides
     assert not (target.random or target.softmax) and target.differentiable
 
 
 def test_gcm_is_revealed_and_taken_away_for_the_twin():
     target = build(linear(GCM()))
     assert target.hides and not target.random
-    assert isinstance(target.revealed[0], StraightThrough)  # type: ignore[index]
-    assert target.twin is not None
-    torch.testing.assert_close(target.twin(IMAGES), linear()(IMAGES))
-    assert target.describe()["stages"] == ["GCM(omega=1e+20, epsilon=1e-08)"]
-    assert target.describe()["digest"] == module_digest(target.model)
+    assert isinstance(target.seen_by[ADAPTIVE][0], StraightThrough)  # type: ignore[index]
+    torch.testing.assert_close(target.seen_by[TRANSFER](IMAGES), linear()(IMAGES))
 
 
 def test_a_trn_is_revealed_bypassed_and_taken_away_for_the_twin():
     torch.manual_seed(0)
     classifier = RobustClassifier(class_names=NAMES, image_size=8, backbone=linear(), conceal=False)
     alone = build(classifier)
-    assert alone.bypassed is None and not alone.hides
+    assert Attacker.ADAPTIVE_BPDA not in alone.seen_by and not alone.hides
     classifier.attach_trn(TRN(width=4, depth=1))
     for weight in classifier.restore.parameters():
         nn.init.normal_(weight, std=0.1)
     target = build(classifier)
-    assert target.hides and target.bypassed is not None and target.twin is not None
+    assert target.hides
     expected = classifier(IMAGES)
-    torch.testing.assert_close(target.revealed(IMAGES), expected)
-    torch.testing.assert_close(target.bypassed(IMAGES), expected)
-    assert not torch.equal(target.twin(IMAGES), expected)
-    (stage,) = target.describe()["stages"]
-    assert stage == (
-        "TRN(streams: image and gradient; gradient map: predicted, from the classifier)"
-    )
+    torch.testing.assert_close(target.seen_by[ADAPTIVE](IMAGES), expected)
+    torch.testing.assert_close(target.seen_by[Attacker.ADAPTIVE_BPDA](IMAGES), expected)
+    assert not torch.equal(target.seen_by[TRANSFER](IMAGES), expected)
 
 
 def test_another_twin_is_taken_where_one_is_named():
     twin = linear(nn.AvgPool2d(1))
-    assert build(linear(GCM()), twin=twin).twin is twin
-    concealed = build(linear(), twin=linear(GCM())).twin
+    assert build(linear(GCM()), twin=twin).seen_by[TRANSFER] is twin
+    concealed = build(linear(), twin=linear(GCM())).seen_by[TRANSFER]
     assert isinstance(concealed, nn.Sequential) and isinstance(concealed[0], nn.Identity)
-    with pytest.raises(ValueError, match=r"--twin: expected one logit .* 2 classes, found 3"):
+    with pytest.raises(ValueError, match=r"twin: expected one logit .* 2 classes, found 3"):
         build(lambda images: images.flatten(1)[:, :2], NAMES[:2], twin)
 
 
 def test_resize_and_pad_makes_a_model_random_and_its_draws_are_set():
     target = build(linear(GCM(), RandomResizePad(8, 4)))
-    assert target.random and target.hides and len(target.describe()["stages"]) == 2
+    assert target.random and target.hides
     target.set_draw(3)
     third = target.model(IMAGES)
     target.set_draw(4)
     assert not torch.equal(target.model(IMAGES), third)
     target.set_draw(3)
-    assert torch.equal(target.revealed(IMAGES), third)
+    assert torch.equal(target.seen_by[ADAPTIVE](IMAGES), third)
 
 
 def test_noise_that_is_not_ours_is_noticed():
     model = linear()
     target = build(lambda images: model(images + 0.1 * torch.rand_like(images)))
-    assert target.random and target.describe()["digest"] is None
+    assert target.random
     masked = torch.tensor([0, 0, -torch.inf])
     assert build(lambda images: model(images + 0.1 * torch.rand_like(images)) + masked).random
 
@@ -155,21 +149,15 @@ def test_noise_that_is_not_ours_is_noticed():
 def test_probabilities_are_noticed_and_revealed_as_their_logarithms():
     target = build(linear(), None)
     soft = build(nn.Sequential(linear(), nn.Softmax(dim=1)))
-    assert soft.softmax and soft.hides and isinstance(soft.revealed, LogProbabilities)
+    assert soft.softmax and soft.hides and isinstance(soft.seen_by[ADAPTIVE], LogProbabilities)
     expected = target.model(IMAGES).log_softmax(dim=1)
-    torch.testing.assert_close(soft.revealed(IMAGES), expected)
+    torch.testing.assert_close(soft.seen_by[ADAPTIVE](IMAGES), expected)
     assert LogProbabilities(lambda images: torch.zeros(1, 2))(IMAGES).isfinite().all()
 
 
 def test_a_model_without_gradients_is_noticed():
     assert not build(lambda images: linear()(images.detach()).detach()).differentiable
     assert not build(lambda images: linear()(images.detach())).differentiable
-
-
-def test_what_is_no_module_has_no_known_parameters():
-    described = build(lambda images: linear()(images)).describe()
-    assert described["parameters"] is None and described["digest"] is None
-    assert build(linear()).describe()["parameters"] == 193 * 3
 
 
 def test_evaluation_freezes_the_model():
@@ -190,8 +178,9 @@ def two(images: Tensor) -> tuple[Tensor, Tensor]:
         (nn.Linear(5, 3), NAMES, r"it: expected logits of images \(4, 3, 8, 8\), found: .*shapes"),
         (nn.Identity(), NAMES, r"found \(4, 3, 8, 8\)"),
         (two, NAMES, "found tuple"),
+        ({}.__getitem__, NAMES, "it: expected logits of images .*, found: "),
         (lambda: None, NAMES, "found: .*positional argument"),
-        (lambda images: images.flatten(1)[:, :1], ["a"], r"two classes at least, found \['a'\]"),
+        (lambda images: images.flatten(1)[:, :1], ["a"], r"at least two classes, found \['a'\]"),
     ],
 )
 def test_a_model_that_does_not_fit_the_data(model: object, class_names: list[str], message: str):
@@ -204,5 +193,5 @@ def test_classes_in_another_order_are_refused():
     named = LoadedModel(name="it", model=linear(), image_size=8, class_names=["0", "1", "10"])
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"label 1 is '1'\), found '10'"):
-        build_target(named, None, IMAGES, ["0", "10", "1"], cpu)
-    build_target(named, None, IMAGES, ["zero", "one", "ten"], cpu)
+        build_views(named, None, IMAGES, ["0", "10", "1"], cpu)
+    build_views(named, None, IMAGES, ["zero", "one", "ten"], cpu)

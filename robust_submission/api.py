@@ -1,0 +1,223 @@
+"""Evaluates a model from Python; `inference/evaluate.py` does the same from the command line.
+
+from robust_submission import evaluate
+report = evaluate(model, images, labels, attacks=("fgsm", "pgd"), epsilon=8 / 255)
+report.oblivious.value, report.adaptive.value
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from robust_submission.attacks import Model
+from robust_submission.data.loader import micro_batch_size
+from robust_submission.evaluation.batch import ChunkEvaluator
+from robust_submission.evaluation.cache import (
+    Journal,
+    code_digest,
+    digest,
+    model_digest,
+    source_digest,
+)
+from robust_submission.evaluation.chunks import FittingBatches
+from robust_submission.evaluation.data import EvaluationData, TensorSource, arrange_images
+from robust_submission.evaluation.jobs import Attacker, EvaluationSettings
+from robust_submission.evaluation.plan import plan_jobs
+from robust_submission.evaluation.runner import Runner
+from robust_submission.evaluation.views import Views, build_views, try_model
+from robust_submission.models.load import LoadedModel
+from robust_submission.report.build import ReportBuilder
+from robust_submission.report.schema import Report
+from robust_submission.report.write import write_report
+from robust_submission.runtime import provenance
+
+CODE = Path(__file__).parent
+
+
+def evaluate(
+    model: Model,
+    images: Tensor,
+    labels: Tensor | Sequence[int],
+    *,
+    attacks: Sequence[str] = ("fgsm", "pgd"),
+    norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf",
+    epsilon: float | Sequence[float] = 8 / 255,
+    steps: int = 20,
+    draws: int = 5,
+    eot: int = 10,
+    curves: bool = True,
+    curve_images: int | None = None,
+    seed: int = 0,
+    twin: Model | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str | None = None,
+    out: Path | str | None = None,
+) -> Report:
+    """Attack a model as the oblivious, the adaptive and the transfer attacker, and report.
+
+    The model is copied: it keeps its mode, device and `requires_grad`, as the global random states
+    keep theirs. What is not an `nn.Module` is called as it is. Runs on the device of the model's
+    parameters, or on that of the images if it has none.
+
+    Args:
+        model: Any callable from images (B, 3, S, S), float32, RGB, 0 to 1, to logits
+            (B, num_classes), best an `nn.Module`: the defences in one are found and revealed.
+        images: (N, 3, S, S), RGB, floating point from 0 to 1 or uint8.
+        labels: (N,), integers from 0.
+        attacks: fgsm, ffgsm, bim, mim, pgd, cw (L2), autoattack or one of its parts: apgd-ce,
+            apgd-t, apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added.
+        norm: The norm that epsilon bounds.
+        epsilon: One radius or several, in pixel values from 0 to 1; the headline numbers are for
+            the first.
+        steps: Steps of bim, mim and pgd.
+        draws: Draws of a random model that are scored.
+        eot: Draws of a random model that an adaptive attack averages over.
+        curves: Also measure accuracy against epsilon and against steps.
+        curve_images: How many images the curves use; None for a tenth, at least 32, at most 100.
+        seed: Seed of every random draw.
+        twin: A model to transfer from; None for the model itself without its defences.
+        class_names: Names in label order; None for the model's `class_names`, or numbers.
+        name: What the report calls the model; None for the name of its class.
+        out: A folder for report.html, report.json, per_image.csv and plots, and for continuing an
+            interrupted evaluation; None writes no file.
+
+    Raises:
+        UserError: an argument of another type, shape or range, an unknown attack, or a model that
+            fails on the images.
+    """
+    settings = EvaluationSettings(
+        attacks=tuple(attacks),
+        norm=norm,
+        epsilon=tuple(epsilon) if isinstance(epsilon, Sequence) else (epsilon,),
+        steps=steps,
+        draws=draws,
+        eot=eot,
+        curves=curves,
+        seed=seed,
+    )
+    options = {**asdict(settings), "curve_images": curve_images}
+    del options["seed"]  # a field of the report
+    device = next(_tensors(model), images).device
+    with unchanged_random_state():
+        model, twin = copied(model), copied(twin)
+        source = TensorSource(images, labels)
+        named = LoadedModel(
+            name=name or getattr(model, "__name__", type(model).__name__),
+            model=model,
+            image_size=images.shape[-1],
+            class_names=getattr(model, "class_names", None),
+        )
+        first = source.micro_batch(np.arange(1), 1)["images"].to(device)
+        outputs = try_model(named.name, model, first)
+        numbers = [str(number) for number in range(outputs.shape[1])]
+        source.name_classes(class_names or named.class_names or numbers)
+        everything = np.arange(len(source))
+        about = {"source": "tensors", "part": "all", "images": len(source), "of": len(source)}
+        data = arrange_images(source, everything, curve_images, seed, about | {"chosen": "all"})
+        few = data.first_images(named.image_size)
+        views = build_views(named, twin, few, data.class_names, device)
+        return run_evaluation(
+            views, data, settings, options, out=None if out is None else Path(out)
+        )
+
+
+def run_evaluation(
+    views: Views,
+    data: EvaluationData,
+    settings: EvaluationSettings,
+    options: dict[str, Any],
+    *,
+    out: Path | None,
+    accelerator: Accelerator | None = None,
+) -> Report:
+    """Run the evaluation that `evaluate` and `inference/evaluate.py` prepare.
+
+    Args:
+        views: The model and what each attacker differentiates.
+        data: The images.
+        settings: How to attack.
+        options: What the report gives as its settings.
+        out: A folder for the report and for continuing; None writes no file.
+        accelerator: The processes that share the work, each of which calls this; None for one.
+
+    Raises:
+        UserError: an attack that the model or the norm does not allow, an image that cannot be
+            read, a file that cannot be written, or too little memory for one image.
+    """
+    plan = plan_jobs(settings, views)
+    main = accelerator is None or accelerator.is_main_process
+    journal = Journal(out / ".journal", _journal_settings(views, data, settings)) if out else None
+    if journal and main:
+        journal.prepare()
+    if accelerator:
+        accelerator.wait_for_everyone()
+    fit = FittingBatches(micro_batch_size(views.image_size))
+    results = Runner(
+        evaluator=ChunkEvaluator(views, settings, fit),
+        data=data,
+        plan=plan,
+        image_size=views.image_size,
+        device=views.device,
+        accelerator=accelerator,
+        journal=journal,
+    ).run()
+    built = ReportBuilder(results=results, views=views, data=data, settings=settings)
+    report = built.report(options)
+    if out and journal and main:
+        write_report(report, built.pictures(), built.per_image_table(), out)
+        journal.remove()
+    return report
+
+
+def _journal_settings(
+    views: Views, data: EvaluationData, settings: EvaluationSettings
+) -> dict[str, Any]:
+    """Everything that decides the results of a job on a chunk, under names that a user knows."""
+    some = torch.zeros(2, 3, views.image_size, views.image_size, device=views.device)
+    of_data = [data.indices.tobytes(), data.labels.tobytes(), "\n".join(data.source.ids).encode()]
+    # "package.module:function": the module's code can decide more than the tensors show.
+    code = source_digest(views.name.partition(":")[0])
+    return {
+        "version": code_digest(CODE),
+        "packages": provenance()["packages"],
+        "model": [code and views.name, code, model_digest(views.model, some)],
+        "twin": model_digest(views.seen_by.get(Attacker.TRANSFER), some),
+        "data": digest(of_data),
+        "curve_images": data.curve_images,
+        "image_size": views.image_size,
+        "norm and epsilon": [settings.norm, settings.epsilon[0]],
+        "seed": settings.seed,
+        "draws": [settings.draws if views.random else 1, settings.eot],
+    }
+
+
+def copied(model: Any) -> Any:
+    """A copy of a module, to be changed freely; anything else as it is."""
+    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+
+
+def _tensors(model: Model) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Restore the global random states of Python, numpy and torch at the end of the block."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

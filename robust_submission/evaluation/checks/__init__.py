@@ -1,0 +1,36 @@
+"""Runs the masking checks on the results.
+
+Each check is a pure function of measured numbers. One that compares attacks does so per image, and
+is suspicious only if chance does not explain the difference: an honest model evaluated on 100
+images passes.
+Sources: Athalye et al. 2018, Carlini et al. 2019, Tramèr et al. 2020, Croce & Hein 2020.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from robust_submission.evaluation.checks.comparisons import compare_attackers
+from robust_submission.evaluation.checks.curves import examine_curves
+from robust_submission.evaluation.checks.gradients import examine_gradients
+from robust_submission.evaluation.checks.outputs import examine_outputs
+from robust_submission.evaluation.jobs import EvaluationSettings
+from robust_submission.evaluation.results import Check, Results
+from robust_submission.evaluation.views import Views
+
+Verdict = Literal["masked", "no sign of masking"]
+
+
+def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> list[Check]:
+    """Run every check that the measurements allow."""
+    return [
+        *compare_attackers(results, views),
+        *examine_gradients(results, views),
+        *examine_curves(results, views),
+        *examine_outputs(results, views, settings),
+    ]
+
+
+def verdict(checks: Iterable[Check]) -> Verdict:
+    """What the checks say together."""
+    masked = any(check.outcome == "masking" for check in checks)
+    return "masked" if masked else "no sign of masking"

@@ -1,0 +1,106 @@
+"""Checks that compare attacks with each other, on the images that are correct when clean."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from robust_submission.attacks import AutoAttack
+from robust_submission.cli.numbers import percent, plural
+from robust_submission.evaluation.checks.rule import (
+    LARGEST_P_VALUE,
+    Finding,
+    only_fooled_by,
+    rule,
+    when,
+)
+from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, Job
+from robust_submission.evaluation.results import Check, Results, share_of
+from robust_submission.evaluation.views import Views
+
+SINGLE_STEP = ("fgsm", "ffgsm")
+
+
+@rule(
+    "oblivious and adaptive agree",
+    "Do oblivious attacks find as much as adaptive ones?",
+    "equal accuracy, within chance or one point",
+)
+def check_gap(oblivious: np.ndarray, adaptive: np.ndarray) -> Finding:
+    """Compare survival (n,) under the same attacks by the oblivious and the adaptive attacker."""
+    gap = float(oblivious.mean() - adaptive.mean())
+    _, _, p_value = only_fooled_by(adaptive, oblivious)
+    found = (
+        f"robust accuracy {percent(oblivious.mean())} (oblivious), "
+        f"{percent(adaptive.mean())} (adaptive), of the images correct when clean"
+    )
+    return when(gap > 0.01 and p_value < LARGEST_P_VALUE, "masking"), found
+
+
+@rule(
+    "white box beats {attack}",
+    "Do gradients of the model as it is find what {attack} finds without them?",
+    "only {attack} fools no more than 2 % of images, beyond chance",
+)
+def check_black_box(black: np.ndarray, white: np.ndarray, attack: str) -> Finding:
+    """Compare survival (n,) of an attack without the model's gradients, and of those with them."""
+    alone = share_of(int((white - black >= 0.5).sum()), len(black))
+    found = f"only {attack} fools {alone.count:g} of {plural(alone.total, 'image')}"
+    return when(alone.low > 0.02, "masking"), found
+
+
+@rule(
+    "many steps beat one, {attacker}",
+    "Do many steps fool what one step fools?",
+    "many at least as strong as one, within chance",
+)
+def check_one_step(one: np.ndarray, many: np.ndarray, attacker: Attacker) -> Finding:
+    """Compare survival (n,) of attacks of one step, and of attacks of many."""
+    more, less, p_value = only_fooled_by(one, many)
+    found = f"only one step fools {plural(more, 'image')}, only many fool {less}"
+    return when(p_value < LARGEST_P_VALUE, "masking"), found
+
+
+def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
+    """Run the checks that the attacks of the plan allow."""
+
+    def by(*attackers: Attacker) -> list[Job]:
+        jobs = results.plan.headline(*attackers)
+        return [job for job in jobs if job.attack not in BLACK_BOX]
+
+    def survival(jobs: list[Job]) -> np.ndarray:
+        return results.survival(results.worst_case(jobs))
+
+    oblivious, adaptive = by(Attacker.OBLIVIOUS), by(*ADAPTIVE)
+    if oblivious:
+        yield check_gap(survival(oblivious), survival(adaptive))
+    white = [job for job in oblivious if job.attack not in SINGLE_STEP]
+    if white:
+        gradients = np.logical_and.reduce([_without_square(results, job) for job in white])
+        for name, robust in _black_boxes(results):
+            yield check_black_box(results.survival(robust), results.survival(gradients), name)
+    for attacker, jobs in ((Attacker.OBLIVIOUS, oblivious), (Attacker.ADAPTIVE, adaptive)):
+        one = [job for job in jobs if job.attack in SINGLE_STEP]
+        many = [job for job in jobs if job.attack not in SINGLE_STEP]
+        if one and many and (attacker == Attacker.OBLIVIOUS or views.hides):
+            yield check_one_step(survival(one), survival(many), attacker)
+
+
+def _without_square(results: Results, job: Job) -> np.ndarray:
+    """`robust`, but images that only the Square part of AutoAttack fooled count as robust."""
+    return results.robust(job) | (results.correct & _fooled_by_square(results, job))
+
+
+def _black_boxes(results: Results) -> Iterable[tuple[str, np.ndarray]]:
+    """Attacks that need no gradient of the model as it is, with the images that withstand them."""
+    for job in results.plan.headline(Attacker.OBLIVIOUS, Attacker.TRANSFER):
+        if job.attack in BLACK_BOX:
+            yield job.attack, results.robust(job)
+        elif job.attacker == Attacker.TRANSFER:
+            yield "transfer", results.robust(job)
+        elif job.attack == "autoattack":
+            yield "square (AutoAttack)", results.correct & ~_fooled_by_square(results, job)
+
+
+def _fooled_by_square(results: Results, job: Job) -> np.ndarray:
+    """(n, 1)."""
+    return results.arrays[job]["fooled_by"][:, None] == AutoAttack.STANDARD.index("square")

@@ -1,0 +1,82 @@
+"""Checks of the gradients at the clean images."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from robust_submission.cli.numbers import percent, plural
+from robust_submission.evaluation.checks.rule import Finding, rule, when
+from robust_submission.evaluation.results import Check, Results, share_of
+from robust_submission.evaluation.views import Views
+
+RATIO_RANGE = (0.1, 1e6)
+"""Plausible L1 norms of the margin's gradient divided by the margin. The inverse is the L-infinity
+epsilon that would fool a linear model: above 10 the gradient has vanished, below 1e-6 it has been
+blown up (with GCM about 1e-12), as pixels are 0 to 1 in steps of 1/255."""
+
+
+@rule("differentiable", "Can autograd differentiate the model?", "yes")
+def check_gradient_exists(differentiable: bool) -> Finding:
+    """Check that autograd can differentiate the outputs with respect to the images."""
+    found = "yes" if differentiable else "no: no attack used the model's own gradient"
+    return when(not differentiable, "warning"), found
+
+
+@rule("finite gradients", "Is every gradient a finite number?", "no NaN")
+def check_finite(gradient: np.ndarray) -> Finding:
+    """Look for NaN in `gradient` (n,), which stands for a gradient that is not finite."""
+    bad = int(np.isnan(gradient).sum())
+    return when(bad > 0, "masking"), f"NaN or infinite on {plural(bad, 'image')}"
+
+
+@rule(
+    "gradients there",
+    "Do gradients reach the image?",
+    "zero on less than 10 % of images, beyond chance",
+)
+def check_zero(gradient: np.ndarray) -> Finding:
+    """Look for zeros among L1 norms (n,); the margin does not saturate as cross-entropy does."""
+    zero = share_of(int((gradient == 0).sum()), len(gradient))
+    found = f"zero on {zero.count:g} of {plural(zero.total, 'image')}"
+    return when(zero.low > 0.1, "masking"), found
+
+
+@rule(
+    "size of gradients",
+    "Are gradients of a size that fits the logits?",
+    f"a linear model would be fooled at an epsilon from {1 / RATIO_RANGE[1]:g} to "
+    f"{1 / RATIO_RANGE[0]:g}",
+)
+def check_size(ratio: np.ndarray) -> Finding:
+    """Check `ratio` (n,): the L1 norm of the margin's gradient over the margin."""
+    median = float(np.median(ratio))
+    plausible = RATIO_RANGE[0] <= median <= RATIO_RANGE[1]
+    return when(not plausible, "masking"), f"at {1 / median:.2g} (median)"
+
+
+@rule(
+    "gradients point uphill",
+    "Does a small step along the gradient raise the loss?",
+    "on at least 75 % of images; a random direction does on about half",
+)
+def check_uphill(rises: np.ndarray, random: bool) -> Finding:
+    """Check that a small step along its gradient raises an image's loss: `rises` is bool (n,).
+
+    For a random model it is only a warning, as its loss differs from call to call.
+    """
+    up = share_of(int(rises.sum()), len(rises))
+    return when(up.high < 0.75, "warning" if random else "masking"), f"on {percent(up.value)}"
+
+
+def examine_gradients(results: Results, views: Views) -> Iterable[Check]:
+    """Run the checks; those that need a gradient are not run where autograd could take none."""
+    none = np.zeros(0)
+    gradient, margin, rises = (
+        results.clean.get(name, none) for name in ("gradient", "margin", "rises")
+    )
+    known = np.isfinite(gradient) & (gradient > 0) & (margin != 0)
+    yield check_gradient_exists(views.differentiable)
+    yield check_finite(gradient)
+    yield check_zero(gradient)
+    yield check_size(gradient[known] / np.abs(margin[known]))
+    yield check_uphill(rises, views.random)

@@ -1,0 +1,57 @@
+"""Checks of the model's outputs, and of the evaluation as a whole."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from robust_submission.cli.numbers import percent
+from robust_submission.evaluation.checks.rule import Finding, rule, when
+from robust_submission.evaluation.jobs import EvaluationSettings
+from robust_submission.evaluation.results import Check, Results, Share, accuracy
+from robust_submission.evaluation.views import Views
+
+
+@rule("logits", "Does the model return logits?", "logits")
+def check_logits(softmax: bool) -> Finding:
+    """Check that the outputs are not probabilities."""
+    found = "probabilities, whose gradients vanish; the adaptive attacks saw their logarithms"
+    return when(softmax, "warning"), found if softmax else "logits"
+
+
+@rule("deterministic", "Does the model give the same answer twice?", "the same answer")
+def check_deterministic(random: bool, draws: int, eot: int) -> Finding:
+    """Check that two calls do not differ."""
+    found = f"it is random: adaptive attacks average {eot} draws, {draws} other draws are scored"
+    return when(random, "warning"), found if random else "the same answer"
+
+
+@rule("inside the ball", "Did every attack stay within its epsilon?", "all of them")
+def check_ball(distances: np.ndarray, epsilons: np.ndarray) -> Finding:
+    """Compare the largest distances from the clean images with the radii."""
+    outside = int((distances > epsilons * (1 + 1e-4) + 1e-6).sum())
+    return when(outside > 0, "warning"), f"{outside} of {len(epsilons)} did not"
+
+
+@rule(
+    "clean accuracy",
+    "Does the model classify clean images?",
+    "better than a guess among {classes} classes",
+)
+def check_clean_accuracy(clean: Share, classes: int) -> Finding:
+    """Check clean accuracy: at chance, range, normalisation or class order are wrong."""
+    suspicious, found = clean.low <= 1 / classes, percent(clean.value)
+    if suspicious:
+        found += "; is its input RGB from 0 to 1, its normalisation inside, its class order ours?"
+    return when(suspicious, "warning"), found
+
+
+def examine_outputs(
+    results: Results, views: Views, settings: EvaluationSettings
+) -> Iterable[Check]:
+    """Run the checks."""
+    main = results.plan.main
+    distances = [results.arrays[job]["distance"].max(initial=0) for job in main]
+    yield check_logits(views.softmax)
+    yield check_deterministic(views.random, settings.draws, settings.eot)
+    yield check_ball(np.array(distances), np.array([job.epsilon for job in main]))
+    yield check_clean_accuracy(accuracy(results.correct), views.num_classes)

@@ -1,0 +1,253 @@
+"""The images that a model is evaluated on, and their order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust_submission.cli.errors import UserError
+from robust_submission.data.dataset import NO_LABEL, ImageDataset
+from robust_submission.data.loader import MicroBatch, evaluation_loader, micro_batches
+from robust_submission.data.run_data import read_recipe, recipe_columns
+from robust_submission.data.sources import (
+    Columns,
+    Source,
+    available_splits,
+    open_source,
+    split_train_validation,
+    stratified_subset,
+)
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """The images."""
+
+    name: str | None = None
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge or csv (see data/README.md); by
+    default the run's own."""
+    root: Path | None = None
+    """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
+    digits."""
+    split: str = "test"
+    """train, val or test."""
+    download: bool = False
+    """Let torchvision download the data set if it is not in root."""
+    image_column: str | None = None
+    """hf: the column of the images; by default the one of type Image."""
+    label_column: str | None = None
+    """hf: the column of the labels; by default the one of type ClassLabel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """Labelled images in the order in which they are attacked."""
+
+    source: Source
+    labels: np.ndarray
+    """int64 (N,): the labels of the source."""
+    class_names: list[str]
+    indices: np.ndarray
+    """int64 (n,): which images of the source; the first `curve_images` are used for the curves."""
+    curve_images: int
+    description: dict[str, Any]
+    """What the report says about the data."""
+    batch_size: int = 64
+    """Images that each process reads at a time; changes no result."""
+    num_workers: int = 0
+    """Processes that read images; changes no result."""
+
+    def first_images(self, image_size: int, count: int = 8) -> Tensor:
+        """The first images, (B, 3, image_size, image_size), float32, 0 to 1, to try a model on."""
+        rows = np.arange(min(count, len(self.indices)))
+        return next(self.micro_batches(rows, image_size, len(rows), 0, 1))["images"]
+
+    def micro_batches(
+        self, rows: np.ndarray, image_size: int, size: int, process_index: int, num_processes: int
+    ) -> Iterator[MicroBatch]:
+        """The images of these rows in micro-batches of `size`, of which this process gets its part.
+
+        Args:
+            rows: int64 (m,), places in `indices`.
+            image_size: Side of the images in pixels.
+            size: Images of a micro-batch; the last one is padded.
+            process_index: Number k of this process: it gets the micro-batches k, k + P, k + 2 P, …
+            num_processes: Number of processes P.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        if isinstance(self.source, TensorSource):
+            for start in range(process_index * size, len(rows), num_processes * size):
+                yield self.source.micro_batch(self.indices[rows[start : start + size]], size)
+            return
+        loader = evaluation_loader(
+            ImageDataset(self.source, self.indices[rows], image_size),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            process_index=process_index,
+            num_processes=num_processes,
+            size=size,
+        )
+        yield from micro_batches(loader)
+
+
+class TensorSource:
+    """Images in memory, which reach the model exactly as they are.
+
+    Args:
+        images: (N, 3, S, S), RGB; floating point from 0 to 1, or uint8.
+        labels: (N,), integers.
+
+    Raises:
+        UserError: images or labels of another shape, type or range.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | Sequence[int]) -> None:
+        self.images = images.detach().cpu()
+        self.labels = torch.as_tensor(labels).detach().cpu().numpy().astype(np.int64)
+        self.class_names = list[str]()
+        self.ids = np.array([str(index) for index in range(len(images))])
+        shape = tuple(images.shape)
+        if images.ndim != 4 or shape[1] != 3 or shape[2] != shape[3] or not len(images):
+            raise UserError(f"images: expected shape (N, 3, S, S), found {shape}.")
+        if self.labels.shape != shape[:1]:
+            raise UserError(f"labels: expected shape {shape[:1]}, found {self.labels.shape}.")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise UserError(f"images: expected floating point or uint8, found {images.dtype}.")
+        if images.is_floating_point() and not (images.min() >= 0 and images.max() <= 1):
+            found = f"{float(images.min()):g} to {float(images.max()):g}"
+            raise UserError(f"images: expected values from 0 to 1, found {found}.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Name the classes, in label order.
+
+        Raises:
+            UserError: a label has no name.
+        """
+        low, high = self.labels.min(), self.labels.max()
+        if low < 0 or high >= len(names):
+            raise UserError(f"labels: expected 0 to {len(names) - 1}, found {low} to {high}.")
+        self.class_names = list(names)
+
+    def image(self, index: int) -> np.ndarray:
+        """Image `index` as uint8 (H, W, 3), RGB, for display."""
+        image = self.images[index].permute(1, 2, 0)
+        return (image if image.dtype == torch.uint8 else (255 * image).round().byte()).numpy()
+
+    def micro_batch(self, indices: np.ndarray, size: int) -> MicroBatch:
+        """These images, padded to `size`."""
+        count, shape = len(indices), self.images.shape[1:]
+        pixels = self.images[indices].numpy()
+        batch = MicroBatch(
+            images=torch.zeros(size, *shape),
+            labels=torch.full((size,), NO_LABEL),
+            indices=torch.full((size,), -1),
+            skipped=[],
+            count=count,
+        )
+        scale = np.float32(255 if pixels.dtype == np.uint8 else 1)
+        batch["images"][:count] = torch.from_numpy(np.divide(pixels, scale, dtype=np.float32))
+        batch["labels"][:count] = torch.from_numpy(self.labels[indices])
+        batch["indices"][:count] = torch.from_numpy(indices)
+        return batch
+
+
+def open_evaluation_data(
+    options: DataOptions,
+    checkpoint: Path | None,
+    limit: int | None,
+    curve_images: int | None,
+    seed: int,
+) -> EvaluationData:
+    """Open the data and choose the images.
+
+    Args:
+        options: The data; without a name, the test images of the run in `checkpoint`.
+        checkpoint: A run folder.
+        limit: The largest number of images, stratified by class; None for all.
+        curve_images: How many of them, stratified as well, are used for the curves; None for a
+            tenth of them, at least 32 and at most 100.
+        seed: Seed of both choices.
+
+    Raises:
+        UserError: no such data, no labels, a limit below 1, or a root of data without a name.
+    """
+    if options.name:
+        columns = Columns(image=options.image_column, label=options.label_column)
+        source = open_source(
+            options.name, options.root, options.split, download=options.download, columns=columns
+        )
+        candidates, part = np.arange(len(source)), f"split {options.split}"
+        origin = options.name if options.root is None else f"{options.name} in {options.root}"
+    elif options.root or options.download:
+        raise UserError("expected --data.name with --data.root or --data.download, found none.")
+    else:
+        source, candidates, origin, part = _of_the_run(checkpoint, options.split)
+    if source.labels is None:
+        raise UserError(f"{origin}: expected images with labels, found none.")
+    chosen = candidates[stratified_subset(source.labels[candidates], limit, seed)]
+    how = "all" if len(chosen) == len(candidates) else f"a stratified draw with seed {seed}"
+    about = {"source": origin, "part": part, "images": len(chosen), "of": len(candidates)}
+    return arrange_images(source, chosen, curve_images, seed, about | {"chosen": how})
+
+
+def arrange_images(
+    source: Source,
+    chosen: np.ndarray,
+    curve_images: int | None,
+    seed: int,
+    description: dict[str, Any],
+) -> EvaluationData:
+    """Put the images of the curves first; see `open_evaluation_data`."""
+    assert source.labels is not None and source.class_names is not None
+    first = curve_images or min(max(len(chosen) // 10, 32), 100)
+    leading = stratified_subset(source.labels[chosen], first, seed)
+    first = min(first, len(chosen))
+    return EvaluationData(
+        source=source,
+        labels=source.labels,
+        class_names=source.class_names,
+        indices=np.concatenate([chosen[leading], np.delete(chosen, leading)]),
+        curve_images=first,
+        description=description | {"images_of_the_curves": first},
+    )
+
+
+def _of_the_run(checkpoint: Path | None, split: str) -> tuple[Source, np.ndarray, str, str]:
+    """The run's source, which of its images, where they are from, and which part they are."""
+    recipe = read_recipe(checkpoint, "--data.name")
+    name, root = recipe["data"]["name"], recipe["data"]["root"]
+    columns = recipe_columns(recipe["data"])
+    splits = available_splits(name, root, columns)
+    if split in splits or split == "train":
+        source = open_source(name, root, split, columns=columns)
+        return source, np.arange(len(source)), name, f"split {split}"
+    if "val" in splits:
+        source = open_source(name, root, "val", columns=columns)
+        return source, np.arange(len(source)), name, f"split val (there is no {split})"
+    source = open_source(name, root, columns=columns)
+    held_out = _held_out(source, recipe, f"{checkpoint}/recipe.yaml")
+    if len(held_out) == 0:
+        raise UserError(f"{name}: expected images held out from training, found none.")
+    return source, held_out, name, f"held out from training (there is no {split})"
+
+
+def _held_out(source: Source, recipe: dict[str, Any], path: str) -> np.ndarray:
+    """The images of undivided data that the run did not train on."""
+    try:
+        seed, data = recipe["seed"], recipe["data"]
+        limit, fraction = data["limit"], data["validation_fraction"]
+    except KeyError as error:
+        raise UserError(f"{path}: expected a recipe with {error.args[0]}, found none.") from error
+    labels = np.zeros(0) if source.labels is None else source.labels
+    kept = stratified_subset(labels, limit, seed)
+    _, held_out = split_train_validation(labels[kept], fraction, seed)
+    return kept[held_out]

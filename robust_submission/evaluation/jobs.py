@@ -1,0 +1,171 @@
+"""Who attacks, and with what: the jobs that make up an evaluation."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from robust_submission.attacks import PGD, Attack, AutoAttack, build_attack
+from robust_submission.cli.errors import UserError
+from robust_submission.cli.numbers import radius
+
+BLACK_BOX = ("noise", "square")
+"""Attacks that use no gradient."""
+ITERATIVE = ("bim", "mim", "pgd")
+"""Attacks whose number of steps the user sets."""
+
+
+class Attacker(StrEnum):
+    """Who attacks: what the attacker knows of the defence, and so differentiates.
+
+    Every attack is scored on the model as it is deployed.
+    """
+
+    OBLIVIOUS = "oblivious"
+    """Knows of no defence and differentiates the model as it is."""
+    ADAPTIVE = "adaptive"
+    """Knows the defence and differentiates the model with its masking revealed: GCM by BPDA, TRN
+    through its gradient map, random stages by their expectation."""
+    ADAPTIVE_BPDA = "adaptive-bpda"
+    """The same, but passes the gradient straight through TRN as well."""
+    TRANSFER = "transfer"
+    """Differentiates the undefended twin."""
+
+
+ADAPTIVE = (Attacker.ADAPTIVE, Attacker.ADAPTIVE_BPDA)
+"""The attackers that know the defence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How to attack: everything but the model and the images that decides the results."""
+
+    attacks: tuple[str, ...] = ("fgsm", "pgd", "autoattack")
+    """fgsm, ffgsm, bim, mim, pgd, cw (L2), autoattack or one of its parts: apgd-ce, apgd-t,
+    apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added."""
+    norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf"
+    """The norm that epsilon bounds."""
+    epsilon: tuple[float, ...] = (8 / 255,)
+    """Radii in pixel values from 0 to 1; the headline numbers are for the first."""
+    steps: int = 20
+    """Steps of bim, mim and pgd."""
+    draws: int = 5
+    """Draws of a random model that are scored."""
+    eot: int = 10
+    """Draws of a random model that an adaptive attack averages over; other ones than are scored."""
+    curves: bool = True
+    """Also measure accuracy against epsilon and against steps, for the checks that need them."""
+    seed: int = 0
+    """Seed of every random draw."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "draws", "eot"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name}: expected at least 1, found {value}.")
+        if self.seed < 0:
+            raise UserError(f"seed: expected at least 0, found {self.seed}.")
+        if not self.attacks or not self.epsilon:
+            raise UserError("attacks, epsilon: expected at least one of each, found none.")
+        if min(self.epsilon) <= 0 or (self.norm == "linf" and max(self.epsilon) > 1):
+            raise UserError(
+                "epsilon: expected radii above 0, for linf at most 1, as pixels are 0 to 1 "
+                f"(8/255), found {', '.join(f'{each:g}' for each in self.epsilon)}."
+            )
+        names = [radius(each, self.norm) for each in set(self.epsilon)]
+        if len(set(names)) < len(names):
+            raise UserError(
+                "epsilon: expected radii that differ in the digits that name them "
+                f"({max(names, key=names.count)}), found {', '.join(map(str, self.epsilon))}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attack by one attacker, on all images or on those of the curves."""
+
+    attack: str
+    """A name of `attacks.ATTACKS`."""
+    attacker: Attacker
+    norm: str
+    epsilon: float
+    steps: int | None = None
+    """Of `ITERATIVE` attacks; None for the others."""
+
+    @property
+    def label(self) -> str:
+        """The attack with its steps, such as "pgd-20"."""
+        return self.attack if self.steps is None else f"{self.attack}-{self.steps}"
+
+    @property
+    def name(self) -> str:
+        """The name in reports and tables, such as "pgd-20 linf 8/255 adaptive"."""
+        return f"{self.label} {self.norm} {radius(self.epsilon, self.norm)} {self.attacker}"
+
+    @property
+    def key(self) -> str:
+        """A file name that no other job has."""
+        text = json.dumps([self.attack, self.attacker, self.norm, self.epsilon.hex(), self.steps])
+        return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The attacks it consists of; each is run on the images that withstood those before."""
+        return AutoAttack.STANDARD if self.attack == "autoattack" else (self.attack,)
+
+    def attacks(self, early_stop: bool) -> Mapping[str, Attack]:
+        """Build its parts.
+
+        Args:
+            early_stop: Skip steps that cannot change which images are fooled, where the attack
+                supports it.
+
+        Raises:
+            UserError: there is no such attack, or it refuses norm or epsilon.
+        """
+        options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
+        if early_stop and self.attack in ITERATIVE:
+            options["early_stop"] = True
+        return {name: build_attack(name, self.epsilon, self.norm, **options) for name in self.parts}
+
+    def settings(self, early_stop: bool) -> dict[str, Any]:
+        """Everything that is needed to repeat the attack."""
+        (first, *others) = self.attacks(early_stop).values()
+        settings = asdict(first)  # pyright: ignore[reportArgumentType]
+        if isinstance(first, PGD) and first.step_size is None:
+            settings["step_size"] = first.stride * self.epsilon / max(first.steps, 1)
+        if others:
+            settings["attacks"] = AutoAttack.STANDARD
+        return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All jobs of an evaluation."""
+
+    main: list[Job]
+    """Jobs on all images; those with the first epsilon, the headline's, come first."""
+    epsilon_curves: dict[Attacker, list[Job]]
+    """PGD with growing epsilon, on the images of the curves."""
+    steps_curves: dict[Attacker, list[Job]]
+    """PGD with growing steps, on the images of the curves."""
+    same_as: dict[Job, Job]
+    """Jobs that need no run, each with the job that has the same results."""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every job, those on all images first; one may occur twice."""
+        curves = [*self.epsilon_curves.values(), *self.steps_curves.values()]
+        return [*self.main, *(job for curve in curves for job in curve)]
+
+    def distinct(self) -> dict[Job, bool]:
+        """The jobs to run, each with whether it is on all images or on those of the curves."""
+        runs = [self.same_as.get(job, job) for job in self.jobs]
+        everywhere = set(runs[: len(self.main)])
+        return {job: job in everywhere for job in runs}
+
+    def headline(self, *attackers: Attacker) -> list[Job]:
+        """The jobs of these attackers on all images with the first epsilon."""
+        epsilon = self.main[0].epsilon
+        return [job for job in self.main if job.epsilon == epsilon and job.attacker in attackers]

@@ -1,0 +1,141 @@
+"""The robustness report as data, and report.json, which is `Report` field by field.
+
+docs/report.md explains it to readers. Every number comes with its attack, norm, epsilon, number of
+images, seed and interval. Nothing depends on time, processes or interruptions, so that equal runs
+give equal files.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from robust_submission.cli.errors import UserError
+from robust_submission.cli.numbers import percent, plural
+from robust_submission.evaluation.checks import Verdict
+from robust_submission.evaluation.jobs import Attacker
+from robust_submission.evaluation.results import Check, Curve, Measurement, Outcome, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryImage:
+    """One image of the gallery; its pictures are on the page, not in report.json."""
+
+    id: str
+    label: str
+    clean_prediction: str
+    oblivious_prediction: str
+    adaptive_prediction: str
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Report:
+    """All that an evaluation found. Printed, it is a summary in a few lines."""
+
+    model: dict[str, Any]
+    """name, parameters, stages in force, image_size, num_classes, random (bool), digest of its
+    structure and tensors (None if it is no nn.Module)."""
+    data: dict[str, Any]
+    """source, part, images, how they were chosen."""
+    threat_model: str
+    """In words."""
+    seed: int
+    clean: Share
+    twin_clean: Share | None
+    """Clean accuracy of the undefended twin on the same images."""
+    oblivious: Share
+    """Robust accuracy in the worst case per image over all oblivious attacks."""
+    adaptive: Share
+    """Robust accuracy in the worst case per image over all attacks, adaptive and transfer ones
+    too: what the model is worth once the attacker knows the defence."""
+    oblivious_robustness: Share
+    """`oblivious` as AR: of the images classified correctly when clean."""
+    adaptive_robustness: Share
+    measurements: tuple[Measurement, ...]
+    curves: tuple[Curve, ...]
+    checks: tuple[Check, ...]
+    verdict: Verdict
+    gallery: tuple[GalleryImage, ...]
+    provenance: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The options that decide the report: norm, epsilons, steps, draws; the headline numbers are
+    for the first epsilon."""
+    schema: int = 2
+
+    def __repr__(self) -> str:
+        signs = len(self.checks_with("masking"))
+        ran = len(self.checks) - len(self.checks_with("not run"))
+        lines = [
+            f"Report of {self.model.get('name')} on {plural(self.clean.total, 'image')}",
+            f"clean accuracy {percent(self.clean.value)}",
+            f"robust accuracy {percent(self.oblivious.value)} (oblivious), "
+            f"at most {percent(self.adaptive.value)} (adaptive)",
+            f"{self.verdict}: {signs} of {plural(ran, 'check')} show{'s' * (signs == 1)} masking",
+        ]
+        return "\n".join(lines)
+
+    @property
+    def gap(self) -> float:
+        """By how much oblivious exceeds adaptive robust accuracy, from 0 to 1."""
+        return self.oblivious.value - self.adaptive.value
+
+    @property
+    def attackers(self) -> list[Attacker]:
+        """Who attacked, in the enum's order."""
+        used = {one.attacker for one in self.measurements}
+        return [attacker for attacker in Attacker if attacker in used]
+
+    @property
+    def groups(self) -> list[list[Measurement]]:
+        """Measurements with equal attack, norm and epsilon together, by attacker."""
+        groups: dict[tuple[str, str, float], list[Measurement]] = {}
+        for one in self.measurements:
+            groups.setdefault((one.attack, one.norm, one.epsilon), []).append(one)
+        order = list(Attacker)
+        return [sorted(each, key=lambda one: order.index(one.attacker)) for each in groups.values()]
+
+    def checks_with(self, outcome: Outcome) -> list[Check]:
+        """The checks with one outcome, in order."""
+        return [check for check in self.checks if check.outcome == outcome]
+
+
+def json_text(report: Report) -> str:
+    """The content of report.json: indented, UTF-8, null for what is not a finite number."""
+    plain = to_jsonable_python(report, inf_nan_mode="null", fallback=_to_plain)
+    return json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_report(folder: Path) -> Report:
+    """Read the report in `folder`.
+
+    Raises:
+        UserError: there is no report.json, as before an evaluation has finished; it cannot be read,
+            is damaged or has another schema; or a number in it is not finite.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        raise UserError(f"{path}: expected the report of a finished evaluation, found none.")
+    try:
+        values = json.loads(path.read_bytes())
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != Report.schema:
+            raise UserError(
+                f"{path}: expected schema {Report.schema}, found {schema}; evaluate again."
+            )
+        return TypeAdapter(Report).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: expected a complete report, found: {place}: {first['msg']}."
+        ) from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a report in JSON, found: {error}.") from error
+
+
+def _to_plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
