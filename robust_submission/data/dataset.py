@@ -1,4 +1,4 @@
-"""A source's images, made ready for a model, and their batches."""
+"""The images of a source at the size that a model expects, and their batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robust_submission.cli.errors import UserError
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import Source
 
 NO_LABEL = -1
 READ_TOGETHER = 16
-"""Images that are read, and held, before the first of them is augmented: the processor's caches
-hold the code of one step, not of all; small images then take three quarters of the time."""
+"""Images that are read before the first of them is augmented. Small images then take three quarters
+of the time: the processor's caches hold the code of one step, not of both."""
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """uint8 (H, W, 3) and a source of randomness to uint8 (image_size, image_size, 3)."""
@@ -34,7 +35,7 @@ class Item(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An unreadable image: its index, a message for the user, its place among those asked for."""
+    """An unreadable image: its index, a message for the user, and its place in the batch."""
 
     index: int
     message: str
@@ -42,7 +43,7 @@ class Skipped:
 
 
 class Batch(TypedDict):
-    """Images with what is known of them; the unreadable ones stand apart."""
+    """Images with their labels and indices; unreadable ones are listed apart."""
 
     images: Tensor
     """float32 (B, 3, H, W), RGB, 0 to 1."""
@@ -55,18 +56,18 @@ class Batch(TypedDict):
 
 
 class ImageDataset(Dataset[Item]):
-    """Images of a source, augmented by a function of (seed, epoch, index) and of nothing else.
+    """Images of a source, augmented as a function of (seed, epoch, index) alone.
 
     A key is a position in `indices`, or a pair (epoch, position): the sampler passes the epoch,
-    which therefore reaches workers that live on from epoch to epoch.
+    which therefore reaches workers that stay alive over epochs.
 
     Args:
         source: Where the images come from.
-        indices: Which of them, and in which order; None takes all.
+        indices: int64 (N,), which images and in which order; None for all.
         image_size: Side of the images in pixels.
         augmentation: To `image_size`; None only resizes, the same in every epoch.
-        seed: Of the augmentation.
-        skip_bad: Loaders set unreadable images apart instead of raising their ValueError.
+        seed: Seed of the augmentation.
+        skip_bad: Loaders list unreadable images in `skipped` instead of raising an error.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class ImageDataset(Dataset[Item]):
         return len(self.indices)
 
     def __getitem__(self, key: _Key) -> Item:
-        """Read and augment one image; ValueError when it cannot be read."""
+        """Read and augment one image; UserError if it cannot be read."""
         return self._item(key, self._read(key))
 
     def __getitems__(self, keys: Sequence[_Key]) -> list[Item | Skipped]:
-        """Several images at once, as loaders ask for them; nothing is raised for a bad file.
+        """Several images at once, as loaders ask for them; a bad file raises nothing.
 
         torch would wrap an exception of a worker in its traceback; the loader raises the message
         in the main process instead.
@@ -133,7 +134,7 @@ class ImageDataset(Dataset[Item]):
     ) -> _Result | Skipped:
         try:
             return work(key, *more)
-        except ValueError as error:
+        except UserError as error:
             return Skipped(self._epoch_and_index(key)[1], str(error), place)
 
     def _epoch_and_index(self, key: _Key) -> tuple[int, int]:
@@ -142,7 +143,7 @@ class ImageDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item | Skipped], image_size: int) -> Batch:
-    """Make a batch of what `ImageDataset.__getitems__` gave, in its order."""
+    """Make a batch of the results of `ImageDataset.__getitems__`, in their order."""
     read = [item for item in items if not isinstance(item, Skipped)]
     images = np.empty((len(read), 3, image_size, image_size), dtype=np.uint8)
     for place, item in enumerate(read):

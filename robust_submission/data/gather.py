@@ -1,4 +1,4 @@
-"""Results of all processes, one for each image: none lost, none doubled, in the images' order."""
+"""Gathers the results of all processes: exactly one per image, in order of the images' index."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -65,7 +65,7 @@ def gather_by_index(
 
     Raises:
         RuntimeError: an expected index is missing, or one came twice or unexpected; or a result
-            doesn't have one row for each index. The same in all processes, so that none waits.
+            does not have one row per index. All processes raise it, so that none waits.
     """
     mine = (_to_array(indices), {name: _to_array(array) for name, array in values.items()})
     parts = [part for part in _from_all_processes(accelerator, [mine]) if len(part[0])]

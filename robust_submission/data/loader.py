@@ -6,14 +6,10 @@ for batch in training: ...
 for batch in micro_batches(evaluation_loader(dataset, batch_size=64, num_workers=4)): ...
 """
 
-import os
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.dataset import NO_LABEL, Batch, ImageDataset, Item, Skipped, collate
+from robust_submission.data.workers import prepare_worker, read_ahead
 
 __all__ = [
     "Batch",
@@ -39,50 +36,32 @@ __all__ = [
 ]
 
 _Keys = list[tuple[int, int]]  # (epoch, position in the dataset's indices)
-_T = TypeVar("_T")
 
 
 def micro_batch_size(image_size: int) -> int:
-    """How many images a model sees at once wherever it is measured: a constant for each side.
+    """How many images a model sees at once wherever it is measured; depends on the side alone.
 
-    32 at 224 pixels and above; of smaller images so many that they hold as many pixels, at most
-    128: a network that sees few small ones at a time is mostly waiting. On a GPU, which waits with
-    more, four times as many.
+    32 at 224 pixels and above. Of smaller images, as many as have the same number of pixels, at
+    most 128: with few small images at a time a network is mostly waiting. Four times as many on a
+    GPU, for the same reason.
     """
     times = 4 if torch.accelerator.is_available() else 1
     return times * min(max(32, 32 * 224**2 // image_size**2), 128)
 
 
 def even_size(number: int, largest: int) -> int:
-    """How many images each of a power of two of equal parts holds, at most `largest`.
+    """Size of each part of `number` images in 1, 2, 4, 8 … equal parts of at most `largest`.
 
-    Two, four or eight processes then get as many parts.
+    Two, four or eight processes then each get the same number of parts.
     """
     parts = 1 << (-(-number // largest) - 1).bit_length()
     return -(-number // parts)
 
 
 class MicroBatch(Batch):
-    """A batch of a set number of places; padding from `count` on: zeros, label and index -1."""
+    """A batch of a fixed size; from `count` on it is padding: zeros, with label and index -1."""
 
     count: int
-
-
-def _prepare_worker(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which ends its workers, by SIGTERM at its exit.
-
-    Where one cannot ask who sent a signal (macOS), torch's workers stay as they are.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_with_parent, name="signals", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 def _torch_loader(
@@ -95,23 +74,14 @@ def _torch_loader(
         collate_fn=partial(collate, image_size=dataset.image_size),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        worker_init_fn=_prepare_worker,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # else each pass would draw from torch's global one
     )
 
 
-def _read_ahead(batches: Iterator[_T]) -> Iterator[_T]:
-    """The same batches; a thread reads the next one while this one is used."""
-    with ThreadPoolExecutor(1, "reader") as reader:
-        following = reader.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = reader.submit(next, batches, None)
-            yield batch
-
-
 def _checked(loader: DataLoader[Batch], skip_bad: bool) -> Iterator[Batch]:
     batches = iter(loader)
-    for batch in batches if loader.num_workers else _read_ahead(batches):
+    for batch in batches if loader.num_workers else read_ahead(batches):
         if batch["skipped"] and not skip_bad:
             raise UserError(batch["skipped"][0].message)
         yield batch
@@ -142,7 +112,7 @@ class _TrainingBatches(Sampler[_Keys]):
 
 
 class TrainingLoader:
-    """Batches of one epoch after the other; see `training_loader`."""
+    """Batches of one epoch after another; see `training_loader`."""
 
     def __init__(self, dataset: ImageDataset, batches: _TrainingBatches, num_workers: int) -> None:
         self.dataset = dataset
@@ -150,9 +120,9 @@ class TrainingLoader:
         self._loader = _torch_loader(dataset, batches, num_workers)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """What the next pass gives: epoch `epoch` from its step `start_step` on."""
+        """Make the next pass epoch `epoch`, from step `start_step` on."""
         if not 0 <= start_step <= len(self):
-            raise UserError(f"expected a start_step from 0 to {len(self)}, found {start_step}.")
+            raise UserError(f"start_step: expected 0 to {len(self)}, found {start_step}.")
         self._batches.epoch, self._batches.start_step = epoch, start_step
 
     def __len__(self) -> int:
@@ -174,29 +144,29 @@ def training_loader(
 ) -> TrainingLoader:
     """Shuffled, augmented batches; the order is a function of (seed, epoch).
 
-    Each global batch is cut in `num_processes` contiguous equal parts, one a process. The images
-    that don't fill the last global batch of an epoch are left out of it, others each time.
+    Each global batch is cut into `num_processes` contiguous equal parts, one per process. Images
+    that do not fill the last global batch of an epoch are left out, different ones each time.
 
     Args:
         dataset: The images.
-        batch_size: Images a step over all processes together.
+        batch_size: Images per step, over all processes together.
         num_workers: Processes that read images; 0 reads in this one.
         seed: Of the order.
         process_index: Which of the processes this is.
         num_processes: How many train together.
 
     Raises:
-        UserError: a batch size that the processes cannot share evenly, or that exceeds the
-            number of images. Iterating raises it for an unreadable image, also with `skip_bad`.
+        UserError: the batch size is not a multiple of the processes, or exceeds the number of
+            images. Iterating raises it for an unreadable image, also with `skip_bad`.
     """
     if batch_size < 1 or batch_size % num_processes:
         raise UserError(
-            f"expected a batch_size that {num_processes} processes share evenly, "
-            f"found {batch_size}."
+            f"batch_size: expected a multiple of the {num_processes} processes, found {batch_size}."
         )
     if len(dataset) < batch_size:
         raise UserError(
-            f"expected at least {batch_size} training images (one batch), found {len(dataset)}."
+            f"data: expected at least {batch_size} training images (one batch), "
+            f"found {len(dataset)}."
         )
     batches = _TrainingBatches(len(dataset), batch_size, seed, process_index, num_processes)
     return TrainingLoader(dataset, batches, num_workers)
@@ -262,7 +232,7 @@ def evaluation_loader(
             dataset has `skip_bad`.
     """
     if batch_size < 1:
-        raise UserError(f"expected a batch_size of at least 1, found {batch_size}.")
+        raise UserError(f"batch_size: expected at least 1, found {batch_size}.")
     positions = np.arange(len(dataset))
     size = size or micro_batch_size(dataset.image_size)
     micro_batch = positions // size
@@ -283,11 +253,11 @@ def _one_by_one(loader: EvaluationLoader) -> Iterator[_Image | Skipped]:
 
 
 def micro_batches(loader: EvaluationLoader) -> Iterator[MicroBatch]:
-    """Regroup what the loader gives into batches of the one shape (size, 3, H, W).
+    """Regroup a loader's images into batches of one shape (size, 3, H, W).
 
-    Micro-batch k holds the dataset's positions from k * size on, the readable ones
-    first and zeros behind them: an image stands at the same place of the same micro-batch whatever
-    the batch size, the workers and the processes. `count` is 0 where none was readable.
+    Micro-batch k holds the dataset's positions from k * size on: first the readable images, then
+    zeros. Batch size, workers and processes do not change which micro-batch an image is in, or its
+    place there. `count` is 0 where no image was readable.
     """
     images = _one_by_one(loader)
     size, side = loader.micro_batch_size, loader.dataset.image_size

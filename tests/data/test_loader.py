@@ -20,7 +20,6 @@ from robust_submission.data.loader import (
     ImageDataset,
     MicroBatch,
     TrainingLoader,
-    _read_ahead,
     evaluation_loader,
     even_size,
     micro_batch_size,
@@ -29,6 +28,7 @@ from robust_submission.data.loader import (
 )
 from robust_submission.data.sources import Source, open_source
 from robust_submission.data.sources.arrays import ArraySource
+from robust_submission.data.workers import read_ahead
 from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
@@ -156,8 +156,8 @@ def test_the_global_random_state_is_left_alone(source: Source) -> None:
 @pytest.mark.parametrize(
     ("size", "batch_size", "processes", "message"),
     [
-        (100, 15, 2, "expected a batch_size that 2 processes share evenly, found 15"),
-        (100, 0, 1, "expected a batch_size that 1 processes share evenly, found 0"),
+        (100, 15, 2, "batch_size: expected a multiple of the 2 processes, found 15"),
+        (100, 0, 1, "batch_size: expected a multiple of the 1 processes, found 0"),
         (10, 16, 1, r"expected at least 16 training images \(one batch\), found 10"),
     ],
 )
@@ -347,7 +347,7 @@ def test_the_next_batch_is_read_while_one_is_used() -> None:
         read.set()
         yield 1
 
-    for batch in _read_ahead(batches()):
+    for batch in read_ahead(batches()):
         assert read.wait(timeout=30)
         used.append(batch)
     assert used == [0, 1]
@@ -358,11 +358,11 @@ def test_what_reading_raises_comes_at_its_place_and_a_stop_ends_the_thread() -> 
         yield 0
         raise ValueError("bad")
 
-    reading = _read_ahead(batches())
+    reading = read_ahead(batches())
     assert next(reading) == 0
     with pytest.raises(ValueError, match="bad"):
         next(reading)
-    stopped = _read_ahead(iter([1, 2, 3]))
+    stopped = read_ahead(iter([1, 2, 3]))
     assert isinstance(stopped, Generator) and next(stopped) == 1
     stopped.close()
     assert not [each for each in threading.enumerate() if each.name.startswith("reader")]

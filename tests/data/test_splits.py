@@ -47,7 +47,7 @@ def test_shares_are_kept_to_an_image_and_no_class_leaves_training(
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5])
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match="expected a validation fraction from 0 to below 1"):
+    with pytest.raises(ValueError, match="validation_fraction: expected 0 to below 1"):
         split_train_validation(LABELS, fraction, seed=0)
 
 
@@ -72,11 +72,11 @@ def test_any_limit_is_met_exactly(limit: int | None, count: int) -> None:
 
 
 def test_a_limit_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a limit of at least 1 image, found 0"):
+    with pytest.raises(ValueError, match="limit: expected at least 1 image, found 0"):
         stratified_subset(LABELS, 0, seed=0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
-    with pytest.raises(ValueError, match=rf"expected a seed from 0 to 2\*\*32 - 1, found {seed}"):
+    with pytest.raises(ValueError, match=rf"seed: expected 0 to 2\*\*32 - 1, found {seed}"):
         stratified_subset(LABELS, 10, seed)

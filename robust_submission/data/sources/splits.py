@@ -10,7 +10,7 @@ def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     from sklearn.model_selection import train_test_split
 
     if not 0 <= seed < 2**32:
-        raise UserError(f"expected a seed from 0 to 2**32 - 1, found {seed}.")
+        raise UserError(f"seed: expected 0 to 2**32 - 1, found {seed}.")
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     even = counts.min() >= 2 and len(counts) <= min(size, len(labels) - size)
@@ -30,7 +30,7 @@ def stratified_subset(labels: np.ndarray, limit: int | None, seed: int) -> np.nd
         UserError: a limit below 1, or a seed below 0 or of more than 32 bits.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"expected a limit of at least 1 image, found {limit}.")
+        raise UserError(f"limit: expected at least 1 image, found {limit}.")
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
     return _stratified(labels, limit, seed)
@@ -41,8 +41,8 @@ def split_train_validation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a stratified share of the images for validation.
 
-    The validation part is raised to as many images as there are classes, which stratifying needs;
-    a class of very few images may still be missing from it, and a single image stays in training.
+    At least as many images are held out as there are classes, which stratifying needs. A class of
+    very few images may still be missing from them; the only image of a class stays in training.
 
     Args:
         labels: int64 (N,).
@@ -57,7 +57,7 @@ def split_train_validation(
             below 0 or of more than 32 bits.
     """
     if not 0 <= fraction < 1:
-        raise UserError(f"expected a validation fraction from 0 to below 1, found {fraction}.")
+        raise UserError(f"validation_fraction: expected 0 to below 1, found {fraction}.")
     everything = np.arange(len(labels))
     if fraction == 0:
         return everything, everything[:0]
@@ -65,7 +65,7 @@ def split_train_validation(
     size = max(round(fraction * len(labels)), len(np.unique(labels[splittable])))
     if not 0 < size < len(splittable):
         raise UserError(
-            f"expected enough images to hold out {fraction:g} of them over all "
+            f"data: expected enough images to hold out {fraction:g} of them over all "
             f"classes, found {len(labels)} images of {len(np.unique(labels))} classes."
         )
     validation = splittable[_stratified(labels[splittable], size, seed)]
