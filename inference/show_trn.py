@@ -17,8 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from robust_submission.attacks import image_seeds
-from robust_submission.attacks.pgd import PGD
+from robust_submission.attacks import Attack, build_attack, image_seeds
 from robust_submission.cli.command import Ratio, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import check_writable
@@ -65,7 +64,7 @@ class Options:
 
 
 def columns(
-    model: RobustClassifier, images: Tensor, labels: Tensor, attack: PGD, seeds: Tensor
+    model: RobustClassifier, images: Tensor, labels: Tensor, attack: Attack, seeds: Tensor
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Pictures (B, 3, H, W), 0 to 1, by title, with predictions (B,) where there are any."""
     trn, twin = model.restore, undefended(model)
@@ -118,7 +117,7 @@ def show(options: Options) -> None:
     if not kept:
         raise UserError(f"{name}: expected an image that it gets right, found none.")
     images, labels, indices = (batch[key][kept] for key in ("images", "labels", "indices"))
-    attack = PGD(epsilon=options.epsilon, steps=10)
+    attack = build_attack("pgd", options.epsilon, steps=10)
     shown = columns(model, images, labels, attack, image_seeds(options.seed, indices))
     with mpl.rc_context(STYLE):
         write_png(draw(shown, labels, data.class_names), options.out, dots=110)
