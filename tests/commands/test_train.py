@@ -22,7 +22,9 @@ RANDOM = (
     *("--model.backbone_args", "{drop_path_rate: 0.2}", "--ema_decay", "0.9"),
 )
 # accelerate has float16 on GPUs alone.
-FLOAT16 = """
+FLOAT16 = f"""
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
 
@@ -44,7 +46,7 @@ def train(recipe: Recipe) -> None:
 
 
 runtime.Accelerator = Float16
-run(train, Recipe)
+run(train, Recipe, Path("{ROOT}/training/recipes/quickstart.yaml"))
 """
 
 
