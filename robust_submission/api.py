@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from robust_submission.attacks import Model
+from robust_submission.cli.errors import UserError
 from robust_submission.data.loader import micro_batch_size
 from robust_submission.evaluation.batch import ChunkEvaluator
 from robust_submission.evaluation.cache import (
@@ -111,6 +112,8 @@ def evaluate(
     with unchanged_random_state():
         model, twin = copied(model), copied(twin)
         source = TensorSource(images, labels)
+        if (side := getattr(model, "image_size", images.shape[-1])) != images.shape[-1]:
+            raise UserError(f"images: expected a side of {side}, found {images.shape[-1]}.")
         named = LoadedModel(
             name=name or getattr(model, "__name__", type(model).__name__),
             model=model,

@@ -1,0 +1,124 @@
+"""`evaluate` from Python: the command's numbers, no files, no global state changed."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_submission import GCM, evaluate
+from robust_submission.cli.numbers import SPACE
+from robust_submission.data.images import resize_image
+from robust_submission.data.sources import open_source
+from robust_submission.models.load import load_checkpoint
+from robust_submission.report.schema import json_text, read_report
+from tests.conftest import run_command
+
+SAME = ("seed", "clean", "twin_clean", "oblivious", "adaptive", "measurements", "curves", "checks")
+FEW = {"attacks": ("fgsm", "pgd"), "steps": 3}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(GCM(), nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 4))
+
+
+def labelled(model: nn.Module, count: int = 24) -> tuple[Tensor, Tensor]:
+    """Images with the labels that the model gives them."""
+    images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return images, model(images).argmax(1)
+
+
+def test_the_numbers_are_the_commands(small_run: Path, few_digits: Path, tmp_path: Path):
+    arguments = ("--data.name", "folder", "--data.root", few_digits, "--attacks", "fgsm,pgd")
+    done = run_command(
+        "inference/evaluate.py",
+        *("--checkpoint", small_run, "--out", tmp_path / "report", "--steps", 3, *arguments),
+    )
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((tmp_path / "report" / "report.json").read_text())
+    source, model = open_source("folder", few_digits, "test"), load_checkpoint(small_run)
+    side = model.image_size
+    pixels = np.stack([resize_image(source.image(index), side) for index in range(len(source))])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    assert source.labels is not None
+    for given in (images, images.float() / 255):
+        found = json.loads(json_text(evaluate(model, given, source.labels.tolist(), **FEW)))
+        assert {key: found[key] for key in SAME} == {key: expected[key] for key in SAME}
+    assert found["model"]["digest"] == expected["model"]["digest"]
+
+
+def global_state(model: nn.Module) -> list[Any]:
+    return [
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        [part.training for part in model.modules()],
+        [(weight.requires_grad, weight.grad) for weight in model.parameters()],
+        [weight.is_contiguous() for weight in model.parameters()],
+        torch.is_grad_enabled(),
+    ]
+
+
+def test_nothing_is_changed_and_no_file_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = network().train()
+    images, labels = labelled(model)
+    monkeypatch.chdir(tmp_path)
+    before, pixels = global_state(model), images.clone()
+    report = evaluate(model, images, labels, curves=False, **FEW)
+    assert global_state(model) == before and torch.equal(images, pixels)
+    assert not list(tmp_path.iterdir())
+    assert report.verdict == "masked" and report.clean.value == 1
+    assert report.adaptive.value < report.oblivious.value
+    printed = repr(report).replace(SPACE, " ")
+    assert printed.startswith("Report of Sequential on 24 images\nclean accuracy 100.0 %\n")
+
+
+def test_a_folder_gets_the_report(tmp_path: Path):
+    model = network()
+    images, labels = labelled(model)
+    names = ["a", "b", "c", "d"]
+    report = evaluate(
+        model, images, labels, out=tmp_path / "report", name="it", class_names=names, **FEW
+    )
+    assert json_text(read_report(tmp_path / "report")) == json_text(report)
+    assert report.model["name"] == "it" and report.gallery[0].label in names
+    files = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.html", "report.json", "per_image.csv", "epsilon.png"} <= files
+    assert ".journal" not in files
+
+
+def test_a_callable_and_another_twin():
+    model = network()
+    images, labels = labelled(model)
+    report = evaluate(lambda x: model(x), images, labels, twin=model[1:], curves=False, **FEW)
+    assert report.twin_clean is not None and report.twin_clean.value > 0.9
+    assert report.model["parameters"] is None
+    assert [str(one) for one in report.attackers] == ["oblivious", "adaptive", "transfer"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": torch.zeros(24, 8, 8, 3)}, r"images: expected shape \(N, 3, S, S\)"),
+        ({"images": torch.full((24, 3, 8, 8), 255.0)}, "images: expected values from 0 to 1"),
+        ({"images": torch.zeros(24, 3, 8, 8, dtype=torch.int64)}, "floating point or uint8"),
+        ({"labels": torch.zeros(23)}, r"labels: expected shape \(24,\), found \(23,\)"),
+        ({"labels": torch.full((24,), 4)}, "labels: expected 0 to 3, found 4 to 4"),
+        ({"class_names": ["a", "b", "c", "d", "e"]}, "one logit for each of the data's 5 classes"),
+        ({"attacks": ["pdg"]}, "nearest: pgd"),
+        ({"model": nn.Linear(5, 3)}, "Linear: expected logits of images"),
+    ],
+)
+def test_a_bad_argument_is_named(changes: dict[str, Any], message: str):
+    model = network()
+    images, labels = labelled(model)
+    arguments = {"model": model, "images": images, "labels": labels} | changes
+    with pytest.raises(ValueError, match=message):
+        evaluate(**arguments)
