@@ -107,8 +107,9 @@ def check_logits(path: Path, model: Model, image_size: int, num_classes: int) ->
         logits = model(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # a stranger's code may raise anything
         raise _unfit(path, error) from error
-    if logits.shape != (1, num_classes):
-        found = " x ".join(map(str, logits.shape))
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        shape = getattr(logits, "shape", [f"a {type(logits).__name__}"])
+        found = " x ".join(map(str, shape))
         raise UserError(f"{path}: expected logits 1 x {num_classes}, found {found}.")
 
 

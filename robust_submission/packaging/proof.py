@@ -38,7 +38,7 @@ class Proof:
         assert self.result.parameters is not None  # a check fails without them
         return (
             f"{self.path}: {self.path.stat().st_size / 1e6:.1f} MB, "
-            f"{self.result.parameters.total / 1e6:.2f} M parameters, "
+            f"{self.result.parameters / 1e6:.2f} M parameters, "
             f"{max(self.result.operations.values()) / 1e9:.3g} G operations"
         )
 
