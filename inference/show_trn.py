@@ -1,10 +1,9 @@
-"""Show what a TRN does: clean, attacked, gradient map, restored and what is left, as one PNG.
+"""Draw what a TRN does: clean, attacked, gradient map, restored and remaining error, as one PNG.
 
     python inference/show_trn.py --checkpoint runs/cifar10 --trn runs/cifar10_trn --out trn.png
 
-The attacker knows the classifier and not the TRN. The images are ones that the classifier gets
-right when clean. Each picture bears what the classifier, without the TRN, makes of it: wrong in
-red.
+The attacker knows the classifier but not the TRN. The images are correct when clean. Under each
+picture is the prediction of the classifier without the TRN, in red if it is wrong.
 """
 
 from dataclasses import dataclass, field
@@ -66,7 +65,7 @@ class Options:
 def columns(
     model: RobustClassifier, images: Tensor, labels: Tensor, attack: Attack, seeds: Tensor
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Pictures (B, 3, H, W), 0 to 1, by title, with predictions (B,) where there are any."""
+    """Pictures (B, 3, H, W), 0 to 1, by title, with predictions (B,) if there are any."""
     trn, twin = model.restore, undefended(model)
     assert isinstance(trn, TRN)
     attacked = attack(twin, images, labels, seeds=seeds)
@@ -86,7 +85,7 @@ def columns(
 def draw(
     shown: dict[str, tuple[Tensor, Tensor | None]], labels: Tensor, class_names: list[str]
 ) -> Figure:
-    """One row an image, one column each of `shown`."""
+    """One row per image, one column per entry of `shown`."""
     figure = Figure(figsize=(1.7 * len(shown), 1.85 * len(labels)), layout="constrained")
     grid = figure.subplots(len(labels), len(shown), squeeze=False)
     for column, (title, (pictures, predictions)) in enumerate(shown.items()):
@@ -104,7 +103,7 @@ def draw(
 
 
 def show(options: Options) -> None:
-    """Attack a few images, restore them and draw it."""
+    """Attack a few images, restore them and draw the result."""
     check_writable(options.out)
     name, model = load_restoring(options.checkpoint, options.model, options.trn)
     some = 4 * options.limit

@@ -103,6 +103,18 @@ def test_a_callable_and_another_twin():
     assert [str(one) for one in report.attackers] == ["oblivious", "adaptive", "transfer"]
 
 
+def test_without_gradients_there_is_no_sign_of_masking():
+    model = network()
+    images, labels = labelled(model)
+    blind = torch.no_grad()(lambda x: model(x))
+    report = evaluate(blind, images, labels, attacks=["square"], epsilon=0.2, twin=model)
+    outcomes = {check.name: check.outcome for check in report.checks}
+    names = ("finite gradients", "gradients there", "size of gradients", "gradients point uphill")
+    assert [outcomes[name] for name in names] == ["not run"] * 4
+    assert outcomes["differentiable"] == "warning" and report.verdict == "no sign of masking"
+    assert "oblivious and adaptive agree" not in outcomes and not report.curves
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

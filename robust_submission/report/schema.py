@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import percent, plural
-from robust_submission.evaluation.checks import Verdict
+from robust_submission.evaluation.checks import MaskingVerdict
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.results import Check, Curve, Measurement, Outcome, Share
 
@@ -58,7 +58,7 @@ class Report:
     measurements: tuple[Measurement, ...]
     curves: tuple[Curve, ...]
     checks: tuple[Check, ...]
-    verdict: Verdict
+    verdict: MaskingVerdict
     gallery: tuple[GalleryImage, ...]
     provenance: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)

@@ -125,17 +125,17 @@ def reason(report: Report) -> str:
         signs = len(report.checks_with("masking"))
         first = f"{signs} of {plural(ran, 'check')} show{'s' * (signs == 1)} it."
         if overlap:
-            return f"{first} {_numbers(report)} They lie {apart} apart, within their intervals."
-        return f"{first} {_numbers(report)} The {apart} between them are not robustness."
+            return f"{first} {_accuracies(report)} They lie {apart} apart, within their intervals."
+        return f"{first} {_accuracies(report)} The {apart} between them are not robustness."
     first = f"None of {plural(ran, 'check')} found one." if ran else "No check was run."
     agree = "within their intervals" if overlap else "more than their intervals allow"
     return (
-        f"{first} {_numbers(report)} They lie {apart} apart, {agree}. "
+        f"{first} {_accuracies(report)} They lie {apart} apart, {agree}. "
         "Checks can find masking; they cannot prove that there is none."
     )
 
 
-def _numbers(report: Report) -> str:
+def _accuracies(report: Report) -> str:
     oblivious, adaptive = share_percent(report.oblivious), share_percent(report.adaptive)
     return f"Robust accuracy is {oblivious} (oblivious) and {adaptive} (adaptive)."
 

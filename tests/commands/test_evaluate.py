@@ -134,41 +134,6 @@ def test_without_gcm_there_is_no_sign_of_masking(small_run: Path, finished: Path
     assert report["adaptive"]["value"] == masked["adaptive"]["value"]
 
 
-def test_without_a_gradient_attack_nothing_is_said_of_a_gap(small_run: Path, report_of: Run):
-    report = report_of(small_run, attacks=Names("noise"), curves=False, limit=20)
-    assert "oblivious and adaptive agree" not in {each["name"] for each in report["checks"]}
-
-
-BLIND = """
-import torch
-from pathlib import Path
-from robust_submission.models.load import load_checkpoint
-from robust_submission.models.classifier import undefended
-
-def model():
-    network = undefended(load_checkpoint(Path({checkpoint!r}))).eval()
-    return torch.no_grad()(lambda images: network(images))
-"""
-
-
-def test_gradients_that_nobody_could_take_are_no_sign_of_masking(
-    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "blind.py").write_text(BLIND.format(checkpoint=str(small_run)))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    changes = {"model": "blind:model", "image_size": 32, "data": DataOptions(name="digits")}
-    changes |= {"checkpoint": None, "twin": small_run, "attacks": Names("square"), "limit": 12}
-    changes["epsilon"] = Ratios("64/255")  # few queries fool it then
-    process = start(replace(options(small_run, tmp_path / "report"), **changes))
-    process.join()
-    assert process.exitcode == 0
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    names = ("finite gradients", "gradients there", "size of gradients", "gradients point uphill")
-    assert [check(report, name) for name in names] == ["not run"] * 4
-    assert check(report, "differentiable") == "warning"
-    assert report["verdict"] == "no sign of masking"
-
-
 def test_a_random_model_is_judged_on_several_draws(small_run: Path, report_of: Run):
     randomize = {"min_size": 24, "seed": 0}
     changes = {"limit": 40, "draws": 3, "eot": 2, "curves": False}

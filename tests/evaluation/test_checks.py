@@ -79,7 +79,7 @@ def test_uphill(share_up: float, total: int, random: bool, outcome: str):
 
 def test_outputs_without_logits_gradients_or_repetition_are_warnings():
     for check, good, bad in (
-        (outputs.check_logits, (False,), (True,)),
+        (outputs.check_outputs, (False,), (True,)),
         (outputs.check_deterministic, (False, 1, 1), (True, 5, 10)),
         (gradients.check_gradient_exists, (True,), (False,)),
     ):
@@ -176,6 +176,6 @@ def test_clean_accuracy_at_chance():
 
 
 def test_any_sign_of_masking_decides_the_verdict():
-    passed, warning = outputs.check_logits(False), outputs.check_logits(True)
+    passed, warning = outputs.check_outputs(False), outputs.check_outputs(True)
     assert verdict([passed, warning]) == "no sign of masking"
     assert verdict([passed, comparisons.check_gap(survival(95), survival(2))]) == "masked"

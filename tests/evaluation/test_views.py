@@ -1,7 +1,4 @@
-"""The evaluated model: found by name, tried out, and what each attacker sees of it."""
-
-import sys
-from pathlib import Path
+"""The evaluated model: tried out, and what each attacker sees of it."""
 
 import pytest
 import torch
@@ -11,7 +8,7 @@ from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.views import LogProbabilities, Views, build_views
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
-from robust_submission.models.load import LoadedModel, load_named
+from robust_submission.models.load import LoadedModel
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.surgery import StraightThrough
 from robust_submission.models.trn import TRN
@@ -19,29 +16,6 @@ from robust_submission.models.trn import TRN
 OBLIVIOUS, ADAPTIVE, TRANSFER = Attacker.OBLIVIOUS, Attacker.ADAPTIVE, Attacker.TRANSFER
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMES = ["a", "b", "c"]
-MODULE = """
-from torch import nn
-NUMBER = 3
-def good():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    model.image_size = 8
-    return model
-def sizeless():
-    return lambda images: images
-def number():
-    return 3
-def needy(size):
-    return good()
-"""
-
-
-@pytest.fixture(autouse=True)
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "someones_models.py").write_text(MODULE)
-    (tmp_path / "broken_models.py").write_text("def model(:")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "someones_models", raising=False)
 
 
 def linear(*before: nn.Module) -> nn.Module:
@@ -53,40 +27,6 @@ def build(model: object, class_names: list[str] | None = None, twin: object = No
     named = LoadedModel(name="it", model=model, image_size=8)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
     return build_views(named, twin, IMAGES, class_names or NAMES, cpu)  # type: ignore[arg-type]
-
-
-def test_a_function_is_called_for_its_model():
-    named = load_named(None, "someones_models:good", None)
-    assert named.image_size == 8 and isinstance(named.model, nn.Sequential)
-    assert load_named(None, "someones_models:sizeless", 16).image_size == 16
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("someones_models:sizeless", "expected --image_size"),
-        ("someones_models:god", "expected a function 'god' .* nearest: good"),
-        ("someones_models:NUMBER", "expected a function 'NUMBER' .* found int"),
-        ("someones_models:number", "expected a callable from images to logits, found int"),
-        ("someones_models:needy", "found TypeError: needy.. missing 1 required"),
-        ("someone_elses:model", "No module named 'someone_elses'"),
-        ("broken_models:model", "found SyntaxError"),
-        ("..broken_models:model", "found TypeError"),
-        ("resnet19", "nearest timm model: resnet1"),
-    ],
-)
-def test_a_name_that_leads_nowhere(name: str, message: str):
-    with pytest.raises(ValueError, match=message):
-        load_named(None, name, None)
-
-
-def test_checkpoint_or_model():
-    with pytest.raises(ValueError, match="either --checkpoint or --model"):
-        load_named(None, None, None)
-    with pytest.raises(ValueError, match="either --checkpoint or --model"):
-        load_named(Path("runs"), "resnet18", None)
-    with pytest.raises(ValueError, match="expected the folder of a checkpoint"):
-        load_named(Path("runs"), None, None)
 
 
 def test_a_plain_model_hides_nothing_and_has_no_twin():

@@ -17,7 +17,7 @@ from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.results import Check, Results
 from robust_submission.evaluation.views import Views
 
-Verdict = Literal["masked", "no sign of masking"]
+MaskingVerdict = Literal["masked", "no sign of masking"]
 
 
 def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> list[Check]:
@@ -30,7 +30,7 @@ def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> 
     ]
 
 
-def verdict(checks: Iterable[Check]) -> Verdict:
+def verdict(checks: Iterable[Check]) -> MaskingVerdict:
     """What the checks say together."""
     masked = any(check.outcome == "masking" for check in checks)
     return "masked" if masked else "no sign of masking"

@@ -12,7 +12,7 @@ from robust_submission.evaluation.views import Views
 
 
 @rule("logits", "Does the model return logits?", "logits")
-def check_logits(softmax: bool) -> Finding:
+def check_outputs(softmax: bool) -> Finding:
     """Check that the outputs are not probabilities."""
     found = "probabilities, whose gradients vanish; the adaptive attacks saw their logarithms"
     return when(softmax, "warning"), found if softmax else "logits"
@@ -51,7 +51,7 @@ def examine_outputs(
     """Run the checks."""
     main = results.plan.main
     distances = [results.arrays[job]["distance"].max(initial=0) for job in main]
-    yield check_logits(views.softmax)
+    yield check_outputs(views.softmax)
     yield check_deterministic(views.random, settings.draws, settings.eot)
     yield check_ball(np.array(distances), np.array([job.epsilon for job in main]))
     yield check_clean_accuracy(accuracy(results.correct), views.num_classes)
