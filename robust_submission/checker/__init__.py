@@ -1,1 +1,1 @@
-"""Validating, packaging and scoring what is handed in."""
+"""Checks a submission, anyone's, against the rules of the challenge."""
