@@ -22,7 +22,7 @@ from robust_submission.data.sources import Columns
 
 
 @dataclass(kw_only=True)
-class DataOptions:
+class CheckedData:
     """The data set."""
 
     name: str
@@ -42,7 +42,7 @@ class DataOptions:
 class Options:
     """What to check."""
 
-    data: DataOptions
+    data: CheckedData
     """The data set."""
     num_workers: int = os.cpu_count() or 1
     """Processes that read images."""
@@ -85,7 +85,7 @@ def print_list(title: str, lines: Sequence[str], show: int) -> None:
             print(f"  and {len(lines) - show:,} more; see --show.")
 
 
-def check(options: Options) -> None:
+def main(options: Options) -> None:
     """Inspect the data set and print what was found.
 
     Raises:
@@ -119,4 +119,4 @@ def check(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(check, Options)
+    run(main, Options)

@@ -90,7 +90,7 @@ def draw_sheet(pictures: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def show(options: Options) -> None:
+def main(options: Options) -> None:
     """Write the sheet."""
     check_writable(options.out)
     found = read_image(options.image) if options.image else load_sample_image("china.jpg")
@@ -103,4 +103,4 @@ def show(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(show, Options)
+    run(main, Options)

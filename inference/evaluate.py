@@ -80,7 +80,7 @@ class Options(EvaluationSettings):
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
 
-def evaluate(options: Options) -> None:
+def main(options: Options) -> None:
     """Evaluate and write the report."""
     # A process waits for another's whole chunk, every attack on it: longer than torch's 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
@@ -103,4 +103,4 @@ def evaluate(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(evaluate, Options)
+    run(main, Options)

@@ -14,6 +14,7 @@ import numpy as np
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import check_writable
+from robust_submission.cli.log import log
 from robust_submission.data.loader import ImageDataset, evaluation_loader
 from robust_submission.data.run_data import open_run_data
 from robust_submission.data.sources import Source, open_source
@@ -87,7 +88,7 @@ def predict(options: Options) -> None:
     )
     if accelerator.is_main_process:
         for message in skipped:
-            print(f"skipped: {message}")
+            log.warning("skipped: %s", message)
     count = len(predictions.images)
     if not count:
         place = options.images or options.checkpoint

@@ -102,7 +102,7 @@ def draw(
     return figure
 
 
-def show(options: Options) -> None:
+def main(options: Options) -> None:
     """Attack a few images, restore them and draw the result."""
     check_writable(options.out)
     name, model = load_restoring(options.checkpoint, options.model, options.trn)
@@ -123,4 +123,4 @@ def show(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(show, Options)
+    run(main, Options)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robust_submission.checker.checks import Verdict, check_trial
+from robust_submission.checker.checks import RuleResult, check_trial
 from robust_submission.checker.host import Rules, read_labelled, try_submission
 from robust_submission.checker.sandbox import Limits
 from robust_submission.cli.command import Names, run
@@ -69,7 +69,7 @@ class Options:
         )
 
 
-def table(title: str, verdicts: list[Verdict]) -> Table:
+def table(title: str, verdicts: list[RuleResult]) -> Table:
     """Verdicts for the terminal."""
     drawn = Table(title=Text(title, "bold"), title_justify="left")
     for column in ("check", "", "expected", "found", "how to fix it"):
@@ -80,7 +80,7 @@ def table(title: str, verdicts: list[Verdict]) -> Table:
     return drawn
 
 
-def check(options: Options) -> None:
+def main(options: Options) -> None:
     """Print the table.
 
     Raises:
@@ -101,4 +101,4 @@ def check(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(check, Options)
+    run(main, Options)

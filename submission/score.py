@@ -25,13 +25,13 @@ from robust_submission.data.loader import ImageDataset
 from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.leaderboard import scorer as scorer_module
 from robust_submission.leaderboard.board import Board, Weights, remarks
-from robust_submission.leaderboard.load import check_logits, load_submission
+from robust_submission.leaderboard.load import load_submission, require_logits
 from robust_submission.leaderboard.scorer import AttackPool, Scorer, measure_columns
 from robust_submission.models.classifier import undefended
 from robust_submission.models.load import load_checkpoint
 from robust_submission.runtime import provenance
 
-WEIGHTS = Path(scorer_module.__file__).parent / "weights.yaml"
+DEFAULTS = Path(scorer_module.__file__).parent / "weights.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def score(options: Options) -> None:
         submission = load_submission(
             options.file, Path(folder), origin=origin, twin=twin, trust=options.trust
         )
-        check_logits(options.file, submission.model, size, len(data.class_names))
+        require_logits(options.file, submission.model, size, len(data.class_names))
         scorer = Scorer(submission, pool)
         options.weights.of(scorer.columns)
         images = ImageDataset(data.source, data.indices, size)
@@ -122,4 +122,4 @@ def score(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(score, Options, default_config=WEIGHTS)
+    run(score, Options, default_config=DEFAULTS)

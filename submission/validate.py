@@ -43,7 +43,7 @@ class Options:
             raise UserError(f"--num_classes: expected {expected}, found {count}.")
 
 
-def validate(options: Options) -> None:
+def main(options: Options) -> None:
     """Print one line where the file is sound.
 
     Raises:
@@ -67,4 +67,4 @@ def _image_names(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(validate, Options)
+    run(main, Options)

@@ -69,7 +69,7 @@ def draw_curves(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def show(options: Options) -> None:
+def main(options: Options) -> None:
     """Draw the curves."""
     check_writable(options.out)
     figure = draw_curves(read_metrics(options.run))
@@ -79,4 +79,4 @@ def show(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(show, Options)
+    run(main, Options)

@@ -15,7 +15,7 @@ SAME = 1e-4  # outputs this close, as a share of the largest, count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class RuleResult:
     """One check's line in the table."""
 
     check: str
@@ -25,7 +25,7 @@ class Verdict:
     fix: str = ""
 
 
-def check_trial(trial: Trial, rules: Rules) -> list[Verdict]:
+def check_trial(trial: Trial, rules: Rules) -> list[RuleResult]:
     """Every verdict that the trial allows, in the order in which one would fix the faults."""
     if (refused := trial.refused) is not None:
         return [_verdict("archive", False, refused.expected, refused.found, refused.fix)]
@@ -41,15 +41,15 @@ def check_trial(trial: Trial, rules: Rules) -> list[Verdict]:
     return verdicts
 
 
-def _verdict(check: str, good: bool, expected: str, found: str, fix: str) -> Verdict:
+def _verdict(check: str, good: bool, expected: str, found: str, fix: str) -> RuleResult:
     """A passed check needs no fix."""
     if good:
-        return Verdict(check=check, status="pass", expected=expected, found=found)
-    return Verdict(check=check, status="fail", expected=expected, found=found, fix=fix)
+        return RuleResult(check=check, status="pass", expected=expected, found=found)
+    return RuleResult(check=check, status="fail", expected=expected, found=found, fix=fix)
 
 
-def _note(check: str, expected: str, found: str, fix: str) -> Verdict:
-    return Verdict(check=check, status="note", expected=expected, found=found, fix=fix)
+def _note(check: str, expected: str, found: str, fix: str) -> RuleResult:
+    return RuleResult(check=check, status="note", expected=expected, found=found, fix=fix)
 
 
 def _words(error: ProbeError | None) -> str:
@@ -59,7 +59,7 @@ def _words(error: ProbeError | None) -> str:
     return f"{error.kind}: {error.message}{place}"
 
 
-def _archive(files: list[str]) -> Verdict:
+def _archive(files: list[str]) -> RuleResult:
     if extra := needless(files):
         found = f"{len(extra)} needless: {extra[0]}"
         fix = "leave out what the model does not read"
@@ -68,7 +68,7 @@ def _archive(files: list[str]) -> Verdict:
     return _verdict("archive", True, "model.py at the top level, safe paths", found, "")
 
 
-def _ending(trial: Trial, rules: Rules) -> Verdict:
+def _ending(trial: Trial, rules: Rules) -> RuleResult:
     """Whether the model loaded and the trial came to its end."""
     run, result, limits = trial.run, trial.result, rules.limits
     assert run is not None
@@ -93,7 +93,7 @@ def _ending(trial: Trial, rules: Rules) -> Verdict:
     return _loading(trial, result, rules)
 
 
-def _loading(trial: Trial, result: TrialResult, rules: Rules) -> Verdict:
+def _loading(trial: Trial, result: TrialResult, rules: Rules) -> RuleResult:
     expected = "a class Model that takes no arguments"
     if trial.kind == ".onnx":
         expected = "one file that onnx and onnxruntime accept"
@@ -118,7 +118,7 @@ def _millions(number: float) -> str:
     return f"{number / 1e6:,.2f} M" if number >= 1e4 else f"{number:g}"
 
 
-def _size(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
+def _size(result: TrialResult, rules: Rules) -> Iterator[RuleResult]:
     """Parameters and operations."""
     total, trainable = result.parameters, result.trainable
     expected = f"fewer than {rules.max_parameters / 1e6:g} M"
@@ -135,7 +135,7 @@ def _size(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
     yield _operations(result, rules)
 
 
-def _operations(result: TrialResult, rules: Rules) -> Verdict:
+def _operations(result: TrialResult, rules: Rules) -> RuleResult:
     """The largest of the counts: ptflops does not see every product."""
     expected = f"fewer than {rules.max_operations / 1e9:g} G multiply-adds"
     if not result.operations:
@@ -159,7 +159,7 @@ def _operations(result: TrialResult, rules: Rules) -> Verdict:
     return _verdict("operations", good, expected, found, fix)
 
 
-def _interface(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
+def _interface(result: TrialResult, rules: Rules) -> Iterator[RuleResult]:
     """The input of an ONNX model."""
     face, wanted = result.interface, (3, rules.image_size, rules.image_size)
     expected = f"one float32 input, N x {' x '.join(map(str, wanted))}"
@@ -174,7 +174,7 @@ def _interface(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
         yield _verdict("input", False, expected, _words(error), fix)
 
 
-def _outputs(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
+def _outputs(result: TrialResult, rules: Rules) -> Iterator[RuleResult]:
     """Shape, type and values."""
     outputs, expected = (
         result.outputs,
@@ -201,7 +201,7 @@ def _outputs(result: TrialResult, rules: Rules) -> Iterator[Verdict]:
     yield _verdict("logits", good, "logits, no softmax", found, fix)
 
 
-def _stability(result: TrialResult) -> Iterator[Verdict]:
+def _stability(result: TrialResult) -> Iterator[RuleResult]:
     """Outputs must not change with the call, the batch or the mode."""
     moved, error = result.repeat, result.errors.get(Stage.STABILITY)
     fix = "draw from the image's own pixels or a fixed seed, not from a global generator"
@@ -220,7 +220,7 @@ def _stability(result: TrialResult) -> Iterator[Verdict]:
 
 def _unmoved(
     check: str, moved: float | None, error: ProbeError | None, expected: str, fix: str
-) -> Iterator[Verdict]:
+) -> Iterator[RuleResult]:
     """A verdict on outputs that should not differ; none if they were not compared."""
     if error is not None:
         yield _verdict(check, False, expected, _words(error), fix)
@@ -235,7 +235,7 @@ def _better(first: np.ndarray, second: np.ndarray) -> bool:
     return gain - loss > 2 * sqrt(max(gain + loss, 1))
 
 
-def _encoding(trial: Trial, result: TrialResult) -> Iterator[Verdict]:
+def _encoding(trial: Trial, result: TrialResult) -> Iterator[RuleResult]:
     """Range and order of the channels, by the accuracy on labelled images."""
     seen, labels = result.reactions, trial.images and trial.images.labels
     unit, order = "images in 0 to 1", "channels in order BGR"

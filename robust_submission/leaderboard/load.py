@@ -101,7 +101,7 @@ def _is_made_of(origin: RobustClassifier | None, files: list[str], folder: Path)
     return same and all((folder / name).read_bytes() == expected[name] for name in expected)
 
 
-def check_logits(path: Path, model: Model, image_size: int, num_classes: int) -> None:
+def require_logits(path: Path, model: Model, image_size: int, num_classes: int) -> None:
     """Raise a UserError unless the model gives one logit per class for an image of that size."""
     try:
         logits = model(torch.zeros(1, 3, image_size, image_size))

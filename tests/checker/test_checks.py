@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 from PIL import Image
 
-from robust_submission.checker.checks import Verdict, check_trial
+from robust_submission.checker.checks import RuleResult, check_trial
 from robust_submission.checker.host import Images, Rules, Trial, read_labelled, try_submission
 from robust_submission.checker.result import (
     ProbeError,
@@ -60,12 +60,12 @@ def make(path: Path, **files: str) -> Path:
     return path
 
 
-def check(path: Path, images: Images | None = None, rules: Rules = RULES) -> dict[str, Verdict]:
+def check(path: Path, images: Images | None = None, rules: Rules = RULES) -> dict[str, RuleResult]:
     verdicts = check_trial(try_submission(path, rules, images), rules)
     return {verdict.check: verdict for verdict in verdicts}
 
 
-def words(verdict: Verdict) -> str:
+def words(verdict: RuleResult) -> str:
     return f"{verdict.expected} {verdict.found} {verdict.fix}"
 
 
@@ -194,7 +194,7 @@ def test_what_ptflops_does_not_see_counts(tmp_path: Path, old: str, new: str, co
     assert f"{count / 1e9:.3g} G run by torch" in found["operations"].found
 
 
-def synthetic(images: Images | None = None, **found: object) -> dict[str, Verdict]:
+def synthetic(images: Images | None = None, **found: object) -> dict[str, RuleResult]:
     """The verdicts on a trial that found this."""
     result = TrialResult(**({"loaded": True, "parameters": 9} | found))  # pyright: ignore[reportArgumentType]
     run = Run(end="exited", found="", stage="load", output="")

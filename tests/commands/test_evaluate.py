@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from inference.evaluate import Options, evaluate
+from inference.evaluate import Options
+from inference.evaluate import main as evaluate
 from robust_submission.cli.command import Names, Ratios, run
 from robust_submission.evaluation.data import DataOptions
 from tests.conftest import run_command

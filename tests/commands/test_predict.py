@@ -154,7 +154,7 @@ def test_skip_bad_predicts_the_rest_and_lists_what_it_leaves_out(
     arguments = ("--checkpoint", small_run, "--images", damaged, "--out", tmp_path / "sub.csv")
     sizes = ("--batch_size", batch_size, "--num_workers", num_workers)
     done = run_command(SCRIPT, *arguments, *sizes, "--skip_bad")
-    skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped: ")]
+    skipped = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
     assert [Path(line.split(":")[1]).name for line in skipped] == ["3.png", "5.png", "6.png"]
     kept = pd.read_csv(tmp_path / "sub.csv")
     assert list(kept["image_id"]) == ["1.png", "2.png", "4.png", "8.png"]

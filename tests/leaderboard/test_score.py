@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robust_submission.attacks.ensemble import EOT
 from robust_submission.cli.errors import UserError
 from robust_submission.leaderboard.board import Board, Weights, spread
-from robust_submission.leaderboard.load import Submission, check_logits, load_submission
+from robust_submission.leaderboard.load import Submission, load_submission, require_logits
 from robust_submission.leaderboard.scorer import AttackPool, Scorer
 from robust_submission.models.classifier import RobustClassifier, set_draw, undefended
 from robust_submission.models.load import load_checkpoint
@@ -231,7 +231,7 @@ def test_a_trusted_package_that_fails_is_named(tmp_path: Path, old: str, new: st
     (tmp_path / "out").mkdir()
 
     def load() -> None:
-        check_logits(path, load_submission(path, tmp_path / "out", trust=True).model, 32, 10)
+        require_logits(path, load_submission(path, tmp_path / "out", trust=True).model, 32, 10)
 
     if not found:
         return load()

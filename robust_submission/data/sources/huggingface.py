@@ -66,7 +66,7 @@ def _is_saved(root: str) -> bool:
     return any((Path(root) / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _load(root: str) -> "dict[str, datasets.Dataset]":
+def _load_splits(root: str) -> "dict[str, datasets.Dataset]":
     """The splits by their names."""
     import datasets
     from datasets.exceptions import DatasetsError
@@ -169,7 +169,7 @@ def _named_splits(splits: Collection[str]) -> dict[str, str]:
 
 def table_splits(root: str, columns: Columns) -> tuple[str, ...]:
     """Which of train, val and test there are; a split in which no row has a label is left out."""
-    splits = _load(root)
+    splits = _load_splits(root)
     labels, _ = _read_labels(root, splits, columns.label)
     return tuple(ours for ours, name in _named_splits(splits).items() if (labels[name] >= 0).any())
 
@@ -188,7 +188,7 @@ def open_table(root: str, split: str, columns: Columns) -> TableSource:
     Raises:
         UserError: no such data set, split or column, or no row that can be used.
     """
-    splits = _load(root)
+    splits = _load_splits(root)
     names = _named_splits(splits)
     if split not in names:
         raise UserError(f"{root}: expected the split {split}, found only {', '.join(splits)}.")
