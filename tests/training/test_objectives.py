@@ -223,6 +223,7 @@ def test_an_objective_has_what_its_recipe_says():
     built = build_objective(trades, MixupConfig())
     assert built == Trades(attack=attack, beta=2, label_smoothing=0.1)
     four_steps = PGD(epsilon=4 / 255, steps=4)
+    assert isinstance(built, Trades)
     assert with_more_steps(built) == Trades(attack=four_steps, beta=2, label_smoothing=0.1)
     assert with_more_steps(CrossEntropy(attack=ATTACK)) is None
     assert with_more_steps(CrossEntropy()) is None

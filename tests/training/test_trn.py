@@ -95,9 +95,8 @@ def test_the_loss_is_the_sum_of_its_terms(classifier: RobustClassifier, labels: 
     logits = classifier.classify(attacked)
     surprise = -logits.log_softmax(1)[torch.arange(64), labels].mean()
     torch.testing.assert_close(loss(cross_entropy=1), surprise)
-    features = [
-        classifier.backbone.forward_features(classifier.normalize(x)) for x in (attacked, IMAGES)
-    ]  # pyright: ignore[reportCallIssue]
+    normalized = [classifier.normalize(each) for each in (attacked, IMAGES)]
+    features = [classifier.backbone.forward_features(each) for each in normalized]  # pyright: ignore[reportCallIssue]
     relative = (features[0] - features[1]).abs().mean() / features[1].abs().mean()
     torch.testing.assert_close(loss(feature=3), 3 * relative)
     parts = loss(reconstruction=2) + loss(cross_entropy=1) + loss(feature=3) + loss(distillation=1)
