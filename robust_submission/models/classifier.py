@@ -1,4 +1,4 @@
-"""RobustClassifier: a timm backbone behind its defences, and `reveal`, which takes their masks off.
+"""RobustClassifier: a timm backbone behind its defences, and `reveal`, which unmasks them.
 
 model = RobustClassifier(class_names=["cat", "dog"], image_size=32)
 model.save_pretrained("runs/pets")
@@ -67,13 +67,13 @@ class RobustClassifier(
 
     Args:
         class_names: Names in label order; their number is the number of logits.
-        backbone: Any timm model name; or a network of your own, from normalised images to logits,
-            which can be trained and evaluated but not saved.
+        backbone: A timm model name; or your own network from normalised images to logits, which
+            can be trained and evaluated but not saved.
         backbone_args: Further arguments of the timm model, such as `patch_size`.
         image_size: Side of the square input in pixels.
         mean: Per-channel mean (RGB, 0 to 1) that `normalize` subtracts.
         std: Per-channel standard deviation that `normalize` divides by.
-        conceal: Put GCM (arXiv 2205.10617) before everything that computes.
+        conceal: Put GCM (arXiv 2205.10617) in front of everything that computes.
         randomize: Arguments of `RandomResizePad` (`min_size`, `seed`), or None.
         restore: Arguments of `TRN`, or None; see also `attach_trn`.
 
@@ -124,10 +124,10 @@ class RobustClassifier(
         return f"image_size={self.image_size}"
 
     def restored(self, images: Tensor) -> Tensor:
-        """What TRN makes of the images; without it the images themselves."""
+        """The images as TRN restores them; without TRN, unchanged."""
         if isinstance(self.restore, nn.Identity):
             return images
-        # A gradient map is a property of the image alone, and no gradient of a weight is in it.
+        # The gradient map must not depend on the batch or on dropout, nor on gradients of weights.
         with evaluating(self.backbone), frozen(self.backbone):
             return self.restore(images, self.classify)
 
@@ -172,9 +172,8 @@ class RobustClassifier(
         **model_kwargs: Any,
     ) -> "RobustClassifier":
         """Build the model from its config and load its tensors: safetensors only, strictly."""
-        if Path(model_id).is_dir():
-            weights = Path(model_id) / SAFETENSORS_SINGLE_FILE
-        else:
+        weights = Path(model_id) / SAFETENSORS_SINGLE_FILE
+        if not Path(model_id).is_dir():
             download = hf_hub_download(
                 model_id,
                 SAFETENSORS_SINGLE_FILE,
@@ -202,21 +201,21 @@ def _create_backbone(name: str, num_classes: int, arguments: dict[str, Any]) -> 
 
 
 def reveal(model: nn.Module, *, bypass: bool = False) -> nn.Module:
-    """The same weights and logits with honest gradients: what an attacker who knows all uses.
+    """The same weights and logits with honest gradients: the view of an adaptive attacker.
 
-    Every GCM, at any depth of any model, passes the gradient straight through (BPDA). A TRN is
-    differentiated as it is, through its gradient map too (second order), or with `bypass` passes
-    the gradient straight through as well. Randomness stays, seeded: average over `set_draw` for its
-    expectation. Parameters and mode are shared with `model`, which is left as it is. A model that
-    hides nothing that we know of is returned itself.
+    Every GCM, at any depth of any model, passes the gradient straight through (BPDA, Athalye et al.
+    2018). A TRN is differentiated, through its gradient map too (second order), or with `bypass`
+    passes the gradient straight through as well. Random stages stay, seeded: average over
+    `set_draw` for their expectation. Parameters and mode are shared with `model`, which is left as
+    it is. A model without these stages is returned itself.
     """
     return _exchanged(model, partial(_reveal_stage, bypass=bypass))
 
 
 def undefended(model: nn.Module) -> nn.Module:
-    """The same weights without GCM, random stages and restoration: the twin to transfer from.
+    """The same weights without GCM, random stages and TRN: the model to transfer attacks from.
 
-    A model without any of them is returned itself.
+    A model without these stages is returned itself.
     """
     return _exchanged(model, _drop_stage)
 
@@ -246,6 +245,6 @@ def random_stages(model: nn.Module) -> list[RandomResizePad]:
 
 
 def set_draw(model: nn.Module, draw: int) -> None:
-    """Put the `draw`-th independent draw in force in every random stage of `model`."""
+    """Switch every random stage of `model` to its `draw`-th independent draw."""
     for stage in random_stages(model):
         stage.draw = draw

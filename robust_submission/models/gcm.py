@@ -4,10 +4,9 @@ Source: "Gradient Concealment: Free Lunch for Defending Adversarial Attacks", ar
 `GCM(x) = x + epsilon * sin(omega * x)`.
 
 GCM is gradient masking. It keeps every prediction and multiplies each pixel's gradient by
-`1 + epsilon * omega * cos(omega * x)`, a factor of up to 1e12 with a sign that looks random. An
-attacker who does not know of it climbs in random directions; one who does divides by the factor,
-or passes the gradient straight through (BPDA, Athalye et al. 2018), and GCM is gone. See
-`models.classifier.reveal`.
+`1 + epsilon * omega * cos(omega * x)`, a factor of up to 1e12 whose sign looks random. An oblivious
+attacker follows random directions. An adaptive one divides by the factor, or passes the gradient
+straight through (BPDA, Athalye et al. 2018), and the defence is gone: see `classifier.reveal`.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class _FiniteGradient(torch.autograd.Function):
 
 
 class GCM(nn.Module):
-    """`conceal` as the first layer of a model: no parameters, no training, every mode alike.
+    """`conceal` as the first layer of a model: without parameters, the same in train and eval mode.
 
     Args:
         omega: Angular frequency, 1e20 in the paper.

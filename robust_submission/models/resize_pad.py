@@ -2,9 +2,9 @@
 
 Each image is shrunk (nearest neighbour) to a random side and zero-padded back at a random place.
 The draw is a function of (seed, draw, the image's own 8-bit pixels): the same image gets the same
-draw in any batch, process or run, and an image moved by an attack gets a fresh one. Averaging over
-`draw` = 0, 1, 2, … is the expectation over transformations of Athalye et al. 2018, against which
-this defence has no robustness of its own.
+draw in any batch, process or run, and an image changed by an attack gets a fresh one. Averaging
+over `draw` = 0, 1, 2, … is the expectation over transformations of Athalye et al. 2018, against
+which this defence adds no robustness.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RandomResizePad(nn.Module):
         seed: Base of every draw.
 
     Attributes:
-        draw: Which of the independent draws is in force; 0 unless set.
+        draw: Number of the independent draw that is used; 0 unless set.
 
     Raises:
         ValueError: `min_size` is not between 1 and `image_size - 1`.
@@ -87,7 +87,7 @@ class RandomResizePad(nn.Module):
         return images * inside
 
     def _source(self, side: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """For each output line, the input line it copies, and whether it lies in the picture."""
+        """For each output line, the input line that it copies, and whether that is in the image."""
         line = torch.arange(self.image_size, device=side.device) - start[:, None]
         inside = (line >= 0) & (line < side[:, None])
         source = line * self.image_size // side[:, None]

@@ -1,4 +1,4 @@
-"""A module changed for a while or in part: eval mode, frozen weights, exchanged stages."""
+"""Change a module for a while or in part: eval mode, frozen weights, exchanged stages."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,38 +10,38 @@ from torch.distributed.tensor import DTensor
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode and every part of it back in its own mode afterwards."""
-    trained = [part for part in module.modules() if part.training]
-    for part in trained:
+    """Put a module in eval mode, and every part of it back in its own mode afterwards."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
         part.training = False
     try:
         yield
     finally:
-        for part in trained:
+        for part in training:
             part.training = True
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Have no weight of a module require a gradient, and those that did require one afterwards.
+    """Switch off `requires_grad` of a module's weights, and on again afterwards where it was on.
 
-    For where the images' gradient alone is wanted, by an attack or for a gradient map. Else a
-    forward pass keeps what the weights' gradients need, in ConvNeXt half of all that is kept, and
-    the backward pass of a compiled module, or of `models.products` on some processors, computes
-    them (docs/results/speed.md). Sharded weights stay as they are: FSDP computes with other
-    tensors, which it makes from them when they are first used.
+    For attacks and gradient maps, which need the gradient of the images alone. Otherwise a forward
+    pass keeps activations for the gradients of the weights, in ConvNeXt half of all that it keeps,
+    and the backward pass of a compiled module, and of some kernels of `models.cpu`, computes them.
+    Sharded weights are left as they are: FSDP computes with other tensors, made from them when they
+    are first used.
     """
-    learned = [
+    trained = [
         weight
         for weight in module.parameters()
         if weight.requires_grad and not isinstance(weight, DTensor)
     ]
-    for weight in learned:
+    for weight in trained:
         weight.requires_grad_(False)
     try:
         yield
     finally:
-        for weight in learned:
+        for weight in trained:
             weight.requires_grad_(True)
 
 
@@ -54,8 +54,8 @@ def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
 
     Args:
         module: Any model.
-        substitute: Gives the module to put in place of its argument, or None to leave it and look
-            inside.
+        substitute: Returns the module to put in place of its argument, or None to keep it and
+            look inside.
 
     Returns:
         `module` itself where nothing is exchanged.
@@ -74,11 +74,10 @@ def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
 
 
 class StraightThrough(nn.Module):
-    """A stage's values with the identity's gradient: what an attacker who knows of it uses.
+    """A stage with the identity's gradient: the straight-through estimator of BPDA.
 
     Args:
-        stage: From images (B, 3, H, W), and whatever else it is called with, to images of the same
-            shape.
+        stage: From images (B, 3, H, W), and further arguments, to images of the same shape.
     """
 
     def __init__(self, stage: nn.Module) -> None:

@@ -1,11 +1,10 @@
-"""The gradient map: where a classifier's opinion of an image is sensitive, without its label.
+"""The gradient map: how sensitive a classifier's loss is to each pixel, without the label.
 
 TRN (arXiv 2202.01117) restores an image from the image and its gradient map, and names a Gradient
-Map Estimation Mechanism for test time, when the label is unknown. Its estimator is not published;
-the three here are readings of that idea. Each is the gradient of a loss that needs no label, and
-is written as weights on the logits, of which the map is the pull-back to the pixels: the loss
-itself is never computed, so that a classifier that is sure to the last bit still gives an exact
-direction.
+Map Estimation Mechanism for test time, when the label is unknown. The estimator is not published;
+the three here are our readings of the idea. Each is the gradient of a loss that needs no label,
+written as weights on the logits, whose vector-Jacobian product is the map. The loss itself is never
+computed, so that a classifier of saturated probabilities still gives an exact direction.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ def logit_weights(logits: Tensor, estimator: Estimator, top_k: int | None = None
     """The gradient of a label-free loss with respect to the logits, up to a positive factor.
 
     predicted: cross-entropy with the predicted label, the choice of most attacks on unlabelled
-        images. Its gradient, softmax - onehot, vanishes as the classifier grows sure; divided by
-        the probability of all other classes it is softmax over the others - onehot, and does not.
+        images. Its gradient, softmax - onehot, vanishes as the classifier becomes confident;
+        divided by the probability of all other classes it is softmax over the others - onehot,
+        and does not.
     expected: the expectation of cross-entropy over the predicted probabilities, which is their
         entropy. (The expectation of the *gradients* would be zero for every image.)
     average: the average of cross-entropy over the `top_k` most likely classes, or over all.
@@ -59,8 +59,8 @@ def logit_weights(logits: Tensor, estimator: Estimator, top_k: int | None = None
 def normalized(gradient: Tensor) -> Tensor:
     """Scale each image's gradient, (B, C, H, W), to a root mean square of 1; zeros stay zeros.
 
-    The size of a gradient tells how sure the classifier is, over tens of orders of magnitude; what
-    a network can read is its pattern.
+    The magnitude of a gradient varies with the classifier's confidence over tens of orders of
+    magnitude; what a network can use is its pattern.
     """
     largest = gradient.abs().amax((1, 2, 3), keepdim=True)
     gradient = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)

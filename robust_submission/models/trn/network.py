@@ -9,12 +9,12 @@ Our choices, each with its reason:
   perturbation is seen in its neighbourhood; the way back is a pixel shuffle, without loss;
 - residual convolutions without normalisation: a correction of a few 255ths must not depend on
   contrast or on the batch;
-- a Fusion Block mixes both streams pixel by pixel and weighs the result by what the whole image
-  looks like, so that an image that was not attacked can be left alone;
+- a Fusion Block mixes both streams pixel by pixel and gates the result by a summary of the whole
+  image, so that an image that was not attacked can be left alone;
 - the output is a correction, zero at the start: an untrained TRN changes nothing.
 
-TRN is a filter against attackers who do not know of it. One who does differentiates it as well:
-see `models.classifier.reveal`.
+TRN filters the perturbations of oblivious attackers. An adaptive attacker differentiates it as
+well: see `classifier.reveal`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Classify = Callable[[Tensor], Tensor]
 
 
 class FusionBlock(nn.Module):
-    """Adds to each stream what both together say, gated channel by channel for the whole image."""
+    """Updates each stream from both, gated per channel for the whole image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class FusionBlock(nn.Module):
 
 
 class TRN(nn.Module):
-    """Images and their classifier to restored images.
+    """From images, and the classifier that it protects, to restored images.
 
     Args:
         channels: Of the images, 1 or 3.
@@ -124,18 +124,18 @@ class TRN(nn.Module):
         return f"estimator={self.estimator}"
 
     def summary(self) -> str:
-        """What it is, in a line."""
+        """One line for reports."""
         source = "the classifier" if self.surrogate is None else "its surrogate"
         streams = " and ".join(self.stems)
         return f"TRN(streams: {streams}; gradient map: {self.estimator}, from {source})"
 
     def forward(self, images: Tensor, classify: Classify) -> Tensor:
-        """Restored images; the gradient map counts as a constant for autograd.
+        """Restored images; autograd treats the gradient map as a constant.
 
         Args:
             images: (B, C, H, W), floating point, 0 to 1, of any size.
-            classify: Images to logits, without gradient masking and in eval mode; not called where
-                a surrogate gives the map, or nothing needs it.
+            classify: From images to logits, without gradient masking and in eval mode; not called
+                if a surrogate gives the map or no stream needs it.
 
         Returns:
             (B, C, H, W), 0 to 1.
@@ -145,7 +145,7 @@ class TRN(nn.Module):
     def gradient_map(
         self, images: Tensor, classify: Classify, *, differentiable: bool = False
     ) -> Tensor | None:
-        """The map (B, C, H, W) that `restore` takes; None where there is no gradient stream."""
+        """The map (B, C, H, W) for `restore`; None without a gradient stream."""
         if "gradient" not in self.stems:
             return None
         if self.surrogate is None:

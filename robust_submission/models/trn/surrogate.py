@@ -25,7 +25,7 @@ def silu_slope(inputs: Tensor) -> Tensor:
 
 
 def patches(in_channels: int, out_channels: int, side: int) -> nn.Conv2d:
-    """A convolution of patches side by side; what does not fill a patch at the edge is unseen."""
+    """A convolution of patches side by side; an edge that fills no patch is left out."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=side, stride=side)
 
 
@@ -37,7 +37,7 @@ def pull_back_patches(layer: nn.Conv2d, gradient: Tensor, inputs: Tensor) -> Ten
 
 
 class Residual(nn.Module):
-    """`x + outer(silu(inner(x)))`, of two 3 x 3 convolutions; begins as the identity."""
+    """`x + outer(silu(inner(x)))`, of two 3 x 3 convolutions; the identity at the start."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class Surrogate(nn.Module):
     Args:
         num_classes: Logits.
         channels: Of the images, 1 or 3.
-        widths: Channels of each stage; each stage after the first halves the picture.
-        depth: Residual blocks of a stage.
+        widths: Channels of each stage; each stage after the first halves the resolution.
+        depth: Residual blocks per stage.
         stride: Side in pixels of the first stage's patches.
     """
 
