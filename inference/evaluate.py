@@ -39,8 +39,9 @@ class Options(EvaluationSettings):
     checkpoint: Path | None = None
     """A run folder, or any folder with config.json and model.safetensors."""
     model: str | None = None
-    """Instead of a checkpoint: package.module:function, which returns a callable from images (0 to
-    1) to logits; a timm model with its published weights; or a Hugging Face hub id."""
+    """Instead of a checkpoint: package.module:function or path/file.py:function, which returns a
+    callable from images (0 to 1) to logits; a timm model with its published weights; or a Hugging
+    Face hub id."""
     trn: Path | None = None
     """Run folder of a TRN to put before the model."""
     image_size: int | None = None
