@@ -92,11 +92,11 @@ class Counts:
 
 COLUMNS = {
     "alone": "classifier alone",
-    "restored": "with TRN, attacker unaware",
+    "restored": "with TRN, transfer",
     "leaked": "the same, all images counted",
-    "adaptive": "with TRN, aware, through the map",
-    "adaptive-bpda": "with TRN, aware, straight through",
-    "worst": "with TRN, aware, worst of both",
+    "adaptive": "with TRN, adaptive",
+    "adaptive-bpda": "with TRN, adaptive-bpda",
+    "worst": "with TRN, worst of both",
 }
 
 
@@ -165,7 +165,7 @@ def make_table(options: Options) -> None:
         clean.add("restored", is_right(model, images, labels))
     lines = [
         f"{name}, {len(data.indices)} images ({min(options.adaptive_limit, len(data.indices))} of "
-        f"them for aware attackers), seed {options.seed}, Linf {options.epsilon * 255:g}/255.",
+        f"them for adaptive attackers), seed {options.seed}, Linf {options.epsilon * 255:g}/255.",
         "",
         "| accuracy in %, 95 % interval | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---|" * len(COLUMNS),
