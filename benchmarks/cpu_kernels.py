@@ -27,7 +27,7 @@ from robust_submission.models.cpu import optimize_for_cpu, products
 from robust_submission.models.cpu.convolutions import ProductConv2d
 from robust_submission.models.cpu.optimize import RowsGELU
 from robust_submission.runtime import keep_freed_memory
-from timing import print_machine, print_table, take_turns
+from timing import print_table, take_turns
 
 ALL = "all kernels"
 
@@ -172,7 +172,6 @@ def compare(options: Options) -> None:
         fastest = {name: min(times) for name, times in seconds.items()}
         rows = [[name, f"{each / fastest[ALL]:.2f}"] for name, each in fastest.items()]
         print_table(("computed", "time, over that with all kernels"), rows)
-    print_machine()
 
 
 if __name__ == "__main__":

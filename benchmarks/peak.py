@@ -25,7 +25,7 @@ from robust_submission.attacks import PGD
 from robust_submission.cli.command import run
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.runtime import keep_freed_memory
-from timing import DEVICE, ON_CPU, median, print_machine, print_table, take_turns, times_as_fast
+from timing import DEVICE, ON_CPU, median, print_table, take_turns, times_as_fast
 
 CLASSES = 100
 
@@ -187,7 +187,6 @@ def compare(options: Options) -> None:
     ]
     rows += [row for work in WORKS for row in measure(work, peak, options)]
     print_table(("work", "images/s", "GFLOP/s", "of the peak", "GiB", "times as fast"), rows)
-    print_machine()
 
 
 if __name__ == "__main__":

@@ -186,10 +186,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     """Print a Markdown table, then the machine and the versions."""
     lines = [columns, ["---"] * len(columns), *rows]
     print("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-    print_machine()
+    _print_machine()
 
 
-def print_machine() -> None:
+def _print_machine() -> None:
     """Print what was measured on: device, threads of this process, versions."""
     found = provenance()
     hardware, packages = found["hardware"], found["packages"]

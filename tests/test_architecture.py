@@ -68,7 +68,7 @@ def test_rooms_import_from_lower_floors_alone(imports: Imports):
 
 
 def test_no_circles(imports: Imports):
-    TopologicalSorter(imports).prepare()
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def test_folders_have_at_most_ten_files_and_three_floors(imports: Imports):
