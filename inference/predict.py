@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from robust_submission.cli.command import run
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import check_writable
-from robust_submission.cli.log import log
 from robust_submission.data.loader import ImageDataset, evaluation_loader
-from robust_submission.data.run_data import open_run_data
-from robust_submission.data.sources import Source, open_source
+from robust_submission.data.sources import Source, open_run_data, open_source
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_checkpoint
 from robust_submission.prediction.layout import plan_layout, read_template

@@ -8,6 +8,7 @@ and shows its traceback. Set ROBUST_TRACEBACK=1 to see the traceback of a UserEr
 import argparse
 import difflib
 import inspect
+import logging
 import os
 import re
 import signal
@@ -28,9 +29,9 @@ from jsonargparse import (  # pyright: ignore[reportPrivateImportUsage]
     Namespace,
 )
 from jsonargparse.typing import register_type
+from tqdm import tqdm
 
-from robust_submission.cli.errors import StoppedError, UsageError, UserError
-from robust_submission.cli.log import send_log_to_stderr
+from robust_submission.cli.errors import StoppedError, UsageError, UserError, log
 
 Options = TypeVar("Options")
 
@@ -196,6 +197,21 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
                 raise UserError(f"{path}: {_explain(str(error), known)}") from error
 
 
+class _BesideProgressBars(logging.Handler):
+    """Prints a record above the progress bars instead of into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _send_log_to_stderr() -> None:
+    """Print records of level INFO and above; for commands, once per process."""
+    if not log.handlers:
+        log.addHandler(_BesideProgressBars())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
 def _lost_another(error: RuntimeError) -> bool:
     """Whether gloo or NCCL says that another process of this run has ended."""
     return "LOCAL_RANK" in os.environ and bool(_LOST.search(str(error)))
@@ -214,7 +230,7 @@ def run(
     SIGTERM raises SystemExit, so that every `finally` runs. Not under a launcher: there a process
     might wait in a `finally` for another that has ended.
     """
-    send_log_to_stderr()
+    _send_log_to_stderr()
     if "LOCAL_RANK" not in os.environ:
         signal.signal(signal.SIGTERM, _stop)
     try:

@@ -1,4 +1,12 @@
-"""Errors that end a command with a message instead of a traceback."""
+"""Messages to the user: errors that end a command without a traceback, and the project's logger.
+
+What a command is run for goes to stdout by `print`; notes and warnings go through `log`. A program
+that imports the package configures the logger "robust_submission" as any other.
+"""
+
+import logging
+
+log = logging.getLogger("robust_submission")
 
 
 class UserError(ValueError):

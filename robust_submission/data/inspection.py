@@ -18,8 +18,8 @@ from tqdm import tqdm
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import SUFFIXES
 from robust_submission.data.sources import Columns, StoredSource, available_splits, open_source
+from robust_submission.data.sources.folders import list_files
 from robust_submission.data.sources.huggingface import table_files
-from robust_submission.data.sources.listing import list_files
 from robust_submission.data.sources.source import FileSource
 
 CHUNK = 32

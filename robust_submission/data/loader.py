@@ -6,10 +6,14 @@ for batch in training: ...
 for batch in micro_batches(evaluation_loader(dataset, batch_size=64, num_workers=4)): ...
 """
 
+import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +22,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.dataset import NO_LABEL, Batch, ImageDataset, Item, Skipped, collate
-from robust_submission.data.workers import prepare_worker, read_ahead
 
 __all__ = [
     "Batch",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 _Keys = list[tuple[int, int]]  # (epoch, position in the dataset's indices)
+Read = TypeVar("Read")
 
 
 def micro_batch_size(image_size: int) -> int:
@@ -64,6 +68,33 @@ class MicroBatch(Batch):
     count: int
 
 
+def _prepare_worker(worker: int) -> None:
+    """Make a worker ignore Ctrl-C, and SIGTERM from any process but the one that started it.
+
+    A launcher or a scheduler sends both to all processes; the main process ends its workers itself,
+    by SIGTERM, when it exits. Without sigwaitinfo (macOS), workers keep torch's handling.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_parent, name="signals", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def read_ahead(batches: Iterator[Read]) -> Iterator[Read]:
+    """The same batches; a thread reads the next one while this one is used."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)
+            yield batch
+
+
 def _torch_loader(
     dataset: ImageDataset, batches: Sampler[_Keys], num_workers: int
 ) -> DataLoader[Batch]:
@@ -74,7 +105,7 @@ def _torch_loader(
         collate_fn=partial(collate, image_size=dataset.image_size),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        worker_init_fn=prepare_worker,
+        worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # else each pass would draw from torch's global one
     )
 

@@ -20,9 +20,8 @@ import torch
 from torch import nn
 
 from robust_submission.attacks.base import Model
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
-from robust_submission.cli.log import log
 
 Arrays = dict[str, np.ndarray]
 

@@ -8,8 +8,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
-from robust_submission.cli.errors import UserError
-from robust_submission.cli.log import log
+from robust_submission.cli.errors import UserError, log
 
 
 @dataclass(frozen=True, kw_only=True)

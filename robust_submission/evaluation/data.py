@@ -12,12 +12,13 @@ from torch import Tensor
 from robust_submission.cli.errors import UserError
 from robust_submission.data.dataset import NO_LABEL, ImageDataset
 from robust_submission.data.loader import MicroBatch, evaluation_loader, micro_batches
-from robust_submission.data.run_data import read_recipe, recipe_columns
 from robust_submission.data.sources import (
     Columns,
     Source,
     available_splits,
     open_source,
+    read_recipe,
+    recipe_columns,
     split_train_validation,
     stratified_subset,
 )

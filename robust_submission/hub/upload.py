@@ -9,7 +9,7 @@ from huggingface_hub.errors import HTTPError
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.run_data import read_recipe
+from robust_submission.data.sources import read_recipe
 from robust_submission.evaluation.cache import module_digest
 from robust_submission.hub.model_card import model_card
 from robust_submission.models.classifier import RobustClassifier

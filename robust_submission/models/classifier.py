@@ -15,10 +15,11 @@ import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robust_submission.cli.errors import UserError
-from robust_submission.models.checkpoint import load_weights
 from robust_submission.models.gcm import GCM
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.surgery import StraightThrough, evaluating, frozen, replaced
@@ -187,6 +188,37 @@ class RobustClassifier(
         model = cls(**model_kwargs)
         load_weights(model, weights)
         return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load every tensor of a safetensors file into `model`, strictly.
+
+    Raises:
+        UserError: the file is missing or not safetensors, or its tensors are not those of the
+            model (the first difference is named).
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: expected a safetensors file, found none.")
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: expected a safetensors file, found other bytes: {error}."
+        ) from error
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in found:
+            raise UserError(f"{path}: expected the tensor {name}, found none of that name.")
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: expected {name} of shape {tuple(tensor.shape)}, "
+                f"found {tuple(found[name].shape)}."
+            )
+    if foreign := sorted(found.keys() - expected.keys()):
+        raise UserError(
+            f"{path}: expected the model's tensors alone, found {len(foreign)} more: {foreign[0]}."
+        )
+    model.load_state_dict(found, strict=True)
 
 
 def _create_backbone(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:

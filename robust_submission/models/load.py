@@ -15,11 +15,11 @@ from typing import Any, TypeVar, cast
 import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from robust_submission.cli.errors import UserError
-from robust_submission.models.checkpoint import load_weights
-from robust_submission.models.classifier import Normalize, RobustClassifier
+from robust_submission.models.classifier import Normalize, RobustClassifier, load_weights
 from robust_submission.models.trn import TRN
 from robust_submission.models.user_function import call_function
 
@@ -171,6 +171,14 @@ def load_trn(path: str | Path) -> TRN:
         UserError: a file is missing, damaged, or they do not belong together.
     """
     return _load(TRN, path, required="estimator")
+
+
+def save_trn(trn: TRN, folder: Path) -> None:
+    """Save a TRN's arguments and tensors into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(trn.arguments, sort_keys=True, indent=2)
+    (folder / CONFIG_NAME).write_text(config)
+    save_model(trn, str(folder / SAFETENSORS_SINGLE_FILE))
 
 
 def _load(kind: type[Rebuilt], path: str | Path, required: str) -> Rebuilt:

@@ -15,8 +15,7 @@ from robust_submission.checker.result import TrialResult
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.images import resize_image
-from robust_submission.data.run_data import open_run_data
-from robust_submission.data.sources import open_source
+from robust_submission.data.sources import open_run_data, open_source
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.packaging.export import choose_writer
 

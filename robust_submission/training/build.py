@@ -11,8 +11,7 @@ from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from torch import nn
 
 from robust_submission.cli.errors import UserError
-from robust_submission.models.checkpoint import load_weights
-from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.classifier import RobustClassifier, load_weights
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_named, load_trn
 from robust_submission.models.surgery import evaluating

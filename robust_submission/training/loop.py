@@ -17,11 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from robust_submission.attacks import image_seeds
-from robust_submission.cli.errors import StoppedError, UserError
-from robust_submission.cli.log import log
+from robust_submission.cli.errors import StoppedError, UserError, log
 from robust_submission.data.loader import Batch, EvaluationLoader
-from robust_submission.models.checkpoint import load_weights
-from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.classifier import RobustClassifier, load_weights
 from robust_submission.runtime import start_accelerator
 from robust_submission.training.data import TrainingData
 from robust_submission.training.objectives import (

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
-from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.load import save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.runtime import provenance
 from robust_submission.training.recipe import RunRecipe, as_plain

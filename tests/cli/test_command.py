@@ -244,8 +244,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from robust_submission.cli.command import run
-from robust_submission.cli.errors import UserError
-from robust_submission.cli.log import log
+from robust_submission.cli.errors import UserError, log
 
 
 @dataclass(kw_only=True)

@@ -24,11 +24,11 @@ from robust_submission.data.loader import (
     even_size,
     micro_batch_size,
     micro_batches,
+    read_ahead,
     training_loader,
 )
 from robust_submission.data.sources import Source, open_source
 from robust_submission.data.sources.arrays import ArraySource
-from robust_submission.data.workers import read_ahead
 from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robust_submission.data.sources.splits import split_train_validation, stratified_subset
+from robust_submission.data.sources import split_train_validation, stratified_subset
 
 LABELS = np.repeat(np.arange(4), [40, 80, 20, 60])
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_submission.cli.log import log
+from robust_submission.cli.errors import log
 from robust_submission.evaluation.cache import Journal, code_digest, model_digest, source_digest
 
 SETTINGS = {"seed": 0, "model": "abc"}

@@ -20,9 +20,8 @@ from robust_submission.cli.errors import UserError
 from robust_submission.hub import upload as upload_module
 from robust_submission.hub.model_card import model_card, training
 from robust_submission.hub.upload import fill_folder, upload
-from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.models.load import load_checkpoint
+from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.report import text as report_text
 from robust_submission.report.schema import read_report

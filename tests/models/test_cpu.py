@@ -10,10 +10,10 @@ from timm.layers.activations import GELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_submission.models.cpu import convolutions, depthwise, optimize_for_cpu, products
+from robust_submission.models.cpu import convolutions, optimize_for_cpu, products
 
 FEATURES = torch.randn(2, 16, 18, 40, generator=torch.Generator().manual_seed(0))
-COLUMNS = "columns" if depthwise._ON_X86 else "torch"
+COLUMNS = "columns" if convolutions._ON_X86 else "torch"
 EVERY = 3 * ("product",)
 NONE = 3 * ("torch",)
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
-from robust_submission.models.load import load_checkpoint, load_trn
+from robust_submission.models.load import load_checkpoint, load_trn, save_trn
 from robust_submission.models.surgery import StraightThrough
 from robust_submission.models.trn import TRN, DifferentiableTRN
 

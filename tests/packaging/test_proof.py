@@ -8,9 +8,8 @@ from PIL import Image
 
 from robust_submission.checker.host import Rules
 from robust_submission.cli.errors import UserError
-from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.models.load import load_checkpoint
+from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.packaging import export
 from robust_submission.packaging.proof import proof_images, write_package

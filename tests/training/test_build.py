@@ -21,9 +21,8 @@ from torch.nn import functional as F
 from robust_submission.attacks import PGD
 from robust_submission.cli.command import parse
 from robust_submission.cli.errors import UserError
-from robust_submission.models.checkpoint import save_trn
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.models.load import load_checkpoint
+from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.training.build import arrange_backbone, build_classifier, takes_graphs
 from robust_submission.training.objectives import Trades

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robust_submission.cli.errors import UserError
-from robust_submission.cli.log import log
+from robust_submission.cli.errors import UserError, log
 from robust_submission.data.images import read_bytes
 from robust_submission.data.sources.source import StoredSource, number_labels
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.sources.listing import require_folder
+from robust_submission.data.sources.folders import require_folder
 from robust_submission.data.sources.source import LABEL, SPLITS, FileSource, number_labels
 
 _NUMERIC = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
