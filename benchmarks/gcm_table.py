@@ -22,7 +22,7 @@ from robust_submission.attacks import Attack, build_attack, image_seeds
 from robust_submission.cli.command import run
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.dataset import ImageDataset
-from robust_submission.data.loader import evaluation_loader, micro_batches
+from robust_submission.data.loader import EvaluationLoader, micro_batches
 from robust_submission.evaluation.data import (
     DataOptions,
     EvaluationData,
@@ -80,7 +80,7 @@ def right_images(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images (B, 3, H, W), labels (B,) and indices (B,) of what the model gets right when clean."""
     dataset = ImageDataset(data.source, data.indices, image_size)
-    for batch in micro_batches(evaluation_loader(dataset, batch_size=64, num_workers=0)):
+    for batch in micro_batches(EvaluationLoader(dataset, batch_size=64, num_workers=0)):
         with torch.no_grad():
             right = model(batch["images"]).argmax(1) == batch["labels"]
         yield batch["images"][right], batch["labels"][right], batch["indices"][right]

@@ -25,7 +25,7 @@ from robust_submission.attacks.base import correct
 from robust_submission.cli.command import Ratio, run
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.dataset import ImageDataset
-from robust_submission.data.loader import evaluation_loader, micro_batches
+from robust_submission.data.loader import EvaluationLoader, micro_batches
 from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.evaluation.results import share_of
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
@@ -153,7 +153,7 @@ def make_table(options: Options) -> None:
 
     def batches(description: str) -> Iterator[tuple[Tensor, ...]]:
         dataset = ImageDataset(data.source, data.indices, model.image_size)
-        loader = evaluation_loader(dataset, batch_size=64, num_workers=0)
+        loader = EvaluationLoader(dataset, batch_size=64, num_workers=0)
         total = loader.num_micro_batches
         for batch in tqdm(micro_batches(loader), total=total, desc=description):
             count = batch["count"]

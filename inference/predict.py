@@ -14,7 +14,8 @@ import numpy as np
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import check_writable
-from robust_submission.data.loader import ImageDataset, evaluation_loader
+from robust_submission.data.dataset import ImageDataset
+from robust_submission.data.loader import EvaluationLoader
 from robust_submission.data.sources import Source, open_run_data, open_source
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_checkpoint
@@ -74,7 +75,7 @@ def predict(options: Options) -> None:
         options.probabilities,
         left_out=source.ids[len(indices) :].tolist(),
     )
-    loader = evaluation_loader(
+    loader = EvaluationLoader(
         ImageDataset(source, indices, model.image_size, skip_bad=options.skip_bad),
         batch_size=options.batch_size,
         num_workers=options.num_workers,

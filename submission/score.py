@@ -21,7 +21,7 @@ from robust_submission.cli.command import Names, Ratios, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.cli.numbers import plural
-from robust_submission.data.loader import ImageDataset
+from robust_submission.data.dataset import ImageDataset
 from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.leaderboard import scorer as scorer_module
 from robust_submission.leaderboard.board import Board, Weights, remarks

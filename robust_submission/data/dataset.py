@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """uint8 (H, W, 3) and a source of randomness to uint8 (image_size, image_size, 3)."""
 
 _Key = int | tuple[int, int]
-_Result = TypeVar("_Result")
 
 
 class Item(TypedDict):
@@ -91,7 +90,8 @@ class ImageDataset(Dataset[Item]):
 
     def __getitem__(self, key: _Key) -> Item:
         """Read and augment one image; UserError if it cannot be read."""
-        return self._item(key, self._read(key))
+        epoch, index = self._epoch_and_index(key)
+        return self._item(epoch, index, self.source.image(index))
 
     def __getitems__(self, keys: Sequence[_Key]) -> list[Item | Skipped]:
         """Several images at once, as loaders ask for them; a bad file raises nothing.
@@ -101,41 +101,29 @@ class ImageDataset(Dataset[Item]):
         """
         items = list[Item | Skipped]()
         for start in range(0, len(keys), READ_TOGETHER):
-            group = list(enumerate(keys[start : start + READ_TOGETHER], start))
-            images = [self._or_message(self._read, place, key) for place, key in group]
-            for image, (place, key) in zip(images, group, strict=True):
-                if not isinstance(image, Skipped):
-                    image = self._or_message(self._item, place, key, image)
-                items.append(image)
+            group = [self._epoch_and_index(key) for key in keys[start : start + READ_TOGETHER]]
+            images = [self._read(index, place) for place, (_, index) in enumerate(group, start)]
+            items += [
+                image if isinstance(image, Skipped) else self._item(epoch, index, image)
+                for image, (epoch, index) in zip(images, group, strict=True)
+            ]
         return items
 
-    def _read(self, key: _Key) -> np.ndarray:
-        _, index = self._epoch_and_index(key)
-        return self.source.image(index)
+    def _read(self, index: int, place: int) -> np.ndarray | Skipped:
+        try:
+            return self.source.image(index)
+        except UserError as error:
+            return Skipped(index, str(error), place)
 
-    def _item(self, key: _Key, image: np.ndarray) -> Item:
-        epoch, index = self._epoch_and_index(key)
+    def _item(self, epoch: int, index: int, image: np.ndarray) -> Item:
         if self.augmentation is None:
             image = resize_image(image, self.image_size)
         else:
             image = self.augmentation(image, np.random.default_rng([self.seed, epoch, index]))
             assert image.shape[:2] == (self.image_size, self.image_size), image.shape
         labels = self.source.labels
-        return Item(
-            image=image, label=NO_LABEL if labels is None else int(labels[index]), index=index
-        )
-
-    def _or_message(
-        self,
-        work: Callable[..., _Result],
-        place: int,
-        key: _Key,
-        *more: np.ndarray,
-    ) -> _Result | Skipped:
-        try:
-            return work(key, *more)
-        except UserError as error:
-            return Skipped(self._epoch_and_index(key)[1], str(error), place)
+        label = NO_LABEL if labels is None else int(labels[index])
+        return Item(image=image, label=label, index=index)
 
     def _epoch_and_index(self, key: _Key) -> tuple[int, int]:
         epoch, position = key if isinstance(key, tuple) else (0, key)

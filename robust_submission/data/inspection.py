@@ -121,9 +121,8 @@ def _inspect_chunk(indices: range) -> list[InspectedImage]:
 
 
 def _inspect_split(source: StoredSource, workers: int, name: str) -> list[InspectedImage]:
-    chunks = [
-        range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)
-    ]
+    everything = range(len(source))
+    chunks = [everything[start : start + CHUNK] for start in everything[::CHUNK]]
     images = list[InspectedImage]()
     with (
         tqdm(total=len(source), desc=name, unit="image") as bar,
@@ -139,29 +138,26 @@ def _unread_files(name: str, root: Path | None, splits: Mapping[str, StoredSourc
     """Files in the data set's folder that no split reads, and why."""
     if root is None or not root.exists():
         return []
+    folder = {"csv": root.parent, "challenge": root / "images"}.get(name, root)
     if name == "hf":
         read = table_files(str(root))
-        return (
-            [f"{path}: not a data file to `datasets`" for path in _others(root, read)]
-            if read
-            else []
-        )
-    files = [source for source in splits.values() if isinstance(source, FileSource)]
-    if not files:
+    else:
+        files = [source for source in splits.values() if isinstance(source, FileSource)]
+        read = {str(source.folder / str(each)) for source in files for each in source.ids}
+    if not read:  # it is in memory, or was saved by `datasets`
         return []
-    folder = {"csv": root.parent, "challenge": root / "images"}.get(name, root)
-    read = {str(source.folder / str(each)) for source in files for each in source.ids}
-    why = "in no class folder of a split" if name == "folder" else "not listed"
-    return [
-        f"{path}: {why if path.suffix.lower() in SUFFIXES else 'not an image by its ending'}"
-        for path in _others(folder, read | {str(root)})
-    ]
+    read.add(str(root))
+    paths = [folder / each for each in list_files(folder)]
+    unread = [path for path in paths if not {str(path), str(path.resolve())} & read]
+    return [f"{path}: {_why_unread(name, path)}" for path in unread]
 
 
-def _others(folder: Path, read: set[str]) -> list[Path]:
-    """The files below a folder but for some."""
-    paths = (folder / each for each in list_files(folder))
-    return [path for path in paths if not {str(path), str(path.resolve())} & read]
+def _why_unread(name: str, path: Path) -> str:
+    if name == "hf":
+        return "not a data file to `datasets`"
+    if path.suffix.lower() not in SUFFIXES:
+        return "not an image by its ending"
+    return "in no class folder of a split" if name == "folder" else "not listed"
 
 
 def inspect_data(

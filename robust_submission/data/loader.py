@@ -1,9 +1,9 @@
 """Loaders whose batches depend on the seed and the epoch, never on workers or processes.
 
-training = training_loader(dataset, batch_size=128, num_workers=4, seed=0)
+training = TrainingLoader(dataset, batch_size=128, num_workers=4, seed=0)
 training.set_epoch(3)
 for batch in training: ...
-for batch in micro_batches(evaluation_loader(dataset, batch_size=64, num_workers=4)): ...
+for batch in micro_batches(EvaluationLoader(dataset, batch_size=64, num_workers=4)): ...
 """
 
 import os
@@ -18,27 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.dataset import NO_LABEL, Batch, ImageDataset, Item, Skipped, collate
+from robust_submission.data.dataset import NO_LABEL, Batch, ImageDataset, Skipped, collate
 
-__all__ = [
-    "Batch",
-    "EvaluationLoader",
-    "ImageDataset",
-    "Item",
-    "MicroBatch",
-    "Skipped",
-    "TrainingLoader",
-    "evaluation_loader",
-    "even_size",
-    "micro_batch_size",
-    "micro_batches",
-    "training_loader",
-]
-
-_Keys = list[tuple[int, int]]  # (epoch, position in the dataset's indices)
 Read = TypeVar("Read")
 
 
@@ -96,7 +80,7 @@ def read_ahead(batches: Iterator[Read]) -> Iterator[Read]:
 
 
 def _torch_loader(
-    dataset: ImageDataset, batches: Sampler[_Keys], num_workers: int
+    dataset: ImageDataset, batches: Sampler[list[Any]], num_workers: int
 ) -> DataLoader[Batch]:
     return DataLoader[Any](
         dataset,
@@ -118,62 +102,28 @@ def _checked(loader: DataLoader[Batch], skip_bad: bool) -> Iterator[Batch]:
         yield batch
 
 
-class _TrainingBatches(Sampler[_Keys]):
-    """This process's part of each global batch of a permutation drawn from (seed, epoch)."""
+class _TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """Part of each batch of a permutation drawn from (seed, epoch), as (epoch, position)."""
 
-    def __init__(
-        self, size: int, batch_size: int, seed: int, process_index: int, num_processes: int
-    ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.share = batch_size // num_processes
-        self.first = process_index * self.share
+    def __init__(self, size: int, batch_size: int, seed: int, part: slice) -> None:
+        self.size, self.batch_size, self.seed, self.part = size, batch_size, seed, part
         self.epoch = self.start_step = 0
 
     def __len__(self) -> int:
         return self.size // self.batch_size
 
-    def __iter__(self) -> Iterator[_Keys]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, start_step = self.epoch, self.start_step
         # The epoch as spawn_key, which never coincides with an image's [seed, epoch, index].
         draw = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
         order = np.random.default_rng(draw).permutation(self.size)
-        for step in range(start_step, len(self)):
-            start = step * self.batch_size + self.first
-            yield [(epoch, int(position)) for position in order[start : start + self.share]]
+        batches = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
+        for batch in batches[start_step:, self.part]:
+            yield [(epoch, position) for position in batch.tolist()]
 
 
 class TrainingLoader:
-    """Batches of one epoch after another; see `training_loader`."""
-
-    def __init__(self, dataset: ImageDataset, batches: _TrainingBatches, num_workers: int) -> None:
-        self.dataset = dataset
-        self._batches = batches
-        self._loader = _torch_loader(dataset, batches, num_workers)
-
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Make the next pass epoch `epoch`, from step `start_step` on."""
-        if not 0 <= start_step <= len(self):
-            raise UserError(f"start_step: expected 0 to {len(self)}, found {start_step}.")
-        self._batches.epoch, self._batches.start_step = epoch, start_step
-
-    def __len__(self) -> int:
-        """Steps of a whole epoch."""
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _checked(self._loader, skip_bad=False)
-
-
-def training_loader(
-    dataset: ImageDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    seed: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-) -> TrainingLoader:
-    """Shuffled, augmented batches; the order is a function of (seed, epoch).
+    """Shuffled, augmented batches of one epoch; the order is a function of (seed, epoch).
 
     Each global batch is cut into `num_processes` contiguous equal parts, one per process. Images
     that do not fill the last global batch of an epoch are left out, different ones each time.
@@ -190,64 +140,44 @@ def training_loader(
         UserError: the batch size is not a multiple of the processes, or exceeds the number of
             images. Iterating raises it for an unreadable image, also with `skip_bad`.
     """
-    if batch_size < 1 or batch_size % num_processes:
-        raise UserError(
-            f"batch_size: expected a multiple of the {num_processes} processes, found {batch_size}."
-        )
-    if len(dataset) < batch_size:
-        raise UserError(
-            f"data: expected at least {batch_size} training images (one batch), "
-            f"found {len(dataset)}."
-        )
-    batches = _TrainingBatches(len(dataset), batch_size, seed, process_index, num_processes)
-    return TrainingLoader(dataset, batches, num_workers)
 
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        *,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        if batch_size < 1 or batch_size % num_processes:
+            multiple = f"a multiple of the {num_processes} processes"
+            raise UserError(f"batch_size: expected {multiple}, found {batch_size}.")
+        if len(dataset) < batch_size:
+            least = f"at least {batch_size} training images (one batch)"
+            raise UserError(f"data: expected {least}, found {len(dataset)}.")
+        share = batch_size // num_processes
+        part = slice(process_index * share, (process_index + 1) * share)
+        self.dataset = dataset
+        self._batches = _TrainingBatches(len(dataset), batch_size, seed, part)
+        self._loader = _torch_loader(dataset, self._batches, num_workers)
 
-class _EvaluationBatches(Sampler[_Keys]):
-    """The positions of this process's micro-batches, `batch_size` at a time."""
-
-    def __init__(self, positions: np.ndarray, batch_size: int) -> None:
-        self.positions = positions
-        self.batch_size = batch_size
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Make the next pass epoch `epoch`, from step `start_step` on."""
+        if not 0 <= start_step <= len(self):
+            raise UserError(f"start_step: expected 0 to {len(self)}, found {start_step}.")
+        self._batches.epoch, self._batches.start_step = epoch, start_step
 
     def __len__(self) -> int:
-        return -(-len(self.positions) // self.batch_size)
+        """Steps of a whole epoch."""
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[_Keys]:
-        for start in range(0, len(self.positions), self.batch_size):
-            chosen = self.positions[start : start + self.batch_size]
-            yield [(0, int(position)) for position in chosen]
+    def __iter__(self) -> Iterator[Batch]:
+        return _checked(self._loader, skip_bad=False)
 
 
 class EvaluationLoader:
-    """Every image once, in order; see `evaluation_loader`."""
-
-    def __init__(
-        self, dataset: ImageDataset, batches: _EvaluationBatches, num_workers: int, size: int
-    ) -> None:
-        self.dataset = dataset
-        self.num_images = len(batches.positions)
-        self.micro_batch_size = size
-        self.num_micro_batches = -(-self.num_images // self.micro_batch_size)
-        self._loader = _torch_loader(dataset, batches, num_workers)
-
-    def __len__(self) -> int:
-        """Batches in this process."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _checked(self._loader, self.dataset.skip_bad)
-
-
-def evaluation_loader(
-    dataset: ImageDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-    size: int | None = None,
-) -> EvaluationLoader:
     """Every image once, in order; micro-batch k (see `micro_batches`) goes to process k % P.
 
     Args:
@@ -262,13 +192,34 @@ def evaluation_loader(
         UserError: a batch size below 1. Iterating raises it for an unreadable image, unless the
             dataset has `skip_bad`.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size: expected at least 1, found {batch_size}.")
-    positions = np.arange(len(dataset))
-    size = size or micro_batch_size(dataset.image_size)
-    micro_batch = positions // size
-    mine = positions[micro_batch % num_processes == process_index]
-    return EvaluationLoader(dataset, _EvaluationBatches(mine, batch_size), num_workers, size)
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        *,
+        batch_size: int,
+        num_workers: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        size: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size: expected at least 1, found {batch_size}.")
+        self.dataset = dataset
+        self.micro_batch_size = size or micro_batch_size(dataset.image_size)
+        positions = np.arange(len(dataset))
+        mine = positions[positions // self.micro_batch_size % num_processes == process_index]
+        self.num_images = len(mine)
+        self.num_micro_batches = -(-self.num_images // self.micro_batch_size)
+        batches = BatchSampler(mine.tolist(), batch_size, drop_last=False)
+        self._loader = _torch_loader(dataset, batches, num_workers)
+
+    def __len__(self) -> int:
+        """Batches in this process."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _checked(self._loader, self.dataset.skip_bad)
 
 
 _Image = tuple[Tensor, Tensor, Tensor]  # (3, H, W), (), ()

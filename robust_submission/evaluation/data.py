@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.dataset import NO_LABEL, ImageDataset
-from robust_submission.data.loader import MicroBatch, evaluation_loader, micro_batches
+from robust_submission.data.loader import EvaluationLoader, MicroBatch, micro_batches
 from robust_submission.data.sources import (
     Columns,
     Source,
@@ -86,7 +86,7 @@ class EvaluationData:
             for start in range(process_index * size, len(rows), num_processes * size):
                 yield self.source.micro_batch(self.indices[rows[start : start + size]], size)
             return
-        loader = evaluation_loader(
+        loader = EvaluationLoader(
             ImageDataset(self.source, self.indices[rows], image_size),
             batch_size=self.batch_size,
             num_workers=self.num_workers,

@@ -12,7 +12,8 @@ from robust_submission.attacks import Attack, Model, WorstCase, build_attack, im
 from robust_submission.attacks.base import correct
 from robust_submission.cli.errors import UserError
 from robust_submission.data.corruptions import CORRUPTIONS, Corruption
-from robust_submission.data.loader import ImageDataset, evaluation_loader, micro_batches
+from robust_submission.data.dataset import ImageDataset
+from robust_submission.data.loader import EvaluationLoader, micro_batches
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.leaderboard.load import Submission
 
@@ -178,7 +179,7 @@ class _Transfer:
 
 def measure_columns(scorer: Scorer, dataset: ImageDataset, draws: int) -> dict[str, list[float]]:
     """The share of correctly classified images in each column, one number per draw."""
-    loader = evaluation_loader(dataset, batch_size=32, num_workers=0)
+    loader = EvaluationLoader(dataset, batch_size=32, num_workers=0)
     rounds = [(column, draw) for column in scorer.columns for draw in range(draws)]
     hits = dict.fromkeys(rounds, 0)
     with tqdm(total=len(dataset) * len(rounds), unit="image") as bar:

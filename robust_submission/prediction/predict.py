@@ -8,8 +8,9 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from robust_submission.cli.errors import UserError
+from robust_submission.data.dataset import Skipped
 from robust_submission.data.gather import gather_by_index, gather_skipped
-from robust_submission.data.loader import EvaluationLoader, Skipped, micro_batches
+from robust_submission.data.loader import EvaluationLoader, micro_batches
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.prediction.writer import Predictions
 

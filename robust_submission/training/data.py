@@ -9,14 +9,8 @@ from accelerate import Accelerator
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.augment import Augmentation
-from robust_submission.data.loader import (
-    EvaluationLoader,
-    ImageDataset,
-    TrainingLoader,
-    evaluation_loader,
-    micro_batch_size,
-    training_loader,
-)
+from robust_submission.data.dataset import ImageDataset
+from robust_submission.data.loader import EvaluationLoader, TrainingLoader, micro_batch_size
 from robust_submission.data.sources import (
     Columns,
     Source,
@@ -103,7 +97,7 @@ def _training_loader(
     augmentation = Augmentation(
         name=recipe.data.augmentation, image_size=size, flip=recipe.data.flip
     )
-    return training_loader(
+    return TrainingLoader(
         ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
         batch_size=recipe.batch_size,
         num_workers=recipe.data.num_workers,
@@ -120,7 +114,7 @@ def _evaluation_loader(
     source: Source,
     indices: np.ndarray | None,
 ) -> EvaluationLoader:
-    return evaluation_loader(
+    return EvaluationLoader(
         ImageDataset(source, indices, size),
         batch_size=micro_batch_size(size),
         num_workers=recipe.data.num_workers,

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from robust_submission.attacks import image_seeds
 from robust_submission.cli.errors import StoppedError, UserError, log
-from robust_submission.data.loader import Batch, EvaluationLoader
+from robust_submission.data.dataset import Batch
+from robust_submission.data.loader import EvaluationLoader
 from robust_submission.models.classifier import RobustClassifier, load_weights
 from robust_submission.runtime import start_accelerator
 from robust_submission.training.data import TrainingData

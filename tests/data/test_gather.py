@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from robust_submission.data.dataset import Skipped
 from robust_submission.data.gather import gather_by_index, gather_skipped
-from robust_submission.data.loader import Skipped
 from tests.conftest import run_command
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from robust_submission.data.dataset import Batch, ImageDataset
 from robust_submission.data.inspection import inspect_data
-from robust_submission.data.loader import Batch, ImageDataset, evaluation_loader, training_loader
+from robust_submission.data.loader import EvaluationLoader, TrainingLoader
 from robust_submission.data.sources import Columns, StoredSource, available_splits, open_source
 from tests.conftest import ROOT
 
@@ -133,7 +134,7 @@ def test_workers_change_no_batch(folder: Path, tmp_path: Path, method: str) -> N
     batches = list[list[bytes]]()
     for name, root, workers in (("folder", folder, 0), ("hf", tmp_path, 0), ("hf", tmp_path, 2)):
         dataset = ImageDataset(open_source(name, root), None, 24)
-        loader = training_loader(dataset, batch_size=16, num_workers=workers, seed=0)
+        loader = TrainingLoader(dataset, batch_size=16, num_workers=workers, seed=0)
         loader._loader.multiprocessing_context = method if workers else None
         dataset.source.image(0)  # an image read before the workers start
         loader.set_epoch(3)
@@ -180,7 +181,7 @@ def test_samples_without_image_or_label_are_named(
     assert [int(source.image(index)[0, 0, 0]) for index in (0, 1)] == [0, 30]
     with pytest.raises(ValueError, match=r"train: row 6 \(00006.png\): expected an image \(JPEG"):
         source.image(2)
-    (batch,) = evaluation_loader(
+    (batch,) = EvaluationLoader(
         ImageDataset(source, None, 2, skip_bad=True), batch_size=4, num_workers=0
     )
     assert [skipped.index for skipped in batch["skipped"]] == [2]

@@ -14,18 +14,15 @@ import torch
 from PIL import Image
 
 from robust_submission.data.augment import Augmentation
+from robust_submission.data.dataset import Batch, ImageDataset
 from robust_submission.data.loader import (
-    Batch,
     EvaluationLoader,
-    ImageDataset,
     MicroBatch,
     TrainingLoader,
-    evaluation_loader,
     even_size,
     micro_batch_size,
     micro_batches,
     read_ahead,
-    training_loader,
 )
 from robust_submission.data.sources import Source, open_source
 from robust_submission.data.sources.arrays import ArraySource
@@ -49,7 +46,7 @@ def source() -> Source:
 def training(source: Source, workers: int = 0, seed: int = 0, **shard: int) -> TrainingLoader:
     augmentation = Augmentation(name="light", image_size=8)
     dataset = ImageDataset(source, np.arange(3, 97), 8, augmentation, seed=seed)
-    return training_loader(dataset, batch_size=16, num_workers=workers, seed=seed, **shard)
+    return TrainingLoader(dataset, batch_size=16, num_workers=workers, seed=seed, **shard)
 
 
 def bytes_of(batches: Iterable[Batch] | Iterable[MicroBatch]) -> list[tuple[bytes, ...]]:
@@ -66,7 +63,7 @@ def epochs(loader: TrainingLoader, *numbers: int) -> list[list[tuple[bytes, ...]
 
 
 def test_a_batch_is_float_rgb_with_its_labels(source: Source) -> None:
-    loader = evaluation_loader(ImageDataset(source, None, 10), batch_size=8, num_workers=0)
+    loader = EvaluationLoader(ImageDataset(source, None, 10), batch_size=8, num_workers=0)
     batch = next(iter(loader))
     assert (batch["images"].dtype, batch["images"].shape) == (torch.float32, (8, 3, 10, 10))
     assert batch["images"].is_contiguous()
@@ -166,7 +163,7 @@ def test_impossible_batches_are_refused(
 ) -> None:
     dataset = ImageDataset(source, np.arange(size), 8)
     with pytest.raises(ValueError, match=message):
-        training_loader(
+        TrainingLoader(
             dataset, batch_size=batch_size, num_workers=0, seed=0, num_processes=processes
         )
 
@@ -180,7 +177,7 @@ def evaluation(
     source: Source, batch_size: int = 64, workers: int = 0, **shard: int
 ) -> EvaluationLoader:
     dataset = ImageDataset(source, np.arange(1, 98), SIDE, skip_bad=True)
-    return evaluation_loader(dataset, batch_size=batch_size, num_workers=workers, **shard)
+    return EvaluationLoader(dataset, batch_size=batch_size, num_workers=workers, **shard)
 
 
 def test_evaluation_gives_every_image_once_in_order(source: Source) -> None:
@@ -228,7 +225,7 @@ def test_parts_are_even_and_a_power_of_two(number: int, size: int, parts: int) -
 def test_a_micro_batch_may_have_another_size(source: Source) -> None:
     dataset = ImageDataset(source, np.arange(100), 8)
     loaders = [
-        evaluation_loader(
+        EvaluationLoader(
             dataset, batch_size=9, num_workers=0, process_index=index, num_processes=2, size=30
         )
         for index in range(2)
@@ -262,7 +259,7 @@ def test_micro_batches_do_not_depend_on_batch_size_or_workers(damaged: Path) -> 
     dataset = ImageDataset(files, None, SIDE, skip_bad=True)
 
     def run(batch_size: int, workers: int) -> list[object]:
-        loader = evaluation_loader(dataset, batch_size=batch_size, num_workers=workers)
+        loader = EvaluationLoader(dataset, batch_size=batch_size, num_workers=workers)
         return everything(micro_batches(loader))
 
     expected = run(64, 0)
@@ -276,7 +273,7 @@ def test_processes_share_whole_micro_batches(damaged: Path, processes: int) -> N
     dataset = ImageDataset(open_source("images", damaged), None, SIDE, skip_bad=True)
 
     def run(index: int, count: int) -> list[object]:
-        loader = evaluation_loader(
+        loader = EvaluationLoader(
             dataset, batch_size=9, num_workers=0, process_index=index, num_processes=count
         )
         batches = everything(micro_batches(loader))
@@ -290,7 +287,7 @@ def test_processes_share_whole_micro_batches(damaged: Path, processes: int) -> N
 
 def test_skipped_images_close_up_within_their_micro_batch(damaged: Path) -> None:
     dataset = ImageDataset(open_source("images", damaged), None, SIDE, skip_bad=True)
-    first, second, third = micro_batches(evaluation_loader(dataset, batch_size=7, num_workers=0))
+    first, second, third = micro_batches(EvaluationLoader(dataset, batch_size=7, num_workers=0))
     assert first["indices"].tolist() == [1, 2, *range(4, 31), -1, -1, -1]
     assert second["indices"].tolist() == [*range(33, 64), -1]
     assert (first["count"], second["count"], third["count"]) == (29, 31, 5)
@@ -303,7 +300,7 @@ def test_a_micro_batch_may_have_no_readable_image(tmp_path: Path) -> None:
     for index in range(3):
         (tmp_path / f"{index}.png").touch()
     dataset = ImageDataset(open_source("images", tmp_path), None, 8, skip_bad=True)
-    (batch,) = micro_batches(evaluation_loader(dataset, batch_size=2, num_workers=0))
+    (batch,) = micro_batches(EvaluationLoader(dataset, batch_size=2, num_workers=0))
     assert (batch["count"], len(batch["skipped"])) == (0, 3)
     assert batch["images"].shape == (micro_batch_size(8), 3, 8, 8)
 
@@ -311,8 +308,8 @@ def test_a_micro_batch_may_have_no_readable_image(tmp_path: Path) -> None:
 def both_loaders(
     dataset: ImageDataset, workers: int
 ) -> Iterator[TrainingLoader | EvaluationLoader]:
-    yield evaluation_loader(dataset, batch_size=16, num_workers=workers)
-    yield training_loader(dataset, batch_size=70, num_workers=workers, seed=0)
+    yield EvaluationLoader(dataset, batch_size=16, num_workers=workers)
+    yield TrainingLoader(dataset, batch_size=70, num_workers=workers, seed=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -327,7 +324,7 @@ def test_an_unreadable_image_is_one_short_value_error(damaged: Path, workers: in
 def test_an_error_of_ours_in_a_worker_is_not_taken_for_a_bad_image(source: Source) -> None:
     dataset = ImageDataset(source, np.array([0, 999]), 8, skip_bad=True)
     with pytest.raises(IndexError):
-        list(evaluation_loader(dataset, batch_size=2, num_workers=1))
+        list(EvaluationLoader(dataset, batch_size=2, num_workers=1))
 
 
 def test_a_dataset_of_many_files_is_small_to_hand_to_a_worker() -> None:
@@ -370,11 +367,12 @@ def test_what_reading_raises_comes_at_its_place_and_a_stop_ends_the_thread() -> 
 
 LEAVING = """
 import multiprocessing, subprocess
-from robust_submission.data.loader import ImageDataset, training_loader
+from robust_submission.data.dataset import ImageDataset
+from robust_submission.data.loader import TrainingLoader
 from robust_submission.data.sources import open_source
 
 dataset = ImageDataset(open_source("digits"), None, 8)
-batches = iter(training_loader(dataset, batch_size=16, num_workers=2, seed=0))
+batches = iter(TrainingLoader(dataset, batch_size=16, num_workers=2, seed=0))
 next(batches), next(batches)  # one from each worker: both have begun
 workers = [str(worker.pid) for worker in multiprocessing.active_children()]
 subprocess.run(["kill", "-TERM", *workers], check=True)

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from robust_submission.data.dataset import ImageDataset, Skipped
 from robust_submission.data.gather import Values, gather_by_index, gather_skipped
-from robust_submission.data.loader import ImageDataset, Skipped, evaluation_loader, micro_batches
+from robust_submission.data.loader import EvaluationLoader, micro_batches
 from robust_submission.data.sources import open_source
 
 
 def predict(accelerator: Accelerator, folder: Path) -> dict[str, np.ndarray]:
     """Per-image sums over the loaders of all processes, and the messages of skipped images."""
     dataset = ImageDataset(open_source("images", folder), None, 8, skip_bad=True)
-    loader = evaluation_loader(
+    loader = EvaluationLoader(
         dataset,
         batch_size=7,
         num_workers=1,

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,38 +37,42 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{path}: expected {what}, found: {error.strerror or error}.") from error
 
 
-def _check_once(path: Path, folder: Path, rows: list[Row]) -> None:
-    """Each image is listed once, however its path is written and in whichever split."""
+def _fault(path: Path, line: int, message: str) -> UserError:
+    return UserError(f"{path}: line {line}: expected {message}.")
+
+
+def _open_rows(path: Path, folder: Path, rows: list[Row], split: str) -> FileSource:
+    """The images of a split; each is listed once, however its path is written, and is there."""
     lines = dict[str, int]()
     for row in rows:
         first = lines.setdefault(os.path.normpath(folder / row.image), row.line)
         if first != row.line:
-            raise UserError(
-                f"{path}: line {row.line}: expected each image once, "
-                f"found {row.image!r} again (first in line {first})."
-            )
-
-
-def _check_images(path: Path, folder: Path, rows: list[Row]) -> None:
-    """Each image is there."""
-    for row in rows:
+            again = f"found {row.image!r} again (first in line {first})"
+            raise _fault(path, row.line, f"each image once, {again}")
+    chosen = [row for row in rows if row.split == split]
+    if not chosen:
+        found = ", ".join(sorted({row.split for row in rows} - {""})) or "no column split"
+        raise UserError(f"{path}: expected rows of the split {split}, found {found}.")
+    for row in chosen:
         if not (folder / row.image).is_file():
-            raise UserError(
-                f"{path}: line {row.line}: expected the image {folder / row.image}, "
-                "found nothing there."
-            )
+            raise _fault(path, row.line, f"the image {folder / row.image}, found nothing there")
+    numbers, classes = number_labels(row.label for row in rows)
+    return FileSource(
+        folder=folder,
+        ids=np.array([row.image for row in chosen]),
+        labels=np.array([numbers[row.label] for row in chosen], dtype=np.int64),
+        class_names=classes,
+    )
 
 
 def _challenge_rows(path: Path) -> list[Row]:
-    text = read_text(path, "the challenge's label.txt")
     rows = list[Row]()
-    for number, line in enumerate(text.rstrip().splitlines(), start=1):
+    lines = read_text(path, "the challenge's label.txt").rstrip().splitlines()
+    for number, line in enumerate(lines, start=1):
         words = line.split()
         if len(words) != 2 or not LABEL.fullmatch(words[1]):
-            raise UserError(
-                f"{path}: line {number}: expected a name and an integer label "
-                f"(0.JPEG 5), found {line[:80]!r}."
-            )
+            pair = "a name and an integer label (0.JPEG 5)"
+            raise _fault(path, number, f"{pair}, found {line[:80]!r}")
         rows.append(Row(number, words[0], words[1], ""))
     if not rows:
         raise UserError(f"{path}: expected a line for each image (0.JPEG 5), found none.")
@@ -87,50 +91,35 @@ def open_challenge(root: Path, split: str) -> FileSource:
     if split == "val":
         raise UserError(f"{root}: expected the split train or test, found 'val'.")
     folder = require_folder(root / "images", "the challenge's folder of images")
-    rows = _challenge_rows(root / "label.txt")
-    _check_once(root / "label.txt", folder, rows)
-    _check_images(root / "label.txt", folder, rows)
-    labels = np.array([int(row.label) for row in rows], dtype=np.int64)
-    classes = [str(label) for label in range(int(labels.max()) + 1)]
-    ids = np.array([row.image for row in rows])
-    return FileSource(folder=folder, ids=ids, labels=labels, class_names=classes)
+    return _open_rows(root / "label.txt", folder, _challenge_rows(root / "label.txt"), "")
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a manifest, checked one by one."""
     text = read_text(path, "a CSV manifest")
     reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
-    columns = reader.fieldnames or []
-    if not {"image", "label"} <= set(columns):
-        found = ", ".join(columns) or "nothing"
-        raise UserError(f"{path}: expected the columns image,label[,split], found {found}.")
-    while True:
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{path}: line {reader.reader.line_num}: expected CSV, found {error}."
-            ) from None
-        if fields is None:
-            return
-        image, *others = (fields.get(name) or "" for name in ("image", "label", "split"))
-        label, split = (each.strip() for each in others)
-        if None in fields or not image or not label:
-            raise UserError(
-                f"{path}: line {reader.line_num}: expected {len(columns)} filled cells, "
-                f"found {[*fields.values()]}."
-            )
-        if "split" in columns and split not in SPLITS:
-            raise UserError(
-                f"{path}: line {reader.line_num}: expected the split {', '.join(SPLITS)}, "
-                f"found {split!r}."
-            )
-        if _NUMERIC.fullmatch(label) and not label.isdigit():
-            raise UserError(
-                f"{path}: line {reader.line_num}: expected an integer from 0 on or a name as "
-                f"label, found {label!r}."
-            )
-        yield Row(reader.line_num, image, label, split)
+    try:
+        columns = reader.fieldnames or []
+        if not {"image", "label"} <= set(columns):
+            found = ", ".join(columns) or "nothing"
+            raise UserError(f"{path}: expected the columns image,label[,split], found {found}.")
+        for fields in reader:
+            yield _csv_row(path, reader.line_num, fields)
+    except csv.Error as error:
+        raise _fault(path, reader.reader.line_num, f"CSV, found {error}") from None
+
+
+def _csv_row(path: Path, line: int, fields: dict[str | Any, str | Any]) -> Row:
+    image, *others = (fields.get(name) or "" for name in ("image", "label", "split"))
+    label, split = (each.strip() for each in others)
+    if None in fields or not image or not label:
+        count = len(fields.keys() - {None})
+        raise _fault(path, line, f"{count} filled cells, found {[*fields.values()]}")
+    if "split" in fields and split not in SPLITS:
+        raise _fault(path, line, f"the split {', '.join(SPLITS)}, found {split!r}")
+    if _NUMERIC.fullmatch(label) and not label.isdigit():
+        raise _fault(path, line, f"an integer from 0 on or a name as label, found {label!r}")
+    return Row(line, image, label, split)
 
 
 def manifest_splits(path: Path) -> tuple[str, ...]:
@@ -153,15 +142,5 @@ def open_csv(path: Path, split: str) -> FileSource:
     rows = list(_csv_rows(path))
     if not rows:
         raise UserError(f"{path}: expected a row for each image, found none.")
-    _check_once(path, path.parent, rows)
-    labels, classes = number_labels(row.label for row in rows)
-    if rows[0].split or split == "val":
-        named = sorted({row.split for row in rows} - {""})
-        rows = [row for row in rows if row.split == split]
-        if not rows:
-            found = ", ".join(named) or "no column split"
-            raise UserError(f"{path}: expected rows of the split {split}, found {found}.")
-    _check_images(path, path.parent, rows)
-    ids = np.array([row.image for row in rows])
-    chosen = np.array([labels[row.label] for row in rows], dtype=np.int64)
-    return FileSource(folder=path.parent, ids=ids, labels=chosen, class_names=classes)
+    divided = rows[0].split or split == "val"
+    return _open_rows(path, path.parent, rows, split if divided else "")
