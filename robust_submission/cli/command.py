@@ -36,6 +36,12 @@ from robust_submission.cli.errors import StoppedError, UsageError, UserError, lo
 Options = TypeVar("Options")
 
 _LOST = re.compile("Connection (closed|reset) by peer|Timed out waiting|ncclRemoteError")
+_UNKNOWN = {
+    r"unrecognized arguments: --([\w.]+)": "option --",
+    r"Group '([\w.]+)' does not accept option '([\w.]+)'": "key ",
+    r"Option '([\w.]+)' is not accepted": "key ",
+}
+"""jsonargparse's messages about an unknown option of the command line or key of a file."""
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -78,21 +84,15 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionH
     """Keeps the line breaks of the description."""
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; nearest known: {close[0]}" if close else ""
-
-
 def _explain(message: str, known: Sequence[str]) -> str:
     """jsonargparse's message in one line; an unknown key is named with the nearest known one."""
     message = " ".join(message.split())
-    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
-        return f"unknown option --{unknown[1]}{_nearest(unknown[1], known)}."
-    if unknown := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        key = f"{unknown[1]}.{unknown[2]}"
-        return f"unknown key {key}{_nearest(key, known)}."
-    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return f"unknown key {unknown[1]}{_nearest(unknown[1], known)}."
+    for pattern, kind in _UNKNOWN.items():
+        if unknown := re.search(pattern, message):
+            name = ".".join(unknown.groups())
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            nearest = f"; nearest known: {close[0]}" if close else ""
+            return f"unknown {kind}{name}{nearest}."
     return message
 
 
@@ -104,15 +104,6 @@ def _spell_out_flags(arguments: Sequence[str], flags: set[str]) -> list[str]:
         if argument in flags and following.lower() not in ("true", "false"):
             spelled.append("true")
     return spelled
-
-
-def _add_options(parser: ArgumentParser, options: type) -> None:
-    """Add one option per field; `field(metadata={"positional": True})` makes it positional."""
-    helps = {text.arg_name: text.description for text in parse_from_object(options).params}
-    positional = [field for field in fields(options) if field.metadata.get("positional")]
-    for field in positional:
-        parser.add_argument(field.name, type=field.type, help=helps.get(field.name))
-    parser.add_class_arguments(options, as_group=False, skip={field.name for field in positional})
 
 
 def parse(
@@ -161,6 +152,7 @@ def _check_groups(options: type, namespace: Namespace) -> None:
 
 
 def _build_parser(options: type, description: str | None, takes_config: bool) -> ArgumentParser:
+    """A parser with one option per field, or positional argument where its metadata says so."""
     assert is_dataclass(options)
     parser = ArgumentParser(
         description=(description or "").strip(),
@@ -170,7 +162,11 @@ def _build_parser(options: type, description: str | None, takes_config: bool) ->
     )
     if takes_config:
         parser.add_argument("--config", action=ActionConfigFile, help="A recipe (YAML).")
-    _add_options(parser, options)
+    helps = {text.arg_name: text.description for text in parse_from_object(options).params}
+    positional = [field for field in fields(options) if field.metadata.get("positional")]
+    for field in positional:
+        parser.add_argument(field.name, type=field.type, help=helps.get(field.name))
+    parser.add_class_arguments(options, as_group=False, skip={field.name for field in positional})
     return parser
 
 

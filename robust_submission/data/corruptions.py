@@ -37,7 +37,7 @@ is enlarged for them and brought back, so that a severity means the same share o
 _SCALED = {*FAMILIES["blur"], "snow", "fog", "rain", "spatter", "elastic_transform"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Graded:
     """A transform of albumentations whose arguments depend on a severity from 1 to 5."""
 
@@ -73,36 +73,32 @@ class Graded:
 def _graded_color(**factors: Sequence[float]) -> Graded:
     unchanged = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
     fixed = {name: each for name, each in unchanged.items() if name not in factors}
-    return Graded(transform="ColorJitter", ranges=factors, fixed=fixed)
+    return Graded("ColorJitter", factors, fixed=fixed)
 
 
 # A uniform factor of these standard deviations.
 _SPECKLE = [3**0.5 * deviation for deviation in (0.15, 0.2, 0.35, 0.45, 0.6)]
+_INTERPOLATIONS = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_NEAREST_EXACT}
 
 GRADED: dict[str, Graded] = {
-    "gaussian_noise": Graded(
-        transform="GaussNoise", ranges={"std_range": (0.08, 0.12, 0.18, 0.26, 0.38)}
-    ),
-    "shot_noise": Graded(
-        transform="ShotNoise", ranges={"scale_range": (1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)}
-    ),
+    "gaussian_noise": Graded("GaussNoise", {"std_range": (0.08, 0.12, 0.18, 0.26, 0.38)}),
+    "shot_noise": Graded("ShotNoise", {"scale_range": (1 / 60, 1 / 25, 1 / 12, 1 / 5, 1 / 3)}),
     "impulse_noise": Graded(
-        transform="SaltAndPepper",
-        ranges={"amount": (0.03, 0.06, 0.09, 0.17, 0.27)},
+        "SaltAndPepper",
+        {"amount": (0.03, 0.06, 0.09, 0.17, 0.27)},
         fixed={"salt_vs_pepper": (0.5, 0.5)},
     ),
     "speckle_noise": Graded(
-        transform="MultiplicativeNoise",
+        "MultiplicativeNoise",
         values={"multiplier": [(max(0, 1 - spread), 1 + spread) for spread in _SPECKLE]},
         fixed={"per_channel": True, "elementwise": True},
     ),
-    "gaussian_blur": Graded(transform="GaussianBlur", ranges={"sigma_limit": (1, 2, 3, 4, 6)}),
+    "gaussian_blur": Graded("GaussianBlur", {"sigma_limit": (1, 2, 3, 4, 6)}),
     "defocus_blur": Graded(
-        transform="Defocus",
-        ranges={"radius": (3, 4, 6, 8, 10), "alias_blur": (0.1, 0.5, 0.5, 0.5, 0.5)},
+        "Defocus", {"radius": (3, 4, 6, 8, 10), "alias_blur": (0.1, 0.5, 0.5, 0.5, 0.5)}
     ),
     "glass_blur": Graded(
-        transform="GlassBlur",
+        "GlassBlur",
         values={
             "sigma": (0.7, 0.9, 1, 1.1, 1.5),
             "max_delta": (1, 2, 2, 3, 4),
@@ -110,26 +106,24 @@ GRADED: dict[str, Graded] = {
         },
     ),
     "motion_blur": Graded(
-        transform="MotionBlur",
-        ranges={"blur_limit": (9, 13, 17, 23, 29)},
-        fixed={"allow_shifted": False},
+        "MotionBlur", {"blur_limit": (9, 13, 17, 23, 29)}, fixed={"allow_shifted": False}
     ),
     "zoom_blur": Graded(
-        transform="ZoomBlur",
-        ranges={
+        "ZoomBlur",
+        {
             "max_factor": (1.11, 1.16, 1.21, 1.26, 1.31),
             "step_factor": (0.01, 0.01, 0.02, 0.02, 0.03),
         },
     ),
-    "snow": Graded(transform="RandomSnow", ranges={"snow_point_range": (0.1, 0.2, 0.3, 0.4, 0.5)}),
-    "fog": Graded(transform="RandomFog", ranges={"fog_coef_range": (0.2, 0.4, 0.6, 0.8, 1.0)}),
+    "snow": Graded("RandomSnow", {"snow_point_range": (0.1, 0.2, 0.3, 0.4, 0.5)}),
+    "fog": Graded("RandomFog", {"fog_coef_range": (0.2, 0.4, 0.6, 0.8, 1.0)}),
     "brightness": Graded(
-        transform="RandomBrightnessContrast",
-        ranges={"brightness_limit": (0.1, 0.2, 0.3, 0.4, 0.5)},
+        "RandomBrightnessContrast",
+        {"brightness_limit": (0.1, 0.2, 0.3, 0.4, 0.5)},
         fixed={"contrast_limit": (0, 0)},
     ),
     "rain": Graded(
-        transform="RandomRain",
+        "RandomRain",
         values={
             "drop_length": (8, 12, 16, 20, 24),
             "blur_value": (1, 3, 3, 5, 7),
@@ -137,8 +131,8 @@ GRADED: dict[str, Graded] = {
         },
     ),
     "spatter": Graded(
-        transform="Spatter",
-        ranges={
+        "Spatter",
+        {
             "cutout_threshold": (0.74, 0.7, 0.67, 0.69, 0.66),
             "intensity": (0.6, 0.6, 0.6, 0.7, 0.7),
         },
@@ -146,23 +140,16 @@ GRADED: dict[str, Graded] = {
     ),
     "contrast": _graded_color(contrast=(0.4, 0.3, 0.2, 0.1, 0.05)),
     "elastic_transform": Graded(
-        transform="ElasticTransform",
+        "ElasticTransform",
         values={"alpha": (12, 24, 36, 48, 60)},
         fixed={"sigma": 3, "noise_distribution": "uniform"},
     ),
     "pixelate": Graded(
-        transform="Downscale",
-        ranges={"scale_range": (0.6, 0.5, 0.4, 0.3, 0.25)},
-        fixed={
-            "interpolation_pair": {
-                "downscale": cv2.INTER_AREA,
-                "upscale": cv2.INTER_NEAREST_EXACT,
-            }
-        },
+        "Downscale",
+        {"scale_range": (0.6, 0.5, 0.4, 0.3, 0.25)},
+        fixed={"interpolation_pair": _INTERPOLATIONS},
     ),
-    "jpeg_compression": Graded(
-        transform="ImageCompression", ranges={"quality_range": (25, 18, 15, 10, 7)}
-    ),
+    "jpeg_compression": Graded("ImageCompression", {"quality_range": (25, 18, 15, 10, 7)}),
     "saturate": _graded_color(saturation=(0.3, 0.1, 2, 5, 20)),
 }
 """The severities of every corruption. The challenge's augmentations take theirs from here too."""

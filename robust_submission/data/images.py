@@ -15,7 +15,6 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"),
     *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"),
 )
-BACKGROUND = "white"
 
 # What Pillow's decoders raise on damaged bytes, besides OSError.
 _DECODER_ERRORS = (
@@ -73,28 +72,24 @@ def _floats_to_eight_bits(values: np.ndarray) -> np.ndarray:
     return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
 
 
-def _grey_levels(image: Image.Image) -> np.ndarray | None:
-    """The image in 8 bits where its mode is a grey of more than 8 bits, else None. Shape (H, W)."""
-    if image.mode.startswith("I;16"):
-        return _sixteen_to_eight_bits(np.asarray(image))
-    if image.mode == "I":
-        return _integers_to_eight_bits(np.asarray(image))
-    if image.mode == "F":
-        return _floats_to_eight_bits(np.asarray(image))
-    return None
+_TO_EIGHT_BITS = {
+    "I;16": _sixteen_to_eight_bits,
+    "I": _integers_to_eight_bits,
+    "F": _floats_to_eight_bits,
+}
+"""Of Pillow's modes of grey of more than 8 bits; some are followed by the order of the bytes."""
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    grey = _grey_levels(image)
-    if grey is not None:
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    if to_eight_bits := _TO_EIGHT_BITS.get(image.mode[:4]):
+        return np.repeat(to_eight_bits(np.asarray(image))[:, :, None], 3, axis=2)
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
         assert converted is not None  # None only when it works in place
         return np.array(converted)
     if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, BACKGROUND)
+        background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image.convert("RGBA"))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
@@ -133,14 +128,12 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
         found = f"{len(content)} bytes of something else, or damaged at their start"
         raise UserError(f"{name}: expected an image ({kinds}), found {found}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{name}: expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, found more."
-        ) from None
+        most = f"an image of at most {Image.MAX_IMAGE_PIXELS} pixels"
+        raise UserError(f"{name}: expected {most}, found more.") from None
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{name}: expected a whole image, found it truncated or damaged ({reason})."
-        ) from error
+        found = f"found it truncated or damaged ({reason})"
+        raise UserError(f"{name}: expected a whole image, {found}.") from error
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:

@@ -144,48 +144,28 @@ class RobustClassifier(
         """
         surrogate = trn.surrogate
         if surrogate and surrogate.head.out_features != len(self.class_names):
-            raise UserError(
-                f"TRN: expected a surrogate of {len(self.class_names)} classes, "
-                f"found {surrogate.head.out_features}."
-            )
+            classes = f"{len(self.class_names)} classes, found {surrogate.head.out_features}"
+            raise UserError(f"TRN: expected a surrogate of {classes}.")
         self.restore = trn
         config: Any = self._hub_mixin_config  # what PyTorchModelHubMixin saves
         config["restore"] = trn.arguments
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if not self.rebuildable:
-            raise UserError(
-                "expected a backbone of timm, given by its name, to save: "
-                f"found a {type(self.backbone).__name__}."
-            )
+            found = type(self.backbone).__name__
+            expected = "expected a backbone of timm, given by its name, to save"
+            raise UserError(f"{expected}: found a {found}.")
         super()._save_pretrained(save_directory)
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **model_kwargs: Any,
-    ) -> "RobustClassifier":
+    def _from_pretrained(cls, *, model_id: str, **arguments: Any) -> "RobustClassifier":
         """Build the model from its config and load its tensors: safetensors only, strictly."""
+        names = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        hub = {name: arguments.pop(name) for name in names}
         weights = Path(model_id) / SAFETENSORS_SINGLE_FILE
         if not Path(model_id).is_dir():
-            download = hf_hub_download(
-                model_id,
-                SAFETENSORS_SINGLE_FILE,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            weights = Path(download)
-        model = cls(**model_kwargs)
+            weights = Path(hf_hub_download(model_id, SAFETENSORS_SINGLE_FILE, **hub))
+        model = cls(**arguments)
         load_weights(model, weights)
         return model.eval()
 
@@ -202,22 +182,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         found = load_file(path)
     except SafetensorError as error:
-        raise UserError(
-            f"{path}: expected a safetensors file, found other bytes: {error}."
-        ) from error
+        found = f"found other bytes: {error}"
+        raise UserError(f"{path}: expected a safetensors file, {found}.") from error
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in found:
             raise UserError(f"{path}: expected the tensor {name}, found none of that name.")
         if found[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: expected {name} of shape {tuple(tensor.shape)}, "
-                f"found {tuple(found[name].shape)}."
-            )
+            shape = f"of shape {tuple(tensor.shape)}, found {tuple(found[name].shape)}"
+            raise UserError(f"{path}: expected {name} {shape}.")
     if foreign := sorted(found.keys() - expected.keys()):
-        raise UserError(
-            f"{path}: expected the model's tensors alone, found {len(foreign)} more: {foreign[0]}."
-        )
+        more = f"{len(foreign)} more: {foreign[0]}"
+        raise UserError(f"{path}: expected the model's tensors alone, found {more}.")
     model.load_state_dict(found, strict=True)
 
 

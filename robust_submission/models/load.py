@@ -64,9 +64,8 @@ def load_named(
         raise UserError(f"--image_size: expected {own}, found {image_size}.")
     if trn is not None:
         if not isinstance(loaded.model, RobustClassifier):
-            raise UserError(
-                f"--trn: expected a RobustClassifier to put it before, found {loaded.name}."
-            )
+            expected = "a RobustClassifier to put it before"
+            raise UserError(f"--trn: expected {expected}, found {loaded.name}.")
         loaded.model.attach_trn(load_trn(trn))
     return loaded
 
@@ -138,9 +137,8 @@ def _no_download(name: str, error: Exception) -> UserError:
 def _users_own(name: str, image_size: int) -> LoadedModel:
     model = call_function(name)
     if not callable(model):
-        raise UserError(
-            f"{name}: expected a callable from images to logits, found {type(model).__name__}."
-        )
+        found = type(model).__name__
+        raise UserError(f"{name}: expected a callable from images to logits, found {found}.")
     if isinstance(model, RobustClassifier):
         return _classifier(name, model)
     size = image_size or getattr(model, "image_size", 0)
@@ -194,21 +192,16 @@ def _load(kind: type[Rebuilt], path: str | Path, required: str) -> Rebuilt:
         raise UserError(f"{config}: expected a JSON object, found {error}.") from error
     known = inspect.signature(kind).parameters
     if not isinstance(arguments, dict) or required not in arguments:
+        expected = f"the arguments of a {kind.__name__}, among them {required}"
         found = ", ".join(arguments) if isinstance(arguments, dict) else type(arguments).__name__
-        raise UserError(
-            f"{config}: expected the arguments of a {kind.__name__}, among them {required}, "
-            f"found {found or 'none'}."
-        )
+        raise UserError(f"{config}: expected {expected}, found {found or 'none'}.")
     if unknown := sorted(arguments.keys() - known.keys()):
-        raise UserError(
-            f"{config}: expected arguments of {kind.__name__} ({', '.join(known)}), "
-            f"found {unknown[0]}."
-        )
+        expected = f"arguments of {kind.__name__} ({', '.join(known)})"
+        raise UserError(f"{config}: expected {expected}, found {unknown[0]}.")
     try:
         model = kind(**arguments)
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise UserError(
-            f"{config}: expected arguments that make a {kind.__name__}, found {error}"
-        ) from error
+        expected = f"arguments that make a {kind.__name__}"
+        raise UserError(f"{config}: expected {expected}, found {error}") from error
     load_weights(model, Path(path) / SAFETENSORS_SINGLE_FILE)
     return model.eval()

@@ -13,9 +13,10 @@ from robust_submission.data.images import SUFFIXES
 from robust_submission.data.sources.source import SPLITS, FileSource, order_classes
 
 _NUMBER = re.compile(r"([0-9]+)")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what Python puts for bytes that are not
 
 
-def natural_key(path: str) -> list[list[str | int]]:
+def _natural_key(path: str) -> list[list[str | int]]:
     """Sort key of a posix path by which 2.png comes before 10.png, in every folder of the path."""
     return [
         [int(part) if place % 2 else part for place, part in enumerate(_NUMBER.split(folder))]
@@ -23,9 +24,9 @@ def natural_key(path: str) -> list[list[str | int]]:
     ]
 
 
-def natural_order(names: list[str]) -> list[str]:
+def _natural_order(names: list[str]) -> list[str]:
     """Names in natural order; those that differ only in leading zeros in string order."""
-    return sorted(sorted(names), key=natural_key)
+    return sorted(sorted(names), key=_natural_key)
 
 
 def require_folder(path: Path, what: str) -> Path:
@@ -57,7 +58,7 @@ def subfolders(folder: Path) -> list[str]:
     """
     with _readable(folder), os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
-    return natural_order(names)
+    return _natural_order(names)
 
 
 def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
@@ -98,18 +99,10 @@ def list_images(folder: Path) -> list[str]:
     if not images:
         found = f"none among {len(names)} files" if names else "an empty folder"
         raise UserError(f"{folder}: expected images (.jpg, .png, .bmp, .webp …), found {found}.")
-    for name in images:
-        if not name.isascii():
-            _require_utf8(folder, name)
-    return natural_order(images)
-
-
-def _require_utf8(folder: Path, name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        found = name.encode(errors="surrogateescape")
-        raise UserError(f"{folder}: expected file names in UTF-8, found {found!r}.") from None
+    if strange := next(filter(_NOT_UTF8.search, images), None):
+        found = strange.encode(errors="surrogateescape")
+        raise UserError(f"{folder}: expected file names in UTF-8, found {found!r}.")
+    return _natural_order(images)
 
 
 def open_images(root: Path) -> FileSource:

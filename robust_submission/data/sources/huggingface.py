@@ -20,13 +20,8 @@ from robust_submission.data.sources.source import StoredSource, number_labels
 if TYPE_CHECKING:
     import datasets
 
-_SPLIT_NAMES = {
-    "train": ("train",),
-    "val": ("validation", "val", "valid", "dev"),
-    "test": ("test",),
-}
-_NAMED = 5
-"""How many of the samples that are left out a warning names."""
+_NAMES = {"train": ["train"], "val": ["validation", "val", "valid", "dev"], "test": ["test"]}
+_NAMED = 5  # of the samples that are left out, in a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +92,8 @@ def _find_column(root: str, features: "datasets.Features", what: str, named: str
     """The column named by the option, else the only one of the feature type `what`."""
     option = "image_column" if what == "Image" else "label_column"
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
-    if named is not None and named in kinds:
-        return named
-    fitting = [column for column, kind in kinds.items() if kind == what]
-    if named is None and len(fitting) == 1:
+    fitting = [each for each, kind in kinds.items() if (each == named if named else kind == what)]
+    if len(fitting) == 1:
         return fitting[0]
     expected = f"the column {named}" if named else f"one column of type {what}"
     found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
@@ -118,10 +111,8 @@ def _read_words(root: str, dataset: "datasets.Dataset", column: str) -> list[str
         return values
     integral = isinstance(feature, datasets.Value) and "int" in feature.dtype
     if not integral and not isinstance(feature, datasets.ClassLabel):
-        raise UserError(
-            f"{root}: expected a ClassLabel, integers or strings in the column {column}, "
-            f"found {feature}."
-        )
+        expected = f"a ClassLabel, integers or strings in the column {column}"
+        raise UserError(f"{root}: expected {expected}, found {feature}.")
     return [None if value is None or value < 0 else str(value) for value in values]
 
 
@@ -151,19 +142,14 @@ def _select_images(root: str, dataset: "datasets.Dataset", named: str | None) ->
     try:
         return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # among them pyarrow's
-        found = dataset.features[column]
-        raise UserError(
-            f"{root}: expected images in the column {column}, found {found}."
-        ) from error
+        found = f"found {dataset.features[column]}"
+        raise UserError(f"{root}: expected images in the column {column}, {found}.") from error
 
 
 def _named_splits(splits: Collection[str]) -> dict[str, str]:
     """train, val and test, as far as they are there, and the names that they have there."""
-    return {
-        ours: name
-        for ours, names in _SPLIT_NAMES.items()
-        for name in [each for each in names if each in splits][:1]
-    }
+    found = {ours: [name for name in names if name in splits] for ours, names in _NAMES.items()}
+    return {ours: names[0] for ours, names in found.items() if names}
 
 
 def table_splits(root: str, columns: Columns) -> tuple[str, ...]:
