@@ -131,9 +131,7 @@ def parse(
     flags = {f"--{each.dest}" for each in actions if getattr(each, "_typehint", None) is bool}
     known = [each.dest for each in actions if each.option_strings]
     if default_config:
-        configs, others = _split_configs(arguments, default_config)
-        _check_configs(parser, configs, known)
-        arguments = [*configs, *others]  # every option overrides them, wherever it stands
+        arguments = _configs_first(parser, arguments, default_config, known)
     try:
         namespace = parser.parse_args(_spell_out_flags(arguments, flags))
         _check_groups(options, namespace)
@@ -170,20 +168,20 @@ def _build_parser(options: type, description: str | None, takes_config: bool) ->
     return parser
 
 
-def _split_configs(arguments: Sequence[str], default: Path) -> tuple[list[str], list[str]]:
-    """Split off the arguments `--config=FILE` (the default file if there is none)."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", action="append")
-    found, others = finder.parse_known_args(list(arguments))
-    return [f"--config={path}" for path in found.config or [default]], others
+def _configs_first(
+    parser: ArgumentParser, arguments: Sequence[str], default: Path, known: Sequence[str]
+) -> list[str]:
+    """The arguments, but every `--config FILE` first: the others override it wherever they stand.
 
-
-def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequence[str]) -> None:
-    """Parse each file alone, so that its faults are reported as the file's.
+    Each file is parsed alone, so that its faults are reported as the file's.
 
     Raises:
         UserError: A file cannot be read, or has an unknown key or a value of the wrong type.
     """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", action="append")
+    found, others = finder.parse_known_args(list(arguments))
+    configs = [f"--config={path}" for path in found.config or [default]]
     for config in configs:
         try:
             parser.parse_args([config])
@@ -191,6 +189,7 @@ def _check_configs(parser: ArgumentParser, configs: Sequence[str], known: Sequen
             if "required" not in str(error):  # the command line may have it
                 path = config.removeprefix("--config=")
                 raise UserError(f"{path}: {_explain(str(error), known)}") from error
+    return [*configs, *others]
 
 
 class _BesideProgressBars(logging.Handler):

@@ -22,6 +22,14 @@ FULL_SIZE = 224
 
 FLIPS = ("horizontal_flip", "vertical_flip")
 ICE = (215, 235, 255)
+_RAIN = Graded(
+    "RandomRain",
+    values={
+        "drop_length": (12, 16, 20, 24, 28),
+        "blur_value": (1, 3, 3, 3, 5),
+        "brightness_coefficient": (0.95, 0.9, 0.85, 0.8, 0.7),
+    },
+)
 
 Transform = A.BasicTransform | A.BaseCompose
 
@@ -135,22 +143,11 @@ def _blur() -> dict[str, Transform]:
     }
 
 
-def _rain() -> A.OneOf:
-    lengths, blurs = (12, 16, 20, 24, 28), (1, 3, 3, 3, 5)
-    coefficients = (0.95, 0.9, 0.85, 0.8, 0.7)
-    return A.OneOf(
-        [
-            A.RandomRain(drop_length=length, blur_value=blur, brightness_coefficient=coefficient)
-            for length, blur, coefficient in zip(lengths, blurs, coefficients, strict=True)
-        ]
-    )
-
-
 def _weather() -> dict[str, Transform]:
     water = A.Spatter(cutout_threshold=(0.66, 0.74), color=(175, 238, 238))
     mud = A.Spatter(cutout_threshold=(0.66, 0.69), mode="mud", color=(63, 42, 20))
     return {
-        "rain": _rain(),
+        "rain": _one_of(_RAIN),
         "fog": A.RandomFog(fog_coef_range=(0.5, 1)),
         "frost": Drawn(frost),
         "snow": GRADED["snow"].between(),

@@ -31,12 +31,10 @@ _DECODER_ERRORS = (
 )
 
 
-def read_bytes(path: Path, offset: int = 0, size: int = -1) -> bytes:
-    """The `size` bytes of an image file from `offset` on, by default all; ValueError without."""
+def read_bytes(path: Path) -> bytes:
+    """The bytes of an image file; UserError where they cannot be read."""
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: expected an image file, found nothing there.") from None
     except IsADirectoryError:

@@ -63,9 +63,8 @@ class Inspection:
 
     def left_out(self) -> list[str]:
         """Samples and files that no split reads, and why."""
-        samples = [
-            f"{split}: {each}" for split, source in self.splits.items() for each in source.left_out
-        ]
+        splits = self.splits.items()
+        samples = [f"{split}: {each}" for split, source in splits for each in source.left_out]
         return [*samples, *self.unread]
 
     def unreadable(self) -> list[str]:
@@ -168,17 +167,9 @@ def inspect_data(
     download: bool = False,
     columns: Columns | None = None,
 ) -> Inspection:
-    """Read every image of every split once, in parallel, with a progress bar.
+    """Read every image of every split once, in `workers` processes, with a progress bar.
 
-    Args:
-        name: As in `open_source`, like the others but `workers`.
-        root: As there.
-        workers: Processes that read images.
-        download: As there.
-        columns: As there.
-
-    Raises:
-        UserError: the data set cannot be opened.
+    The other arguments and errors are those of `open_source`.
     """
     names = available_splits(name, root, columns) or ("train",)
     splits = {

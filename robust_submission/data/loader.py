@@ -252,8 +252,6 @@ def micro_batches(loader: EvaluationLoader) -> Iterator[MicroBatch]:
             skipped=[image for image in group if isinstance(image, Skipped)],
             count=len(read),
         )
-        for place, (pixels, label, index) in enumerate(read):
-            batch["images"][place] = pixels
-            batch["labels"][place] = label
-            batch["indices"][place] = index
+        for place, one in enumerate(read):
+            batch["images"][place], batch["labels"][place], batch["indices"][place] = one
         yield batch

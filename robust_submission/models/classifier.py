@@ -7,7 +7,6 @@ model = load_checkpoint("runs/pets")
 
 import difflib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +216,15 @@ def reveal(model: nn.Module, *, bypass: bool = False) -> nn.Module:
     `set_draw` for their expectation. Parameters and mode are shared with `model`, which is left as
     it is. A model without these stages is returned itself.
     """
-    return _exchanged(model, partial(_reveal_stage, bypass=bypass))
+
+    def substitute(stage: nn.Module) -> nn.Module | None:
+        if isinstance(stage, (StraightThrough, DifferentiableTRN)):
+            return stage
+        if isinstance(stage, TRN) and not bypass:
+            return DifferentiableTRN(stage)
+        return StraightThrough(stage) if isinstance(stage, (GCM, TRN)) else None
+
+    return _exchanged(model, substitute)
 
 
 def undefended(model: nn.Module) -> nn.Module:
@@ -225,19 +232,8 @@ def undefended(model: nn.Module) -> nn.Module:
 
     A model without these stages is returned itself.
     """
-    return _exchanged(model, _drop_stage)
-
-
-def _reveal_stage(stage: nn.Module, bypass: bool) -> nn.Module | None:
-    if isinstance(stage, (StraightThrough, DifferentiableTRN)):
-        return stage
-    if isinstance(stage, TRN) and not bypass:
-        return DifferentiableTRN(stage)
-    return StraightThrough(stage) if isinstance(stage, (GCM, TRN)) else None
-
-
-def _drop_stage(stage: nn.Module) -> nn.Module | None:
-    return nn.Identity() if isinstance(stage, (GCM, RandomResizePad, TRN)) else None
+    stages = (GCM, RandomResizePad, TRN)
+    return _exchanged(model, lambda stage: nn.Identity() if isinstance(stage, stages) else None)
 
 
 def _exchanged(model: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

@@ -9,7 +9,7 @@ open_source("images", Path("test_images"))             no labels
 data/README.md shows each layout.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,6 @@ __all__ = [
 SOURCES = ("digits", *TORCHVISION_FILES, "folder", "hf", "challenge", "csv", "images")
 DOWNLOADS = Path("data/raw")
 
-_OPENERS: dict[str, Callable[[Path, str], StoredSource]] = {
-    "folder": open_folder,
-    "challenge": open_challenge,
-    "csv": open_csv,
-    "images": lambda root, split: open_images(root),
-}
-_SPLIT_FINDERS: dict[str, Callable[[Path], tuple[str, ...]]] = {
-    "folder": folder_splits,
-    "csv": manifest_splits,
-}
-
 
 def _checked_root(name: str, root: str | Path | None) -> Path:
     """The folder or file of a source that has one."""
@@ -75,20 +64,16 @@ def available_splits(
 ) -> tuple[str, ...]:
     """Which of train, val and test a source is divided into; () where it is not divided.
 
-    Args:
-        name: As in `open_source`, like the others.
-        root: As there.
-        columns: As there.
-
-    Raises:
-        UserError: as there.
+    Arguments and errors are those of `open_source`.
     """
     place = _checked_root(name, root)
     if name == "digits" or name in TORCHVISION_FILES:
         return ("train", "test")
     if name == "hf":
         return table_splits(str(place), columns or Columns())
-    return _SPLIT_FINDERS[name](place) if name in _SPLIT_FINDERS else ()
+    if name == "folder":
+        return folder_splits(place)
+    return manifest_splits(place) if name == "csv" else ()
 
 
 def open_source(
@@ -124,24 +109,22 @@ def open_source(
         return open_torchvision(name, place, split, download=download)
     if name == "hf":
         return open_table(str(place), split, columns or Columns())
-    return _OPENERS[name](place, split)
+    if name == "images":
+        return open_images(place)
+    openers = {"folder": open_folder, "challenge": open_challenge, "csv": open_csv}
+    return openers[name](place, split)
 
 
 def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
-    """The resolved recipe of a run.
-
-    Args:
-        checkpoint: A run folder.
-        otherwise: The option that makes the recipe unnecessary, for the message.
+    """The resolved recipe in a run folder; messages name the option to give `otherwise`.
 
     Raises:
         UserError: there is no recipe.yaml, or it holds no recipe.
     """
     path = checkpoint / "recipe.yaml" if checkpoint else None
     if path is None or not path.is_file():
-        raise UserError(
-            f"{path or '--checkpoint'}: expected a run's recipe, or {otherwise}; found neither."
-        )
+        place = path or "--checkpoint"
+        raise UserError(f"{place}: expected a run's recipe, or {otherwise}; found neither.")
     try:
         recipe = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -170,7 +153,6 @@ def open_run_data(checkpoint: Path, split: str) -> Source:
     data = read_recipe(checkpoint, "--images")["data"]
     name, root, columns = data["name"], data["root"], recipe_columns(data)
     if split not in ("train", *available_splits(name, root, columns)):
-        raise UserError(
-            f"{checkpoint}: expected data with {split} images, or --images; found none."
-        )
+        expected = f"data with {split} images, or --images"
+        raise UserError(f"{checkpoint}: expected {expected}; found none.")
     return open_source(name, root, split, columns=columns)

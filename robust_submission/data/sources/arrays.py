@@ -15,7 +15,6 @@ TORCHVISION_FILES = {
     "svhn": "train_32x32.mat, test_32x32.mat",
     "fashion_mnist": "FashionMNIST/raw/train-images-idx3-ubyte … t10k-labels-idx1-ubyte",
 }
-DIGITS_TEST_IMAGES = 360
 
 # What torchvision's readers raise when files are missing, damaged or cannot be fetched.
 _READER_ERRORS = (
@@ -36,15 +35,12 @@ class ArraySource(StoredSource):
     images: np.ndarray
 
     def content(self, index: int) -> bytes:
-        """The pixels."""
         return self.images[index].tobytes()
 
     def place(self, index: int) -> str:
-        """The number of the image."""
         return f"image {index}"
 
     def image(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 (H, W, 3), RGB."""
         image = self.images[index]
         return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
 
@@ -71,10 +67,7 @@ def open_digits(split: str) -> ArraySource:
     _require_train_or_test("digits", split)
     pixels, labels = cast(tuple[np.ndarray, np.ndarray], load_digits(return_X_y=True))
     train, test = train_test_split(
-        np.arange(len(labels)),
-        test_size=DIGITS_TEST_IMAGES,
-        stratify=labels,
-        random_state=0,
+        np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
     )
     chosen = np.sort(train if split == "train" else test)
     images = np.rint(pixels[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -107,9 +100,7 @@ def open_torchvision(name: str, root: Path, split: str, *, download: bool) -> Ar
     try:
         return _read_torchvision(name, root, split == "train", download)
     except _READER_ERRORS as error:
-        files = TORCHVISION_FILES[name]
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "" if download else "\nFetch them with --data.download true."
-        raise UserError(
-            f"{root}: expected {name} as {files}; found them missing or damaged ({reason}).{advice}"
-        ) from error
+        found = f"found them missing or damaged ({reason}).{advice}"
+        raise UserError(f"{root}: expected {name} as {TORCHVISION_FILES[name]}; {found}") from error

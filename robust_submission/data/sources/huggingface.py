@@ -20,7 +20,7 @@ from robust_submission.data.sources.source import StoredSource, number_labels
 if TYPE_CHECKING:
     import datasets
 
-_NAMES = {"train": ["train"], "val": ["validation", "val", "valid", "dev"], "test": ["test"]}
+_SPLIT_NAMES = {"train": ["train"], "val": ["validation", "val", "valid", "dev"], "test": ["test"]}
 _NAMED = 5  # of the samples that are left out, in a warning
 
 
@@ -46,12 +46,10 @@ class TableSource(StoredSource):
     """The data set and its split, for messages."""
 
     def content(self, index: int) -> bytes:
-        """The bytes of the image file."""
         (cell,) = self.dataset[int(self.rows[index])].values()
         return read_bytes(Path(cell["path"])) if cell["bytes"] is None else cell["bytes"]
 
     def place(self, index: int) -> str:
-        """The data set, the split, the row, and the id."""
         return f"{self.origin}: row {self.rows[index]} ({self.ids[index]})"
 
 
@@ -148,7 +146,9 @@ def _select_images(root: str, dataset: "datasets.Dataset", named: str | None) ->
 
 def _named_splits(splits: Collection[str]) -> dict[str, str]:
     """train, val and test, as far as they are there, and the names that they have there."""
-    found = {ours: [name for name in names if name in splits] for ours, names in _NAMES.items()}
+    found = {
+        ours: [name for name in names if name in splits] for ours, names in _SPLIT_NAMES.items()
+    }
     return {ours: names[0] for ours, names in found.items() if names}
 
 

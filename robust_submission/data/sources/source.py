@@ -18,22 +18,22 @@ LABEL = re.compile(r"[0-9]{1,6}")
 
 
 class Source(Protocol):
-    """Images by index, with what is known of them: all that datasets and loaders need."""
+    """Images by index, with what is known of them: all that datasets and loaders need.
+
+    Attributes:
+        ids: (N,) of str, unique: an image's name in a prediction file.
+        labels: int64 (N,), or None where there are none.
+        class_names: Names in label order, or None where there are no labels.
+    """
 
     @property
-    def ids(self) -> np.ndarray:
-        """(N,) of str, unique: an image's name in a prediction file."""
-        ...
+    def ids(self) -> np.ndarray: ...
 
     @property
-    def labels(self) -> np.ndarray | None:
-        """int64 (N,), or None where there are none."""
-        ...
+    def labels(self) -> np.ndarray | None: ...
 
     @property
-    def class_names(self) -> list[str] | None:
-        """Names in label order, or None where there are no labels."""
-        ...
+    def class_names(self) -> list[str] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -61,22 +61,14 @@ class StoredSource(ABC):
 
     @abstractmethod
     def content(self, index: int) -> bytes:
-        """What is stored of image `index`: equal bytes, equal images.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """What is stored of image `index`, equal for equal images; UserError as in `image`."""
 
     @abstractmethod
     def place(self, index: int) -> str:
         """Where image `index` is stored, for messages."""
 
     def image(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 (H, W, 3), RGB.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """Image `index` as uint8 (H, W, 3), RGB; UserError where it cannot be read."""
         return decode_image(self.content(index), self.place(index))
 
 
@@ -87,11 +79,9 @@ class FileSource(StoredSource):
     folder: Path
 
     def content(self, index: int) -> bytes:
-        """The bytes of the file."""
         return read_bytes(self.folder / str(self.ids[index]))
 
     def place(self, index: int) -> str:
-        """The path of the file."""
         return str(self.folder / str(self.ids[index]))
 
 
@@ -125,11 +115,9 @@ def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     even = counts.min() >= 2 and len(counts) <= min(size, len(labels) - size)
+    stratify = labels if even else None
     _, chosen = train_test_split(
-        np.arange(len(labels)),
-        test_size=size,
-        stratify=labels if even else None,
-        random_state=seed,
+        np.arange(len(labels)), test_size=size, stratify=stratify, random_state=seed
     )
     return np.sort(chosen)
 
@@ -175,9 +163,8 @@ def split_train_validation(
     splittable = np.flatnonzero(np.bincount(labels)[labels] >= 2)
     size = max(round(fraction * len(labels)), len(np.unique(labels[splittable])))
     if not 0 < size < len(splittable):
-        raise UserError(
-            f"data: expected enough images to hold out {fraction:g} of them over all "
-            f"classes, found {len(labels)} images of {len(np.unique(labels))} classes."
-        )
+        expected = f"enough images to hold out {fraction:g} of them over all classes"
+        found = f"{len(labels)} images of {len(np.unique(labels))} classes"
+        raise UserError(f"data: expected {expected}, found {found}.")
     validation = splittable[_stratified(labels[splittable], size, seed)]
     return np.setdiff1d(everything, validation), validation
