@@ -20,9 +20,8 @@ from robust_submission.data.sources import Source, open_run_data, open_source
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_checkpoint
 from robust_submission.prediction.layout import plan_layout, read_template
-from robust_submission.prediction.predict import predict_images
 from robust_submission.prediction.schema import Format, choose_format
-from robust_submission.prediction.writer import write_predictions
+from robust_submission.prediction.writer import predict_images, write_predictions
 from robust_submission.runtime import start_accelerator
 
 

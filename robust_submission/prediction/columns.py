@@ -17,7 +17,7 @@ from robust_submission.prediction.schema import (
     HEADER,
     JSON_KEYS,
     LABEL_COLUMN,
-    Expected,
+    Layout,
     column_order,
 )
 
@@ -47,7 +47,7 @@ class PredictionColumns:
         return np.array(self._shared, int), shares.reshape(len(self._shared), len(self.class_names))
 
     def fault(self, row: int, kind: str, expected: str, found: str, fix: str) -> None:
-        """Reporter a fault of row `row`, from 0."""
+        """Report a fault of row `row`, from 0."""
         entry = row + 1 if self.entries else None
         self.report(Fault(kind, self.lines[row], expected, found, fix, entry))
 
@@ -78,7 +78,7 @@ def _share(cell: str | float) -> float:
     return cell if 0 <= cell <= 1 else math.nan
 
 
-def read_columns(path: Path, expected: Expected, report: Reporter) -> PredictionColumns:
+def read_columns(path: Path, layout: Layout, report: Reporter) -> PredictionColumns:
     """Read a prediction file.
 
     Faults: those of `reader.csv_rows` or `reader.json_entries`; a wrong header; a row with another
@@ -87,9 +87,9 @@ def read_columns(path: Path, expected: Expected, report: Reporter) -> Prediction
     Raises:
         UserError: the file cannot be read.
     """
-    names = expected.class_names or _numbers(expected.num_classes)
-    columns = PredictionColumns(report=report, class_names=names, entries=expected.format == "json")
-    columns.read((_json_cells if columns.entries else _csv_cells)(path, expected, columns))
+    names = layout.class_names or _numbers(layout.num_classes)
+    columns = PredictionColumns(report=report, class_names=names, entries=layout.format == "json")
+    columns.read((_json_cells if columns.entries else _csv_cells)(path, layout, columns))
     return columns
 
 
@@ -97,75 +97,77 @@ def _numbers(count: int | None) -> list[str]:
     return [str(label) for label in range(count or 0)]
 
 
-def _csv_cells(path: Path, expected: Expected, columns: PredictionColumns) -> Iterator[_Cells]:
-    stream = csv_rows(path, columns.report)
-    line, top = next(stream, (1, []))
+def _csv_cells(path: Path, layout: Layout, columns: PredictionColumns) -> Iterator[_Cells]:
+    report, stream = columns.report, csv_rows(path, columns.report)
+    first, top = next(stream, (1, []))
     if not top:
         return
-    check = _check_no_header if expected.format == "neurips" else _check_header
-    order, is_header = check(line, top, expected, columns.report)
+    headless = layout.format == "neurips"
+    check = _check_no_header if headless else _check_header
+    order, is_header = check(first, top, layout, report)
     # In a CSV a wrong header still says how many columns there are.
-    width = 1 + len(order) if expected.format == "neurips" else max(2, len(top))
-    if len(order) > 1 and not expected.class_names:
+    width = 1 + len(order) if headless else max(2, len(top))
+    if len(order) > 1 and not layout.class_names:
         names = top[2:] if is_header else map(str, order[1:])
         columns.class_names = [name.removeprefix("p_") for name in names]
     labelled = order[0] == LABEL_COLUMN
     places = [1 + order.index(label) for label in range(len(order) - labelled)]
-    rows = stream if is_header else chain([(line, top)], stream)
-    for line, cells in rows:
-        if not cells[0]:
+    for line, cells in stream if is_header else chain([(first, top)], stream):
+        name, label = cells[0] or None, None
+        shares: Sequence[str] = ()
+        if name is None:
             fix = "write the image's file name"
-            columns.report(Fault("id", line, "an id", "an empty cell", fix))
-        if len(cells) != width:
+            report(Fault("id", line, "an id", "an empty cell", fix))
+        if len(cells) == width:
+            label = cells[1] if labelled else None
+            shares = [cells[place] for place in places]
+        else:
             fix = "write one cell per column; quote a cell that holds a comma"
             found = f"{len(cells)}: {shorten(cells)}"
-            columns.report(Fault("cells", line, f"{width} cells", found, fix))
-            yield line, cells[0] or None, None, ()
-        else:
-            shares = [cells[place] for place in places]
-            yield line, cells[0] or None, cells[1] if labelled else None, shares
+            report(Fault("cells", line, f"{width} cells", found, fix))
+        yield line, name, label, shares
 
 
 def _check_no_header(
-    line: int, cells: list[str], expected: Expected, report: Reporter
+    line: int, cells: list[str], layout: Layout, report: Reporter
 ) -> tuple[Sequence[int], bool]:
     """See `_check_header`; probability columns are known by their number or by what they hold."""
     if is_header := tuple(cells[:2]) == HEADER:
         report(Fault("header", line, "no header", shorten(",".join(cells)), "delete the line"))
-    extra, count = len(cells) - 2, expected.num_classes
+    extra, count = len(cells) - 2, layout.num_classes
     decimals = extra > 1 and all(map(_DECIMAL.fullmatch, cells[2:]))
     with_shares = extra == count or (count is None and decimals)
     return [LABEL_COLUMN, *range(extra if with_shares else 0)], is_header
 
 
 def _check_header(
-    line: int, cells: list[str], expected: Expected, report: Reporter
+    line: int, cells: list[str], layout: Layout, report: Reporter
 ) -> tuple[Sequence[int], bool]:
     """(what follows the id: `LABEL_COLUMN` or a class; whether the row is a header)."""
     fix = "write this line as the first"
-    if expected.template and expected.template.header:
-        wanted, order = [*expected.template.header], expected.template.columns
+    if layout.from_template and layout.header:
+        wanted, order = [*layout.header], layout.columns
     else:
         fix += "; if the contest wants another, give its --template"
         names = [name.removeprefix("p_") for name in cells[2:]]
-        known = expected.class_names or names
-        if expected.num_classes not in (None, len(known)):
-            known = _numbers(expected.num_classes)
+        known = layout.class_names or names
+        if layout.num_classes not in (None, len(known)):
+            known = _numbers(layout.num_classes)
         classes = column_order(names, known) if names else []
         order = None if classes is None else [LABEL_COLUMN, *classes]
         columns = names if order else known if names else []
         wanted = [*HEADER, *(f"p_{name}" for name in columns)]
     if order and cells == wanted:
         return order, True
-    is_row = len(cells) > 1 and cells[1].strip().isdecimal()
-    is_row = is_row or (expected.layout is not None and cells[0] in expected.layout.ids)
+    is_row = (len(cells) > 1 and cells[1].strip().isdecimal()) or cells[0] in layout.ids
     found = f"{'a row, ' if is_row else ''}{shorten(','.join(cells))}"
     report(Fault("header", line, f"the header {shorten(','.join(wanted))}", found, fix))
     return [LABEL_COLUMN], not is_row
 
 
-def _json_cells(path: Path, expected: Expected, columns: PredictionColumns) -> Iterator[_Cells]:
-    line, number, keys, listed = 1, 0, JSON_KEYS[:2], JSON_KEYS[2]
+def _json_cells(path: Path, layout: Layout, columns: PredictionColumns) -> Iterator[_Cells]:
+    *required, listed = JSON_KEYS
+    line, number, keys = 1, 0, {*required}
 
     def fault(kind: str, expected: str, found: object, fix: str) -> None:
         columns.report(Fault(kind, line, expected, shorten(found), fix, number))
@@ -173,27 +175,32 @@ def _json_cells(path: Path, expected: Expected, columns: PredictionColumns) -> I
     for number, (line, entry) in enumerate(json_entries(path, columns.report), 1):
         found: dict[str, object] = entry if isinstance(entry, dict) else {}
         if number == 1 and listed in found:
-            keys = JSON_KEYS
-        if found.keys() != set(keys):
-            fix = "write these keys, each once, and no others"
-            fault("keys", f"an object of {', '.join(keys)}", entry, fix)
-        integers = list[int | None]()
-        for key in keys[:2]:
-            value = found.get(key)
-            integers.append(value if type(value) is int and value >= 0 else None)
-            if key in found and integers[-1] is None:
+            keys = {*JSON_KEYS}
+        if found.keys() != keys:
+            fix, wanted = "write these keys, each once, and no others", JSON_KEYS[: len(keys)]
+            fault("keys", f"an object of {', '.join(wanted)}", entry, fix)
+        integers = [_natural(found.get(key)) for key in required]
+        for key in required if None in integers else ():
+            if key in found and _natural(found[key]) is None:
                 fix = "write the number without quotes, sign, point or exponent"
-                fault(key, f"an integer from 0 as {key}", value, fix)
-        values, shares = found.get(listed, ()) if listed in keys else (), list[float]()
-        if isinstance(values, list):
-            columns.class_names = columns.class_names or _numbers(len(values))
-        count = len(columns.class_names)
-        if _are_numbers(values, count):
-            shares = values
-        elif values != ():
-            wanted = f"a list of {count} numbers" if count else "a list of numbers"
-            fault(listed, wanted, values, "write one number for every class")
+                fault(key, f"an integer from 0 as {key}", found[key], fix)
+        shares: Sequence[float] = ()
+        if listed in keys and listed in found:
+            values = found[listed]
+            if isinstance(values, list):
+                columns.class_names = columns.class_names or _numbers(len(values))
+            count = len(columns.class_names)
+            if _are_numbers(values, count):
+                shares = values
+            else:
+                wanted = f"a list of {count} numbers" if count else "a list of numbers"
+                fault(listed, wanted, values, "write one number for every class")
         yield line, integers[0], integers[1], shares
+
+
+def _natural(value: object) -> int | None:
+    """An integer from 0; no bool, no float."""
+    return value if type(value) is int and value >= 0 else None
 
 
 def _are_numbers(values: object, count: int) -> TypeGuard[list[float]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robust_submission.cli.errors import UserError
@@ -10,7 +10,6 @@ from robust_submission.prediction.reader import Fault, csv_rows, shorten
 from robust_submission.prediction.schema import (
     HEADER,
     LABEL_COLUMN,
-    Expected,
     Format,
     Layout,
     column_order,
@@ -27,7 +26,7 @@ class Template:
 
     path: Path
     header: list[str] | None
-    rows: dict[str, tuple[str, ...]]
+    rows: dict[str, list[str]]
     """The cells of each row, its id included, by id."""
     lines: dict[str, int]
     """The line of each row, by id."""
@@ -36,6 +35,10 @@ class Template:
     def labels(self) -> set[str]:
         """What stands in the second column, empty cells apart."""
         return {cells[1] for cells in self.rows.values()} - {""}
+
+    def error(self, line: int | str, expected: str, found: str) -> UserError:
+        """A fault of a line, to be raised."""
+        return UserError(f"{self.path}: line {line}: expected {expected}, found {found}.")
 
 
 def read_template(path: Path, format: Format) -> Template:
@@ -54,21 +57,20 @@ def read_template(path: Path, format: Format) -> Template:
         raise UserError(f"{path}: expected a CSV file as the template, found JSON.")
     stream = csv_rows(path, report)
     header = None if format == "neurips" else next(stream, (1, []))[1]
-    width = len(header) if header is not None else 0
-    lines, rows = dict[str, int](), dict[str, tuple[str, ...]]()
+    template = Template(path=path, header=header, rows={}, lines={})
+    width = len(header or ())
     for line, cells in stream:
-        width = width or len(cells)
-        if len(cells) != width or not cells[0]:
-            found = f"{len(cells)}, the id {shorten(cells[0])}"
-            raise UserError(f"{path}: line {line}: expected {width} cells, found {found}.")
-        if (earlier := lines.setdefault(cells[0], line)) != line:
-            found = f"{shorten(cells[0])} on line {earlier} too"
-            raise UserError(f"{path}: line {line}: expected each id once, found {found}.")
-        rows[cells[0]] = tuple(cells)
-    if width < 2 or not rows:
+        width, name = width or len(cells), cells[0]
+        if len(cells) != width or not name:
+            raise template.error(line, f"{width} cells", f"{len(cells)}, the id {shorten(name)}")
+        if name in template.rows:
+            found = f"{shorten(name)} on line {template.lines[name]} too"
+            raise template.error(line, "each id once", found)
+        template.rows[name], template.lines[name] = cells, line
+    if width < 2 or not template.rows:
         expected = "rows" if format == "neurips" else "a header and rows"
         raise UserError(f"{path}: expected {expected} of an id and a label, found none.")
-    return Template(path=path, header=header, rows=rows, lines=lines)
+    return template
 
 
 def _begins_with_label(template: Template, columns: Sequence[str]) -> bool:
@@ -89,7 +91,7 @@ def _begins_with_label(template: Template, columns: Sequence[str]) -> bool:
     return "." not in "".join(first) and (called or "." in "".join(others))
 
 
-def classes_of(template: Template) -> tuple[list[str], list[str]]:
+def _shown_classes(template: Template) -> tuple[list[str], list[str]]:
     """Class names as a template alone shows them: (of its columns, among its labels)."""
     columns = (template.header or [])[1:]
     labelled = _begins_with_label(template, columns)
@@ -108,8 +110,7 @@ def _read_columns(template: Template, class_names: Sequence[str]) -> list[int]:
     if (classes := column_order(header[2:], class_names)) is not None:
         return [LABEL_COLUMN, *classes]
     expected = f"an id, a label and one column per class ({shorten(', '.join(class_names))})"
-    found = shorten(", ".join(header))
-    raise UserError(f"{template.path}: line 1: expected {expected}, found {found}.")
+    raise template.error(1, expected, shorten(", ".join(header)))
 
 
 def _wants_names(template: Template, class_names: Sequence[str]) -> bool:
@@ -120,8 +121,7 @@ def _wants_names(template: Template, class_names: Sequence[str]) -> bool:
         if cells[1] and not cells[1].removeprefix("-").isdecimal():
             expected = f"labels all integers or all class names ({shorten(', '.join(class_names))})"
             found = "a name among integers" if cells[1] in class_names else shorten(cells[1])
-            place = f"{template.path}: line {template.lines[name]}"
-            raise UserError(f"{place}: expected {expected}, found {found}.")
+            raise template.error(template.lines[name], expected, found)
     return False
 
 
@@ -139,21 +139,19 @@ def _match_rows(
         if len(stems) == len(images) and not stems.keys().isdisjoint(template.rows):
             known, left_out = stems, [*map(_stem, left_out)]
     if template.header and template.header[0] in known:
-        found = f"the row of {shorten(template.header[0])}"
-        raise UserError(f"{template.path}: line 1: expected a header, found {found}.")
+        raise template.error(1, "a header", f"the row of {shorten(template.header[0])}")
     rows, left_out = dict[str, str](), set(left_out)
     for name, line in template.lines.items():
         if name in known:
             rows[name] = known[name]
         elif name not in left_out:
             expected = f"the name of one of the {len(known)} images"
-            found = f"the unknown id {shorten(name)}"
-            raise UserError(f"{template.path}: line {line}: expected {expected}, found {found}.")
+            raise template.error(line, expected, f"the unknown id {shorten(name)}")
     if missing := [name for name in known if name not in rows]:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        place = f"{template.path}: line {max(template.lines.values())}, the last"
+        last = f"{max(template.lines.values())}, the last"
         found = f"none for {shorten(missing[0])}{others}"
-        raise UserError(f"{place}: expected a row for each image, found {found}.")
+        raise template.error(last, "a row for each image", found)
     return rows
 
 
@@ -168,7 +166,6 @@ def plan_layout(
     """Decide header, ids, order and columns, before anything is predicted.
 
     Args:
-        format: The profile.
         images: Names of the images (N,), each once.
         class_names: Names in label order (C,).
         template: What to follow. Its ids are names of images or, where none is one, names without
@@ -187,12 +184,11 @@ def plan_layout(
     numbers = integer_ids(images) if format == "json" else {}
     classes = range(len(class_names)) if probabilities else ()
     header = [*HEADER, *(f"p_{class_names[label]}" for label in classes)]
-    columns, names, rows = [LABEL_COLUMN, *classes], None, {name: name for name in images}
+    columns, named, rows = [LABEL_COLUMN, *classes], False, {name: name for name in images}
     if template:
         rows = _match_rows(template, images, left_out)
         prescribed = _read_columns(template, class_names)
-        if prescribed[0] == LABEL_COLUMN and _wants_names(template, class_names):
-            names = class_names
+        named = prescribed[0] == LABEL_COLUMN and _wants_names(template, class_names)
         if format == "csv":
             header, columns = template.header, prescribed
             if probabilities and columns == [LABEL_COLUMN]:
@@ -202,7 +198,7 @@ def plan_layout(
         header=header if format == "csv" else None,
         ids={numbers.get(name, spelled): name for spelled, name in rows.items()},
         columns=columns,
-        label_names=None if format == "json" else names,
+        label_names=class_names if named and format != "json" else (),
         from_template=template is not None,
     )
 
@@ -214,11 +210,10 @@ def expect(
     template: Template | None = None,
     class_names: Sequence[str] = (),
     num_classes: int | None = None,
-) -> Expected:
+) -> Layout:
     """Describe the file that is to be validated.
 
     Args:
-        format: The profile.
         images: Names of the images: the file must have one row for each, and no other.
         template: The file must have its header, ids, order and kind of labels.
         class_names: Names in label order; by default the template's, where it shows them.
@@ -229,14 +224,15 @@ def expect(
     """
     known = class_names
     if template and not class_names:
-        class_names, labels = classes_of(template)
+        class_names, labels = _shown_classes(template)
         known = class_names or labels
         if num_classes is not None and len(class_names) not in (0, num_classes):
-            expected, found = f"{num_classes} classes", f"columns for {len(class_names)}"
-            raise UserError(f"{template.path}: line 1: expected {expected}, found {found}.")
+            raise template.error(1, f"{num_classes} classes", f"columns for {len(class_names)}")
     num_classes = num_classes or len(class_names) or None
-    if images is None and template:
+    if template and images is None:
         images = [*template.rows]
     known = known or [str(label) for label in range(num_classes or 0)]
-    layout = plan_layout(format, images, known, template) if images is not None else None
-    return Expected(format=format, class_names=class_names, num_classes=num_classes, layout=layout)
+    layout = Layout(format=format)
+    if images is not None:
+        layout = plan_layout(format, images, known, template)
+    return replace(layout, class_names=class_names, num_classes=num_classes)

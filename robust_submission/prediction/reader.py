@@ -14,7 +14,8 @@ from robust_submission.cli.errors import UserError
 
 BYTE_ORDER_MARK = "\ufeff"
 _UNDECODED = re.compile("[\udc80-\udcff]")
-_JSON_SPACE = re.compile(r"[ \t\r\n]*")
+_JSON_SPACE = " \t\r\n"
+_JSON_MARK = re.compile(rf"[{_JSON_SPACE}]*([][,])[{_JSON_SPACE}]*")
 
 
 class Fault(NamedTuple):
@@ -113,27 +114,25 @@ def json_entries(path: Path, report: Reporter) -> Iterator[tuple[int, object]]:
     Raises:
         UserError: the file cannot be read.
     """
-    text = "".join(_text_lines(path, report)).rstrip(" \t\r\n")
+    text = "".join(_text_lines(path, report)).rstrip(_JSON_SPACE)
     decode = json.JSONDecoder(object_pairs_hook=_unique_keys).raw_decode
-    line, entry, start = 1, 1, 0
+    line, entry, former, start = 1, 1, 0, 0
     try:
-        end = _token(text, 0, "[")
-        if text.startswith("]", _skip_space(text, end + 1)):
-            end = _skip_space(text, end + 1)
-        while text[end] != "]":
-            former, start = start, _skip_space(text, end + 1)
+        mark, start = _next_mark(text, 0, "[")
+        if text.startswith("]", start):
+            mark, start = _next_mark(text, start, "]")
+        while mark != "]":
             line += text.count("\n", former, start)
-            value, end = decode(text, start)
+            value, end = decode(text, former := start)
             yield line, value
             entry += 1
-            end = _token(text, end, ",]")
-        if end + 1 < len(text):
-            raise json.JSONDecodeError("", text, _skip_space(text, end + 1))
+            mark, start = _next_mark(text, end, ",]")
+        if start < len(text):
+            raise json.JSONDecodeError("", text, start)
     except (ValueError, RecursionError) as error:  # also digits or nesting without end
         place = error.pos if isinstance(error, json.JSONDecodeError) else start
-        found = (
-            shorten(text[place : place + 41], 40) if place < len(text) else "the end of the file"
-        )
+        rest = text[place : place + 41]
+        found = shorten(rest, 40) if rest else "the end of the file"
         fix = "write the file again, whole; nothing after this place was checked"
         line, wanted = 1 + text.count("\n", 0, place), "one array in valid JSON, up to its ]"
         report(Fault("syntax", line, wanted, found, fix, entry))
@@ -144,14 +143,10 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> object:
     return found if len(found) == len(pairs) else pairs
 
 
-def _skip_space(text: str, position: int) -> int:
-    space = _JSON_SPACE.match(text, position)
-    return space.end() if space else position
-
-
-def _token(text: str, position: int, allowed: str) -> int:
-    """Where the next character is, one of those allowed."""
-    position = _skip_space(text, position)
-    if position == len(text) or text[position] not in allowed:
-        raise json.JSONDecodeError("", text, position)
-    return position
+def _next_mark(text: str, position: int, allowed: str) -> tuple[str, int]:
+    """The next character, one of those allowed, and where the text after it begins."""
+    found = _JSON_MARK.match(text, position)
+    if not found or found[1] not in allowed:
+        rest = text[position:]
+        raise json.JSONDecodeError("", text, len(text) - len(rest.lstrip(_JSON_SPACE)))
+    return found[1], found.end()

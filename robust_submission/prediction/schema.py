@@ -12,8 +12,8 @@ column `p_<class name>` per class, in JSON a list under "probabilities".
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,38 +29,26 @@ _INTEGER_NAME = re.compile(r"(?:.*/)?([0-9]+)(?:\.[^./]*)?", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Header, rows and columns of a prediction file."""
+    """Header, rows and columns of a prediction file, as far as they are known before it is read."""
 
     format: Format
-    header: Sequence[str] | None
-    ids: dict[str | int, str]
-    """Each row's id as written, and the name of its image; in the order of the rows."""
-    columns: Sequence[int]
+    header: Sequence[str] | None = None
+    ids: Mapping[str | int, str] = field(default_factory=dict)
+    """Each row's id as written, and the name of its image; in the order of the rows. Empty where
+    the images are unknown."""
+    columns: Sequence[int] = (LABEL_COLUMN,)
     """What follows the id: `LABEL_COLUMN`, or the class whose probability it is."""
-    label_names: Sequence[str] | None
-    """Class names where the labels are written as names; None for integers."""
-    from_template: bool
+    label_names: Sequence[str] = ()
+    """Class names where the labels are written as names; empty for integers."""
+    from_template: bool = False
+    class_names: Sequence[str] = ()
+    """What a file to be validated has, in label order; empty where unknown."""
+    num_classes: int | None = None
+    """The same."""
 
     @property
     def needs_probabilities(self) -> bool:
         return any(column != LABEL_COLUMN for column in self.columns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What is known of a prediction file before it is read."""
-
-    format: Format
-    class_names: Sequence[str] = ()
-    """Names in label order; empty where unknown."""
-    num_classes: int | None = None
-    layout: Layout | None = None
-    """From the template or the images, where given."""
-
-    @property
-    def template(self) -> Layout | None:
-        """The layout, where it is a template's."""
-        return self.layout if self.layout and self.layout.from_template else None
 
 
 def choose_format(path: Path, format: Format | None = None) -> Format:

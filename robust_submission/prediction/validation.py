@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from operator import itemgetter
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from robust_submission.cli.errors import UserError
 from robust_submission.prediction.columns import PredictionColumns, read_columns
 from robust_submission.prediction.reader import Fault, shorten
-from robust_submission.prediction.schema import Expected, Layout
+from robust_submission.prediction.schema import Layout
 
 SHOWN = 20
 """Faults of each kind that are put in words, and missing ids that are named."""
@@ -20,65 +20,58 @@ TOLERANCE = 1e-3
 _INTEGER = re.compile("0|[1-9][0-9]*")
 
 
-def find_faults(path: Path, expected: Expected) -> tuple[int, list[Fault]]:
-    """The number of rows of a prediction file, and every fault in it.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    faults = list[Fault]()
-    columns = read_columns(path, expected, faults.append)
-    if not columns.lines and not faults:
-        fix = "write the predictions again"
-        faults.append(Fault("empty", 1, "a row for each image", "no rows", fix))
-    _check_ids(columns, expected)
-    named = _labels_are_names(columns, expected)
-    _check_labels(columns, named)
-    _check_probabilities(columns, named)
-    return len(columns.lines), faults
-
-
-def validate_file(path: Path, expected: Expected) -> str:
+def validate_file(path: Path, layout: Layout) -> str:
     """Words for the size of a sound prediction file, such as "260 rows".
 
     Raises:
         UserError: every fault, a line each; or the file cannot be read.
     """
-    rows, faults = find_faults(path, expected)
-    size = "1 row" if rows == 1 else f"{rows} rows"
+    faults = list[Fault]()
+    columns = read_columns(path, layout, faults.append)
+    if not columns.lines and not faults:
+        fix = "write the predictions again"
+        faults.append(Fault("empty", 1, "a row for each image", "no rows", fix))
+    _check_ids(columns, layout)
+    named = _labels_are_names(columns, layout)
+    _check_labels(columns, named)
+    _check_probabilities(columns, named)
+    size = _count(columns.lines, "row")
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UserError("\n".join([f"{path}: {size}, {count}", *list_faults(faults)]))
+        lines = [f"{path}: {size}, {_count(faults, 'fault')}", *_list_faults(faults)]
+        raise UserError("\n".join(lines))
     return size
 
 
-def list_faults(faults: Iterable[Fault]) -> list[str]:
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
+
+
+def _list_faults(faults: Iterable[Fault]) -> list[str]:
     """One text per fault, by line; then one per kind of which there are more than `SHOWN`."""
-    shown, further = list[Fault](), dict[str, list[int]]()
-    counts = Counter[str]()
+    shown, further, counts = list[Fault](), dict[str, list[str]](), Counter[str]()
     for fault in faults:
         counts[fault.kind] += 1
         if counts[fault.kind] <= SHOWN:
             shown.append(fault)
         else:
-            further.setdefault(fault.kind, []).append(fault.line or 0)
+            further.setdefault(fault.kind, []).append(str(fault.line or 0))
     shown.sort(key=lambda fault: (fault.line or 1 << 62, fault.entry or 0))
     texts = [str(fault) for fault in shown]
     for kind, lines in further.items():
-        places = ", ".join(map(str, lines[:SHOWN])) + (", …" if len(lines) > SHOWN else "")
+        places = ", ".join(lines[:SHOWN]) + (", …" if len(lines) > SHOWN else "")
         texts.append(f"{len(lines)} more of the kind '{kind}', lines {places}")
     return texts
 
 
-def _check_ids(columns: PredictionColumns, expected: Expected) -> None:
+def _check_ids(columns: PredictionColumns, layout: Layout) -> None:
     """Padded, duplicated, unknown and missing ids, and the order that a template has."""
-    known = expected.layout.ids.keys() if expected.layout else None
+    known = layout.ids
     rows = dict[str | int, int]()  # the first of each id
     for row, name in enumerate(columns.ids):
         if name is None:
             continue
         bare = name.strip() if isinstance(name, str) else name
-        if bare != name and (known is None or (bare in known and name not in known)):
+        if bare != name and (not known or (bare in known and name not in known)):
             fix = "delete the spaces; if the image's name has them, give --images"
             columns.fault(row, "spaces", shorten(bare), shorten(name), fix)
             name = bare
@@ -86,8 +79,8 @@ def _check_ids(columns: PredictionColumns, expected: Expected) -> None:
             place = f"entry {first + 1}" if columns.entries else f"line {columns.lines[first]}"
             found = f"{shorten(name)} on {place} already"
             columns.fault(row, "duplicated id", "each id once", found, "delete one of the two")
-    if expected.layout:
-        _compare_ids(columns, rows, expected.layout)
+    if known:
+        _compare_ids(columns, rows, layout)
 
 
 def _compare_ids(columns: PredictionColumns, rows: dict[str | int, int], layout: Layout) -> None:
@@ -111,10 +104,10 @@ def _compare_ids(columns: PredictionColumns, rows: dict[str | int, int], layout:
                 columns.fault(row, "order", expected, shorten(found), fix)
 
 
-def _labels_are_names(columns: PredictionColumns, expected: Expected) -> bool:
+def _labels_are_names(columns: PredictionColumns, layout: Layout) -> bool:
     """Whether the labels are class names: as the template has it, else as most rows have it."""
-    if columns.entries or expected.template:
-        return bool(expected.layout and expected.layout.label_names)
+    if columns.entries or layout.from_template:
+        return bool(layout.label_names)
     written = Counter(label for label in columns.labels if isinstance(label, str))
     known = set(columns.class_names)
     names = [label for label in written if label.strip() in known and not label.isdecimal()]
@@ -124,13 +117,13 @@ def _labels_are_names(columns: PredictionColumns, expected: Expected) -> bool:
 def _check_labels(columns: PredictionColumns, named: bool) -> None:
     """Each label against the classes; where these are unknown, any name or any integer is one."""
     names, count = columns.class_names, len(columns.class_names)
+    numbers = {str(number) for number in range(count)}
 
     def is_right(label: str) -> bool:
         if named:
             return label in names if names else label == label.strip() != ""
         return bool(_INTEGER.fullmatch(label)) and (not count or label in numbers)
 
-    numbers = {str(number) for number in range(count)}
     if named:
         expected = f"one of {shorten(', '.join(names))}" if names else "a class name"
         fix = "write a class name"
@@ -141,8 +134,7 @@ def _check_labels(columns: PredictionColumns, named: bool) -> None:
     wrong = {label for label in set(columns.labels) - {None} if not is_right(str(label))}
     for row, label in enumerate(columns.labels if wrong else ()):
         if label in wrong:
-            spaced = is_right(str(label).strip())
-            own_fix = "delete the spaces" if spaced else fix
+            own_fix = "delete the spaces" if is_right(str(label).strip()) else fix
             columns.fault(row, "label", f"{expected} as the label", shorten(label), own_fix)
 
 

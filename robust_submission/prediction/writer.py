@@ -1,4 +1,4 @@
-"""Writes a prediction file: the same predictions give the same bytes.
+"""Classifies every image once, and writes the prediction file: the same bytes every time.
 
 Text is UTF-8 without a byte order mark, lines end in LF, cells are quoted by RFC 4180 where needed.
 """
@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
 
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
+from robust_submission.data.dataset import Skipped
+from robust_submission.data.gather import gather_by_index, gather_skipped
+from robust_submission.data.loader import EvaluationLoader, micro_batches
+from robust_submission.models.classifier import RobustClassifier
 from robust_submission.prediction.schema import JSON_KEYS, LABEL_COLUMN, Layout
 
 _NEEDS_QUOTES = re.compile(r'[",\r\n]|^\s|\s$')
@@ -35,6 +43,74 @@ class Predictions:
             assert np.all((shares > -1e-5) & (shares < 1 + 1e-5)), "also that none is NaN"
 
 
+def predict_images(
+    model: RobustClassifier,
+    loader: EvaluationLoader,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    probabilities: bool,
+) -> tuple[Predictions, list[str]]:
+    """Classify the images of a loader, together with the other processes.
+
+    Args:
+        model: On the accelerator's device.
+        loader: This process's images.
+        accelerator: Every process must call this function.
+        checkpoint: Where the model is from, for the error.
+        probabilities: Whether to return them, the softmax of the logits in float64.
+
+    Returns:
+        The predictions of all processes, in the order of the images' indices; and one message for
+        each image that could not be read. The same in every process.
+
+    Raises:
+        UserError: a logit is NaN or infinite; an image cannot be read, unless the loader skips it.
+    """
+    results, unreadable = _classify(model, loader, accelerator, checkpoint, probabilities)
+    skipped = gather_skipped(accelerator, unreadable)
+    kept = np.setdiff1d(loader.dataset.indices, list(skipped))
+    gathered = gather_by_index(accelerator, results.pop("index"), results, expected=kept)
+    predictions = Predictions(
+        images=loader.dataset.source.ids[kept].tolist(),
+        labels=gathered["label"],
+        probabilities=gathered.get("probabilities"),
+    )
+    return predictions, [*skipped.values()]
+
+
+@torch.inference_mode()
+def _classify(
+    model: RobustClassifier,
+    loader: EvaluationLoader,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    probabilities: bool,
+) -> tuple[dict[str, torch.Tensor], list[Skipped]]:
+    """This process's `index`, `label` and, if wanted, `probabilities`; and what it cannot read."""
+    none = torch.empty(0, dtype=torch.int64)
+    columns = {"index": [none], "label": [none]}
+    if probabilities:
+        columns["probabilities"] = [torch.empty(0, len(model.class_names))]
+    skipped = list[Skipped]()
+    hidden = not accelerator.is_main_process
+    with tqdm(total=loader.num_images, unit="image", disable=hidden) as bar:
+        for batch in micro_batches(loader):
+            count = batch["count"]
+            logits = model(batch["images"].to(accelerator.device))[:count].cpu()
+            indices = batch["indices"][:count]
+            if len(wrong := indices[~logits.isfinite().all(1)]):
+                name = loader.dataset.source.ids[int(wrong[0])]
+                found = f"NaN or infinity for {name}"
+                raise UserError(f"{checkpoint}: expected finite logits, found {found}.")
+            columns["index"].append(indices)
+            columns["label"].append(logits.argmax(1))
+            if probabilities:
+                columns["probabilities"].append(logits.double().softmax(1).float())
+            skipped += batch["skipped"]
+            bar.update(count + len(batch["skipped"]))
+    return {name: torch.cat(parts) for name, parts in columns.items()}, skipped
+
+
 def _quote(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell
 
@@ -45,7 +121,7 @@ def _rows(predictions: Predictions, layout: Layout) -> Iterator[tuple[str | int,
     labels, shares = predictions.labels.tolist(), predictions.probabilities
     if shares is not None:
         shares = np.abs(shares.clip(0, 1))  # abs: no "-0.000000"
-    names = [_quote(name) for name in layout.label_names or ()]
+    names = [_quote(name) for name in layout.label_names]
     for written, image in layout.ids.items():
         if (place := places.get(image)) is None:
             continue
