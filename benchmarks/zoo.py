@@ -1,0 +1,192 @@
+"""Does `evaluate` tell masking from robustness? It is tried on a zoo of small classifiers.
+
+    python benchmarks/zoo.py --images data/raw/cifar10 --limit 30
+    python benchmarks/zoo.py --images data/raw/cifar10 --only jpeg,pgd-8 --attacks fgsm,pgd
+
+One line per model: clean, oblivious and adaptive robust accuracy and the verdict as `evaluate`
+finds them, beside the true robust accuracy at 8/255. Of a masked model that is what withstands
+attacks that know the defence: PGD-50 and APGD-T on its twins, the worst case per image. Of an
+honest one it is what withstands AutoAttack (APGD-CE, APGD-T, Square). Both are upper bounds. The
+first run trains the networks, a minute or two for each on one CPU core.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robust_submission import evaluate
+from robust_submission.attacks import PGD, Attack, AutoAttack, Model
+from robust_submission.attacks.base import correct
+from robust_submission.cli.command import Names, Ratio, run
+from robust_submission.cli.errors import UserError
+from robust_submission.cli.files import atomic_write
+from robust_submission.cli.numbers import percent
+from robust_submission.report.schema import Report
+from zoo_models import HONEST, MASKED, Build, Row
+from zoo_networks import DEVICE, Networks, read_images
+
+COLUMNS = ("model", "clean", "oblivious", "adaptive", "true", "verdict", "planted", "seconds")
+WIDTHS = (28, 6, 9, 8, 6, 18, 7, 7)
+KINDS = {
+    "masked": (MASKED, ("masked", "not known")),
+    "honest": (HONEST, ("no sign of masking",)),
+}
+"""Rows of each kind, and the verdicts that are right for them."""
+DRAWS = 5
+"""Calls of a model that are scored, as it may be random."""
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What to try."""
+
+    images: Path
+    """CIFAR-10 as files: train/<class>/*.jpg and test/<class>/*.jpg."""
+    limit: int = 30
+    """Test images, drawn with the seed and stratified by class."""
+    only: Names = Names()
+    """Models by name; `masked` and `honest` stand for all of a kind. None for every model."""
+    attacks: Names = Names("fgsm,pgd")
+    """Of `evaluate`."""
+    steps: int = 10
+    """Of `evaluate`."""
+    epsilon: Ratio = Ratio("8/255")
+    """Radius in L-infinity."""
+    true: bool = True
+    """Find the true robust accuracy; without it `evaluate` alone runs."""
+    weights: Path = Path("runs/zoo")
+    """Folder of the trained networks; missing ones are trained."""
+    out: Path | None = None
+    """A file for the table, written anew after each model."""
+    seed: int = 0
+    """Of the images and of `evaluate`."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.only) - {"masked", "honest", *MASKED, *HONEST}):
+            known = ", ".join([*MASKED, *HONEST])
+            raise UserError(f"--only: expected some of {known}; found {unknown[0]!r}.")
+
+    def chosen(self, kind: str, rows: dict[str, Row]) -> dict[str, Row]:
+        """The rows of a kind that `only` asks for."""
+        if not self.only or kind in self.only:
+            return rows
+        return {name: row for name, row in rows.items() if name in self.only}
+
+
+@dataclass(kw_only=True)
+class TrueAccuracy:
+    """Robust accuracy by attacks on twins, chosen by someone who knows the model."""
+
+    networks: Networks
+    images: Tensor
+    """(N, 3, 32, 32), float32, 0 to 1."""
+    labels: Tensor
+    """(N,)."""
+    found: dict[tuple[Build, Attack], Tensor] = field(default_factory=dict)
+    """Adversarial images; many rows share the natural network's."""
+
+    def of(self, model: Model, twins: Sequence[Build], attacks: Sequence[Attack]) -> float:
+        """The share of images that withstand every attack on every twin."""
+        withstood = self._withstood(model, self.images)
+        for twin, attack in product(twins, attacks):
+            withstood = torch.minimum(withstood, self._withstood(model, self._found(twin, attack)))
+        return withstood.mean().item()
+
+    def _found(self, twin: Build, attack: Attack) -> Tensor:
+        if (twin, attack) not in self.found:
+            seen = twin(self.networks)
+            self.found[twin, attack] = attack(seen, self.images, self.labels)
+        return self.found[twin, attack]
+
+    @torch.no_grad()
+    def _withstood(self, model: Model, images: Tensor) -> Tensor:
+        """(N,): the share of a few calls that classify the image correctly."""
+        calls = [correct(model(images).float(), self.labels) for _ in range(DRAWS)]
+        return torch.stack(calls).float().mean(0)
+
+
+def knowing_attacks(kind: str, epsilon: float) -> list[Attack]:
+    """What the true robust accuracy is found with; PGD goes on beyond the twin's decision."""
+    if kind == "honest":
+        whole = ("apgd-ce", "apgd-t", "square")
+        return [AutoAttack(epsilon=epsilon, attacks=whole, queries=1000)]
+    pgd = PGD(epsilon=epsilon, steps=50, loss="margin")
+    return [pgd, AutoAttack(epsilon=epsilon, attacks=("apgd-t",))]
+
+
+def cells_of(report: Report) -> list[str]:
+    """Clean, oblivious and adaptive accuracy, verdict and planted attacks, as `COLUMNS`."""
+    shares = (report.clean, report.oblivious, report.adaptive)
+    planted = getattr(report, "planted", None)
+    numbers = [percent(share.value) for share in shares]
+    return [*numbers, report.verdict, "-" if planted is None else str(planted)]
+
+
+def try_row(model: Model, truth: TrueAccuracy, options: Options, name: str) -> list[str]:
+    """The cells of `evaluate`; if it raises, the error in place of the verdict."""
+    try:
+        report = evaluate(
+            model,
+            truth.images,
+            truth.labels,
+            attacks=options.attacks,
+            epsilon=options.epsilon,
+            steps=options.steps,
+            seed=options.seed,
+            name=name,
+        )
+    except Exception as error:  # the row says so, and the next model follows
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        return ["-", "-", "-", f"{type(error).__name__}: {reason}", "-"]
+    return cells_of(report)
+
+
+def line(cells: Sequence[str]) -> str:
+    """One row of the table, in columns."""
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+
+
+def try_zoo(options: Options) -> None:
+    """Evaluate every model and print the table."""
+    networks = Networks(options.images, options.weights)
+    pixels, labels = read_images(options.images, "test", options.limit, options.seed)
+    truth = TrueAccuracy(
+        networks=networks, images=pixels.to(DEVICE).float() / 255, labels=labels.to(DEVICE)
+    )
+    lines, counts = [line(COLUMNS)], list[str]()
+    print(lines[0])
+    for kind, (rows, right) in KINDS.items():
+        attacks = knowing_attacks(kind, options.epsilon)
+        verdicts = list[str]()
+        for name, row in options.chosen(kind, rows).items():
+            torch.manual_seed(options.seed)
+            model = row.build(networks)
+            start = time.perf_counter()
+            *numbers, verdict, planted = try_row(model, truth, options, name)
+            seconds = f"{time.perf_counter() - start:.0f}"
+            true = percent(truth.of(model, row.twins, attacks)) if options.true else "-"
+            lines.append(line([name, *numbers, true, verdict, planted, seconds]))
+            print(lines[-1], flush=True)
+            verdicts.append(verdict)
+            write(options.out, lines)
+        called = sum(verdict in right for verdict in verdicts)
+        counts.append(f"{called} of {len(verdicts)} {kind} ones called {' or '.join(right)}")
+    lines.append("; ".join(counts) + ".")
+    print(lines[-1])
+    write(options.out, lines)
+
+
+def write(out: Path | None, lines: Sequence[str]) -> None:
+    """Write the table so far."""
+    if out:
+        with atomic_write(out) as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    run(try_zoo, Options)
