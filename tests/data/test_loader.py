@@ -112,26 +112,24 @@ def test_an_image_is_augmented_alike_in_any_subset(source: Source) -> None:
         assert np.array_equal(ours["image"], theirs["image"])
 
 
-def test_the_seed_decides(source: Source) -> None:
-    assert epochs(training(source, seed=1), 0) == epochs(training(source, seed=1), 0)
-    assert epochs(training(source, seed=1), 0) != epochs(training(source, seed=2), 0)
+def test_the_seed_alone_decides(source: Source) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (
+        epochs(training(source, workers=1, seed=seed), 0, 1) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resume_goes_on_exactly(source: Source, workers: int) -> None:
+def test_a_resume_continues_exactly(source: Source, workers: int) -> None:
     whole = epochs(training(source), 0, 1, 2)
     assert epochs(training(source, workers), 2) == whole[2:]
     middle = training(source, workers)
+    next(iter(middle))  # an abandoned epoch leaves no trace
     middle.set_epoch(1, start_step=3)
     assert bytes_of(middle) == whole[1][3:]
     assert epochs(middle, 2) == whole[2:]
-
-
-def test_an_abandoned_epoch_leaves_no_trace(source: Source) -> None:
-    loader = training(source, workers=2)
-    expected = epochs(training(source), 4)
-    next(iter(loader))
-    assert epochs(loader, 4) == expected
 
 
 def test_processes_share_each_global_batch(source: Source) -> None:
@@ -141,13 +139,6 @@ def test_processes_share_each_global_batch(source: Source) -> None:
     for batch, first, second in zip(whole, *parts, strict=True):
         for name in ("images", "labels", "indices"):
             assert torch.equal(batch[name], torch.cat([first[name], second[name]]))
-
-
-def test_the_global_random_state_is_left_alone(source: Source) -> None:
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    epochs(training(source, workers=1), 0, 1)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +176,7 @@ def test_evaluation_gives_every_image_once_in_order(source: Source) -> None:
     batches = list(loader)
     assert len(batches) == len(loader) == 14
     assert torch.cat([batch["indices"] for batch in batches]).tolist() == list(range(1, 98))
-    again = bytes_of(loader)
-    assert again == bytes_of(batches)
+    assert bytes_of(loader) == bytes_of(batches)
 
 
 def test_micro_batches_have_one_shape_and_a_padded_end(source: Source) -> None:
@@ -199,40 +189,23 @@ def test_micro_batches_have_one_shape_and_a_padded_end(source: Source) -> None:
     end = batches[-1]
     assert end["indices"].tolist() == [97] + [-1] * 31
     assert end["labels"][1:].unique().tolist() == [-1]
-    assert end["images"][0].any()
-    assert not end["images"][1:].any()
+    assert end["images"][0].any() and not end["images"][1:].any()
 
 
-@pytest.mark.parametrize(("side", "images"), [(8, 128), (32, 128), (160, 62), (224, 32), (512, 32)])
-def test_a_micro_batch_holds_as_many_pixels_within_limits(side: int, images: int) -> None:
-    assert micro_batch_size(side) == images
+def test_a_micro_batch_holds_as_many_pixels_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = (8, 32, 160, 224, 512)
+    for on_gpu, times in ((False, 1), (True, 4)):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda found=on_gpu: found)
+        sizes = [micro_batch_size(side) for side in sides]
+        assert sizes == [times * size for size in (128, 128, 62, 32, 32)]
 
 
-def test_on_a_gpu_it_holds_four_times_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    assert [micro_batch_size(side) for side in (32, 224)] == [512, 128]
-
-
-@pytest.mark.parametrize(
-    ("number", "size", "parts"),
-    [(1, 1, 1), (128, 128, 1), (129, 65, 2), (256, 128, 2), (257, 65, 4), (304, 76, 4)],
-)
-def test_parts_are_even_and_a_power_of_two(number: int, size: int, parts: int) -> None:
-    assert even_size(number, 128) == size
-    assert -(-number // size) == parts
-
-
-def test_a_micro_batch_may_have_another_size(source: Source) -> None:
-    dataset = ImageDataset(source, np.arange(100), 8)
-    loaders = [
-        EvaluationLoader(
-            dataset, batch_size=9, num_workers=0, process_index=index, num_processes=2, size=30
-        )
-        for index in range(2)
-    ]
-    first, second = ([batch["indices"].tolist() for batch in micro_batches(one)] for one in loaders)
-    assert first == [list(range(30)), list(range(60, 90))]
-    assert second == [list(range(30, 60)), [*range(90, 100), *[-1] * 20]]
+def test_parts_are_even_and_a_power_of_two() -> None:
+    numbers = (1, 128, 129, 256, 257, 304)
+    sizes = [even_size(number, 128) for number in numbers]
+    assert sizes == [1, 128, 65, 128, 65, 76]
+    parts = [-(-number // size) for number, size in zip(numbers, sizes, strict=True)]
+    assert parts == [1, 1, 2, 2, 4, 4]
 
 
 @pytest.fixture(scope="module")
@@ -246,43 +219,36 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def everything(batches: Iterable[MicroBatch]) -> list[object]:
-    return [
-        (one, batch["count"], [(bad.index, bad.message) for bad in batch["skipped"]])
-        for batch in batches
-        for one in bytes_of([batch])
-    ]
+def everything(dataset: ImageDataset, **options: int) -> list[object]:
+    loader = EvaluationLoader(dataset, **{"batch_size": 9, "num_workers": 0} | options)
+    batches = list(micro_batches(loader))
+    assert loader.num_micro_batches == len(batches)
+    skipped = [[(bad.index, bad.message) for bad in batch["skipped"]] for batch in batches]
+    counts = [batch["count"] for batch in batches]
+    return list(zip(bytes_of(batches), counts, skipped, strict=True))
 
 
-def test_micro_batches_do_not_depend_on_batch_size_or_workers(damaged: Path) -> None:
-    files = open_source("images", damaged)
-    dataset = ImageDataset(files, None, SIDE, skip_bad=True)
-
-    def run(batch_size: int, workers: int) -> list[object]:
-        loader = EvaluationLoader(dataset, batch_size=batch_size, num_workers=workers)
-        return everything(micro_batches(loader))
-
-    expected = run(64, 0)
+def test_micro_batches_depend_on_neither_batch_size_nor_workers_nor_processes(
+    damaged: Path,
+) -> None:
+    dataset = ImageDataset(open_source("images", damaged), None, SIDE, skip_bad=True)
+    expected = everything(dataset)
     assert len(expected) == 3
     for batch_size, workers in ((1, 0), (7, 2), (64, 2), (1000, 0)):
-        assert run(batch_size, workers) == expected
+        assert everything(dataset, batch_size=batch_size, num_workers=workers) == expected
+    for count in (2, 3, 5):  # each process has whole ones
+        for index in range(count):
+            part = everything(dataset, process_index=index, num_processes=count)
+            assert part == expected[index::count]
 
 
-@pytest.mark.parametrize("processes", [2, 3, 5])
-def test_processes_share_whole_micro_batches(damaged: Path, processes: int) -> None:
-    dataset = ImageDataset(open_source("images", damaged), None, SIDE, skip_bad=True)
-
-    def run(index: int, count: int) -> list[object]:
-        loader = EvaluationLoader(
-            dataset, batch_size=9, num_workers=0, process_index=index, num_processes=count
-        )
-        batches = everything(micro_batches(loader))
-        assert loader.num_micro_batches == len(batches)
-        return batches
-
-    whole = run(0, 1)
-    for index in range(processes):
-        assert run(index, processes) == whole[index::processes]
+def test_a_micro_batch_may_have_another_size(source: Source) -> None:
+    dataset = ImageDataset(source, None, 8)
+    shard = {"process_index": 1, "num_processes": 2}
+    loader = EvaluationLoader(dataset, batch_size=9, num_workers=0, size=30, **shard)
+    second, fourth = (batch["indices"].tolist() for batch in micro_batches(loader))
+    assert second == list(range(30, 60))
+    assert fourth == [*range(90, 100), *[-1] * 20]
 
 
 def test_skipped_images_close_up_within_their_micro_batch(damaged: Path) -> None:
@@ -305,18 +271,14 @@ def test_a_micro_batch_may_have_no_readable_image(tmp_path: Path) -> None:
     assert batch["images"].shape == (micro_batch_size(8), 3, 8, 8)
 
 
-def both_loaders(
-    dataset: ImageDataset, workers: int
-) -> Iterator[TrainingLoader | EvaluationLoader]:
-    yield EvaluationLoader(dataset, batch_size=16, num_workers=workers)
-    yield TrainingLoader(dataset, batch_size=70, num_workers=workers, seed=0)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_one_short_value_error(damaged: Path, workers: int) -> None:
     """No traceback of a worker in the message."""
     dataset = ImageDataset(open_source("images", damaged), None, 8)
-    for loader in both_loaders(dataset, workers):
+    for loader in (
+        EvaluationLoader(dataset, batch_size=16, num_workers=workers),
+        TrainingLoader(dataset, batch_size=70, num_workers=workers, seed=0),
+    ):
         with pytest.raises(ValueError, match=r"^\S+/\d+\.png: expected [^\n]*\.$"):
             list(loader)
 
