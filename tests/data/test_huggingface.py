@@ -16,7 +16,7 @@ from PIL import Image
 from robust_submission.data.dataset import Batch, ImageDataset
 from robust_submission.data.inspection import inspect_data
 from robust_submission.data.loader import EvaluationLoader, TrainingLoader
-from robust_submission.data.sources import Columns, StoredSource, available_splits, open_source
+from robust_submission.data.sources import Columns, available_splits, open_source
 from tests.conftest import ROOT
 
 CIFAR10 = ROOT.parent / "shared/data/cifar10-jpeg.tar.gz"
@@ -57,14 +57,25 @@ def rows_of(folder: Path) -> dict[str, list[Any]]:
     return {"image": images, "label": [CLASSES.index(file.parent.name) for file in files]}
 
 
+def tables(folder: Path) -> dict[str, datasets.Dataset]:
+    return {
+        split: datasets.Dataset.from_dict(rows_of(folder / split), features=FEATURES)
+        for split in ("train", "test")
+    }
+
+
 def write_parquet(folder: Path, root: Path) -> None:
     """The images of each split in shards of at most 36 rows."""
-    for split in ("train", "test"):
-        table = datasets.Dataset.from_dict(rows_of(folder / split), features=FEATURES)
+    for split, table in tables(folder).items():
         count = -(-len(table) // 36)
         for shard in range(count):
             name = f"{split}-{shard:05d}-of-{count:05d}.parquet"
             table.shard(count, shard, contiguous=True).to_parquet(root / name)
+
+
+def write_arrow(folder: Path, root: Path) -> None:
+    """As `save_to_disk` writes them."""
+    datasets.DatasetDict(tables(folder)).save_to_disk(root)
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
@@ -79,23 +90,11 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
 def write_tars(folder: Path, root: Path) -> None:
     """The same in WebDataset's format: shards of 10 images, each with its .cls."""
     for split in ("train", "test"):
-        rows = rows_of(folder / split)
-        pairs = [
-            ((f"{index:03d}.jpg", image["bytes"]), (f"{index:03d}.cls", b"%d" % label))
-            for index, (image, label) in enumerate(zip(*rows.values(), strict=True))
-        ]
-        for shard in range(0, len(pairs), 10):
-            members = [member for pair in pairs[shard : shard + 10] for member in pair]
-            write_tar(root / split / f"{shard // 10:02d}.tar", members)
-
-
-def write_arrow(folder: Path, root: Path) -> None:
-    """As `save_to_disk` writes them."""
-    splits = {
-        split: datasets.Dataset.from_dict(rows_of(folder / split), features=FEATURES)
-        for split in ("train", "test")
-    }
-    datasets.DatasetDict(splits).save_to_disk(root)
+        members = list[tuple[str, bytes]]()
+        for index, (image, label) in enumerate(zip(*rows_of(folder / split).values(), strict=True)):
+            members += [(f"{index:03d}.jpg", image["bytes"]), (f"{index:03d}.cls", b"%d" % label)]
+        for shard in range(0, len(members), 20):
+            write_tar(root / split / f"{shard // 20:02d}.tar", members[shard : shard + 20])
 
 
 @pytest.mark.parametrize(
@@ -150,13 +149,8 @@ def picture(level: int) -> bytes:
 
 
 def saved(root: Path, features: datasets.Features | None = None, **columns: Any) -> Path:
-    table = datasets.Dataset.from_dict(columns, features=features)
-    table.to_parquet(root / "train.parquet")
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(root / "train.parquet")
     return root
-
-
-def open_saved(root: Path, **columns: str) -> StoredSource:
-    return open_source("hf", root, columns=Columns(**columns))
 
 
 def cells(count: int) -> list[dict[str, Any]]:
@@ -181,9 +175,8 @@ def test_samples_without_image_or_label_are_named(
     assert [int(source.image(index)[0, 0, 0]) for index in (0, 1)] == [0, 30]
     with pytest.raises(ValueError, match=r"train: row 6 \(00006.png\): expected an image \(JPEG"):
         source.image(2)
-    (batch,) = EvaluationLoader(
-        ImageDataset(source, None, 2, skip_bad=True), batch_size=4, num_workers=0
-    )
+    dataset = ImageDataset(source, None, 2, skip_bad=True)
+    (batch,) = EvaluationLoader(dataset, batch_size=4, num_workers=0)
     assert [skipped.index for skipped in batch["skipped"]] == [2]
 
 
@@ -200,13 +193,14 @@ def test_a_tar_sample_without_its_label_is_named(tmp_path: Path) -> None:
 def test_columns_of_other_types_by_their_names(tmp_path: Path) -> None:
     contents = [picture(level) for level in (1, 2, 3)]
     root = saved(tmp_path, png=contents, animal=["dog", "cat", "dog"], number=[7, 0, 2])
-    source = open_saved(root, image="png", label="animal")
-    assert source.labels is not None
-    assert (source.class_names, source.labels.tolist()) == (["cat", "dog"], [1, 0, 1])
-    assert [int(source.image(index)[0, 0, 0]) for index in range(3)] == [1, 2, 3]
-    numbered = open_saved(root, image="png", label="number")
-    assert numbered.labels is not None and numbered.labels.tolist() == [7, 0, 2]
-    assert numbered.class_names == [str(label) for label in range(8)]
+    for column, classes, labels in (
+        ("animal", ["cat", "dog"], [1, 0, 1]),
+        ("number", [str(label) for label in range(8)], [7, 0, 2]),
+    ):
+        source = open_source("hf", root, columns=Columns(image="png", label=column))
+        assert source.labels is not None
+        assert (source.class_names, source.labels.tolist()) == (classes, labels)
+        assert [int(source.image(index)[0, 0, 0]) for index in range(3)] == [1, 2, 3]
 
 
 def test_class_folders_through_datasets_stay_files(tmp_path: Path) -> None:
@@ -251,24 +245,21 @@ TYPES = datasets.Features(**IMAGES, label=datasets.Value("int64"), name=datasets
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("image", "label", "message"),
     [
-        ({"label": "label"}, r"expected one column of type Image, found image \(Image\), other"),
-        (
-            {"image": "image"},
-            r"one column of type ClassLabel, .*label \(Value\).*data.label_column",
-        ),
-        ({"image": "pixels", "label": "label"}, r"the column pixels, found .*data.image_column"),
-        (
-            {"image": "image", "label": "other"},
-            "expected a ClassLabel, integers or .* column oth",
-        ),
-        ({"image": "label", "label": "label"}, "expected images in the column label, found"),
+        (None, "label", r"expected one column of type Image, found image \(Image\), other"),
+        ("image", None, r"one column of type ClassLabel, .*label \(Value\).*data.label_column"),
+        ("pixels", "label", r"the column pixels, found .*data.image_column"),
+        ("image", "other", "expected a ClassLabel, integers or .* column oth"),
+        ("label", "label", "expected images in the column label, found"),
     ],
 )
-def test_columns_that_do_not_fit(tmp_path: Path, columns: dict[str, str], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{saved(tmp_path, TYPES, **TWO)}: .*{message}"):
-        open_saved(tmp_path, **columns)
+def test_columns_that_do_not_fit(
+    tmp_path: Path, image: str | None, label: str | None, message: str
+) -> None:
+    root = saved(tmp_path, TYPES, **TWO)
+    with pytest.raises(ValueError, match=f"^{root}: .*{message}"):
+        open_source("hf", root, columns=Columns(image=image, label=label))
 
 
 def test_data_that_are_not_there(tmp_path: Path) -> None:
