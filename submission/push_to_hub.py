@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import whole_folder
-from robust_submission.hub.upload import fill_folder, upload
+from robust_submission.hub.model_card import fill_folder, upload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,23 +1,31 @@
-"""The model card: what a classifier is, and how robust it is according to its report."""
+"""A classifier on the Hugging Face hub: its model card, its folder, its upload in one commit."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, HfApi, ModelCard
+from huggingface_hub.constants import CONFIG_NAME, REPOCARD_NAME, SAFETENSORS_SINGLE_FILE
+from huggingface_hub.errors import HTTPError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from robust_submission.cli import numbers
-from robust_submission.cli.numbers import radius
+from robust_submission.cli.errors import UserError
+from robust_submission.data.sources import read_recipe
+from robust_submission.evaluation.cache import module_digest
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.results import Share
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
+from robust_submission.models.load import load_checkpoint
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.trn import TRN
 from robust_submission.report import text
-from robust_submission.report.schema import Report
+from robust_submission.report.schema import Report, read_report
 
 CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+RECIPE, PROVENANCE, REPORT = "recipe.yaml", "provenance.json", "report.json"
 TRAINING = (
     *("data.name", "data.augmentation", "epochs", "batch_size", "optimizer.name", "optimizer.lr"),
     *("objective.name", "objective.epsilon", "objective.steps", "seed"),
@@ -45,9 +53,10 @@ def model_card(
         license: The hub's name of the licence, such as "mit".
     """
     data: Any = model.generate_model_card().data
-    data.license = license
+    data.license, used = license, set[Attacker]()
     if report is not None:
         data.model_name, data.eval_results = name, eval_results(report)
+        used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *report.attackers}
     return ModelCard.from_template(
         data,
         template_path=str(CARD_TEMPLATE),
@@ -57,8 +66,7 @@ def model_card(
         facts=facts(model),
         model=model,
         report=report,
-        rows=report.groups if report else [],
-        attackers=table_attackers(report) if report else [],
+        attackers=[attacker for attacker in Attacker if attacker in used],
         training=training(recipe or {}),
         provenance=provenance,
     )
@@ -99,22 +107,14 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def table_attackers(report: Report) -> list[Attacker]:
-    """Who attacked, in the enum's order: the last columns of the table."""
-    used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *report.attackers}
-    return [attacker for attacker in Attacker if attacker in used]
-
-
 def eval_results(report: Report) -> list[EvalResult]:
     """The card's model-index: clean, both worst cases and every attack, as shares from 0 to 1."""
     first = report.measurements[0]
     ball = {"norm": first.norm, "epsilon": first.epsilon}
-    worst = f"worst case of {first.norm} {radius(first.epsilon, first.norm)}"
-    found = [
-        _result(report, "clean", report.clean),
-        _result(report, f"{worst} oblivious", report.oblivious, attacker="oblivious", **ball),
-        _result(report, f"{worst} adaptive", report.adaptive, attacker="adaptive", **ball),
-    ]
+    worst = f"worst case of {first.norm} {numbers.radius(first.epsilon, first.norm)}"
+    found = [_result(report, "clean", report.clean)]
+    for attacker, share in (("oblivious", report.oblivious), ("adaptive", report.adaptive)):
+        found.append(_result(report, f"{worst} {attacker}", share, attacker=attacker, **ball))
     for one in report.measurements:
         arguments = {"norm": one.norm, "epsilon": one.epsilon, "attacker": str(one.attacker)}
         found.append(_result(report, one.name, one.robust_accuracy, attack=one.attack, **arguments))
@@ -138,3 +138,89 @@ def _result(report: Report, name: str, share: Share, **arguments: Any) -> EvalRe
             "interval_95": [share.low, share.high],
         },
     )
+
+
+def fill_folder(
+    folder: Path,
+    name: str,
+    *,
+    checkpoint: Path,
+    trn: Path | None = None,
+    report: Path | None = None,
+    license: str | None = None,
+) -> None:
+    """Fill `folder` with a classifier, its notes and its model card.
+
+    Args:
+        folder: An empty folder.
+        name: The name that the card gives the model: a hub id or a folder.
+        checkpoint: A run folder, or any folder with config.json and model.safetensors.
+        trn: Run folder of a TRN to put in front of the classifier.
+        report: The report folder that evaluate.py wrote of this model.
+        license: The hub's name of the licence, such as "mit".
+
+    Raises:
+        UserError: a file cannot be read, or the report is of another model.
+    """
+    model = load_checkpoint(checkpoint, trn)
+    recipe, provenance = checkpoint / RECIPE, checkpoint / PROVENANCE
+    card = model_card(
+        model,
+        name,
+        report=_read_report_of(model, report, checkpoint) if report else None,
+        recipe=read_recipe(checkpoint, "no such file") if recipe.is_file() else None,
+        provenance=_read_provenance(provenance) if provenance.is_file() else None,
+        license=license,
+    )
+    copied = [path for path in (recipe, provenance) if path.is_file()]
+    copied += [report / REPORT] if report else []
+    if trn is not None:
+        model.save_pretrained(folder)
+    else:
+        copied += [checkpoint / CONFIG_NAME, checkpoint / SAFETENSORS_SINGLE_FILE]
+    for path in copied:
+        shutil.copyfile(path, folder / path.name)
+    card.save(folder / REPOCARD_NAME)
+
+
+def _read_report_of(model: RobustClassifier, folder: Path, checkpoint: Path) -> Report:
+    report = read_report(folder)
+    expected, found = module_digest(model), report.model.get("digest") or "none"
+    if found != expected:
+        raise UserError(
+            f"{folder / REPORT}: expected a report of the model in {checkpoint}, digest "
+            f"{expected}, found one of {report.model.get('name')}, digest {found}."
+        )
+    return report
+
+
+def _read_provenance(path: Path) -> dict[str, JsonValue]:
+    try:
+        return TypeAdapter(dict[str, JsonValue]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        found = error.errors()[0]["msg"]
+        raise UserError(f"{path}: expected a JSON object, found: {found}.") from error
+
+
+def upload(folder: Path, repo_id: str, *, private: bool) -> str:
+    """Create the repository if it does not exist, commit `folder` to it, and return the URL.
+
+    Notes of an earlier upload that `folder` lacks are deleted by the same commit.
+
+    Raises:
+        UserError: there is no network or no permission, the hub refuses the card, or the
+            repository is public although `private` is asked for.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise UserError("expected a private repository, found a public one.")
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Upload a classifier and its model card",
+            delete_patterns=[RECIPE, PROVENANCE, REPORT],
+        ).commit_url
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{repo_id}: not uploaded: {' '.join(str(error).split())}") from error

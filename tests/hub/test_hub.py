@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -17,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from robust_submission.cli.command import parse
 from robust_submission.cli.errors import UserError
-from robust_submission.hub import upload as upload_module
-from robust_submission.hub.model_card import model_card, training
-from robust_submission.hub.upload import fill_folder, upload
+from robust_submission.hub import model_card as hub_module
+from robust_submission.hub.model_card import fill_folder, model_card, training, upload
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
@@ -157,34 +155,26 @@ def test_the_folder_is_the_checkpoint_and_loads_as_the_card_says(
     assert "- Backbone: test_convnext of timm" in text and "- GCM: hides gradients" in text
 
 
-def change_weights(checkpoint: Path) -> None:
-    tensors = load_file(checkpoint / "model.safetensors")
-    tensors[min(tensors)].flatten()[0] += 1e-3
-    save_file(tensors, checkpoint / "model.safetensors")
-
-
-def change_config(**changes: object) -> Callable[[Path], None]:
-    def change(checkpoint: Path) -> None:
-        config = json.loads((checkpoint / "config.json").read_text())
-        (checkpoint / "config.json").write_text(json.dumps(config | changes))
-
-    return change
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        change_weights,
-        change_config(conceal=False),
-        change_config(mean=[0.5, 0.5, 0.5]),
-        change_config(image_size=48),
-        change_config(randomize={"min_size": 20}),
+        {},
+        {"conceal": False},
+        {"mean": [0.5, 0.5, 0.5]},
+        {"image_size": 48},
+        {"randomize": {"min_size": 20}},
     ],
 )
 def test_the_report_of_another_model_is_refused(
-    change: Callable[[Path], None], copy: Path, report: Path, folder: Path
+    change: dict[str, object], copy: Path, report: Path, folder: Path
 ):
-    change(copy)
+    if change:
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | change))
+    else:
+        tensors = load_file(copy / "model.safetensors")
+        tensors[min(tensors)].flatten()[0] += 1e-3
+        save_file(tensors, copy / "model.safetensors")
     with pytest.raises(UserError, match=r"report\.json: expected a report of the model in .*copy"):
         fill_folder(folder, "digits", checkpoint=copy, report=report)
 
@@ -268,41 +258,23 @@ def test_a_classifier_and_its_trn_are_one_model(small_run: Path, tmp_path: Path,
     assert "- TRN: TRN(streams" in (folder / "README.md").read_text()
 
 
-class FakeApi:
-    """Notes the calls to the hub, whose repositories are private or not."""
-
-    calls: list[tuple[str, dict[str, Any]]]
-    is_private: bool
-    error: Exception | None
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
-        if self.error is not None:
-            raise self.error
-
-    def model_info(self, repo_id: str) -> SimpleNamespace:
-        return SimpleNamespace(id=repo_id, private=self.is_private)
-
-    def upload_folder(self, **options: Any) -> SimpleNamespace:
-        self.calls.append(("upload_folder", options))
-        return SimpleNamespace(commit_url="https://hub/commit")
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
-    FakeApi.calls, FakeApi.is_private, FakeApi.error = [], True, None
-    monkeypatch.setattr(upload_module, "HfApi", FakeApi)
-    return FakeApi
+def hub(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Stands in for the hub's API."""
+    api = Mock()
+    api.upload_folder.return_value.commit_url = "https://hub/commit"
+    monkeypatch.setattr(hub_module, "HfApi", lambda: api)
+    return api
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_one_commit_holds_everything(private: bool, hub: type[FakeApi], pushed: Path):
-    hub.is_private = private
+def test_one_commit_holds_everything(private: bool, hub: Mock, pushed: Path):
+    hub.model_info.return_value.private = private
     assert upload(pushed, "ada/digits", private=private) == "https://hub/commit"
-    (_, created), (name, uploaded) = hub.calls
-    assert created == {"repo_id": "ada/digits", "private": private or None, "exist_ok": True}
-    assert name == "upload_folder" and uploaded["repo_id"] == "ada/digits"
-    assert uploaded["folder_path"] == pushed
+    hub.create_repo.assert_called_once_with("ada/digits", private=private or None, exist_ok=True)
+    hub.upload_folder.assert_called_once()
+    uploaded = hub.upload_folder.call_args.kwargs
+    assert uploaded["repo_id"] == "ada/digits" and uploaded["folder_path"] == pushed
     assert set(uploaded["delete_patterns"]) == {"recipe.yaml", "provenance.json", "report.json"}
 
 
@@ -319,14 +291,15 @@ REFUSED = httpx2.Response(401, request=httpx2.Request("POST", "https://hub"))
     ],
 )
 def test_a_failed_upload_is_one_line(
-    error: Exception | None, message: str, hub: type[FakeApi], tmp_path: Path
+    error: Exception | None, message: str, hub: Mock, tmp_path: Path
 ):
-    hub.error, hub.is_private = error, False
+    hub.create_repo.side_effect, hub.model_info.return_value.private = error, False
     with pytest.raises(UserError) as raised:
         upload(tmp_path, "ada/digits", private=True)
     (line,) = str(raised.value).splitlines()
     assert line.startswith("ada/digits: not uploaded: ") and message in line
-    assert [name for name, _ in hub.calls] == ["create_repo"]
+    hub.create_repo.assert_called_once()
+    hub.upload_folder.assert_not_called()
 
 
 def test_without_a_network_the_command_says_so_in_a_line(
