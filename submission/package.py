@@ -66,11 +66,9 @@ def package(options: Options) -> None:
     pixels, description = proof_images(
         options.images, options.checkpoint, options.limit, model.image_size
     )
-    proof = write_package(model, options.out, pixels, rules)
-    print(
-        f"logits within {proof.difference:.1e} of the checkpoint's on {len(pixels)} {description}"
-    )
-    print(proof.summary())
+    difference, summary = write_package(model, options.out, pixels, rules)
+    print(f"logits within {difference:.1e} of the checkpoint's on {len(pixels)} {description}")
+    print(summary)
 
 
 if __name__ == "__main__":

@@ -39,28 +39,23 @@ def package_config(model: RobustClassifier) -> Config:
     Raises:
         UserError: the backbone is not a ConvNeXt that the package's model.py can rebuild.
     """
-    trn, gcm, resize_pad = model.restore, model.conceal, model.randomize
+    trn, gcm, randomize = model.restore, model.conceal, model.randomize
+    randomizes = isinstance(randomize, RandomResizePad)
     assert isinstance(model.normalize, Normalize)
     return {
         "num_classes": len(model.class_names),
         "image_size": model.image_size,
         "restore": trn.arguments if isinstance(trn, TRN) else None,
-        "conceal": _gcm_arguments(gcm) if isinstance(gcm, GCM) else None,
-        "randomize": _resize_pad_arguments(resize_pad)
-        if isinstance(resize_pad, RandomResizePad)
-        else None,
+        "conceal": _values(gcm, "omega", "epsilon") if isinstance(gcm, GCM) else None,
+        "randomize": _values(randomize, "image_size", "min_size", "seed") if randomizes else None,
         "mean": model.normalize.mean.flatten().tolist(),
         "std": model.normalize.std.flatten().tolist(),
         "backbone": _backbone(model.backbone),
     }
 
 
-def _gcm_arguments(gcm: GCM) -> Config:
-    return {"omega": gcm.omega, "epsilon": gcm.epsilon}
-
-
-def _resize_pad_arguments(stage: RandomResizePad) -> Config:
-    return {"image_size": stage.image_size, "min_size": stage.min_size, "seed": stage.seed}
+def _values(stage: nn.Module, *names: str) -> Config:
+    return {name: getattr(stage, name) for name in names}
 
 
 def _unsupported(part: str) -> UserError:
@@ -112,10 +107,8 @@ def _block(block: nn.Module) -> Config:
     assert isinstance(convolution, nn.Conv2d) and isinstance(mlp, (Mlp, GlobalResponseNormMlp))
     kernel = convolution.kernel_size[0]
     plain = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
-    if any(
-        getattr(convolution, name) != getattr(plain, name)
-        for name in ("kernel_size", "padding", "dilation", "stride")
-    ):
+    shape = ("kernel_size", "padding", "dilation", "stride")
+    if _values(convolution, *shape) != _values(plain, *shape):
         raise _unsupported("a depthwise convolution that is dilated, strided or not square")
     if not isinstance(block.shortcut, nn.Identity):
         raise _unsupported("a block with a projected shortcut")
@@ -134,24 +127,21 @@ def _block(block: nn.Module) -> Config:
 def _layer(layer: nn.Module) -> list[object]:
     """Kind and arguments of a layer in the stem or between stages."""
     if isinstance(layer, nn.Conv2d):
-        return ["conv", _convolution(layer)]
+        if set(layer.dilation) != {1} or type(layer) is not nn.Conv2d:
+            raise _unsupported("a dilated convolution between stages")
+        arguments = {
+            "in_channels": layer.in_channels,
+            "out_channels": layer.out_channels,
+            "kernel_size": layer.kernel_size[0],
+            "stride": layer.stride[0],
+            "padding": layer.padding[0],
+            "bias": layer.bias is not None,
+        }
+        return ["conv", arguments]
     if type(layer) in _ACTIVATION_KINDS:
         return ["activation", {"kind": _activation(layer)}]
     kind, eps = _norm(layer) or ("", 0.0)
     return ["norm", {"channels": len(layer.get_parameter("weight")), "kind": kind, "eps": eps}]
-
-
-def _convolution(layer: nn.Conv2d) -> Config:
-    if set(layer.dilation) != {1} or type(layer) is not nn.Conv2d:
-        raise _unsupported("a dilated convolution between stages")
-    return {
-        "in_channels": layer.in_channels,
-        "out_channels": layer.out_channels,
-        "kernel_size": layer.kernel_size[0],
-        "stride": layer.stride[0],
-        "padding": layer.padding[0],
-        "bias": layer.bias is not None,
-    }
 
 
 def _norm(layer: nn.Module) -> tuple[str, float] | None:

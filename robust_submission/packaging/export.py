@@ -95,11 +95,10 @@ def write_onnx(model: RobustClassifier, path: Path) -> None:
         )
 
 
-Writer = Callable[[RobustClassifier, Path], None]
-WRITERS: dict[str, Writer] = {".zip": write_zip, ".onnx": write_onnx}
+WRITERS = {".zip": write_zip, ".onnx": write_onnx}
 
 
-def choose_writer(out: Path) -> Writer:
+def choose_writer(out: Path) -> Callable[[RobustClassifier, Path], None]:
     """The writer for the ending of `out`.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from tqdm import tqdm
 
 from robust_submission.checker.checks import check_trial
 from robust_submission.checker.host import Images, Rules, try_submission
-from robust_submission.checker.result import TrialResult
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.images import resize_image
@@ -21,25 +19,6 @@ from robust_submission.packaging.export import choose_writer
 
 LOGIT_TOLERANCE = 1e-4
 """The largest difference of a logit that is accepted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What was measured of a package that was written."""
-
-    path: Path
-    result: TrialResult
-    difference: float
-    """The largest difference of a logit from the checkpoint's."""
-
-    def summary(self) -> str:
-        """The size and the budget in a line."""
-        assert self.result.parameters is not None  # a check fails without them
-        return (
-            f"{self.path}: {self.path.stat().st_size / 1e6:.1f} MB, "
-            f"{self.result.parameters / 1e6:.2f} M parameters, "
-            f"{max(self.result.operations.values()) / 1e9:.3g} G operations"
-        )
 
 
 def proof_images(
@@ -73,8 +52,13 @@ def proof_images(
     return np.stack(pixels), description
 
 
-def write_package(model: RobustClassifier, out: Path, pixels: np.ndarray, rules: Rules) -> Proof:
+def write_package(
+    model: RobustClassifier, out: Path, pixels: np.ndarray, rules: Rules
+) -> tuple[float, str]:
     """Write `out`, a .zip or .onnx file, if it passes every check and gives the model's logits.
+
+    Returns:
+        The largest difference of a logit, and the package's size and budget in a line.
 
     Raises:
         UserError: the model cannot be written so, a check failed, or a logit differs by more than
@@ -89,8 +73,10 @@ def write_package(model: RobustClassifier, out: Path, pixels: np.ndarray, rules:
         if failed:
             words = [f"{one.check}: expected {one.expected}, found {one.found}." for one in failed]
             raise UserError(f"{out}: not written: " + "\n".join(words[:3]))
-        assert trial.result is not None  # a check fails without one
-        difference = _largest_difference(model, pixels, trial.result)
+        assert trial.result and trial.result.parameters is not None  # a check fails without them
+        found, expected = np.asarray(trial.result.logits), _logits(model, pixels)
+        same = found.shape == expected.shape
+        difference = float(np.abs(found - expected).max()) if same else np.inf
         if not difference <= LOGIT_TOLERANCE:
             raise UserError(
                 f"{out}: not written: expected the checkpoint's logits within {LOGIT_TOLERANCE:g}, "
@@ -98,13 +84,11 @@ def write_package(model: RobustClassifier, out: Path, pixels: np.ndarray, rules:
             )
         with atomic_write(out) as temporary:
             shutil.copyfile(draft, temporary)
-    return Proof(path=out, result=trial.result, difference=difference)
-
-
-def _largest_difference(model: RobustClassifier, pixels: np.ndarray, result: TrialResult) -> float:
-    expected = _logits(model, pixels)
-    found = np.asarray(result.logits)
-    return float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
+    return difference, (
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB, "
+        f"{trial.result.parameters / 1e6:.2f} M parameters, "
+        f"{max(trial.result.operations.values()) / 1e9:.3g} G operations"
+    )
 
 
 @torch.inference_mode()

@@ -8,7 +8,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch.optim import SGD, Adam, Optimizer
 
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier, load_weights
@@ -18,29 +22,24 @@ from robust_submission.models.surgery import evaluating
 from robust_submission.models.trn import TRN
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.objectives import (
-    CrossEntropy,
-    Trades,
     attack_revealed,
     build_objective,
     validation_attack,
     with_more_steps,
 )
-from robust_submission.training.recipe import ModelConfig, Recipe
-from robust_submission.training.state import (
-    Training,
-    build_average,
-    build_optimizer,
-    build_scheduler,
-    is_sharded,
-    require_whole_weights,
-    whole_copy,
+from robust_submission.training.recipe import (
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    RunRecipe,
+    require,
 )
+from robust_submission.training.state import Training, is_sharded, require_whole_weights
 from robust_submission.training.trn import (
     RestorationLoss,
-    RestorationObjective,
     TRNRecipe,
     attack_unaware,
-    build_mixture,
+    build_restoration,
 )
 
 
@@ -61,33 +60,61 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, 
     data = load_data(recipe, recipe.model.image_size, accelerator)
     classifier = build_classifier(recipe, data.class_names)
     optimizer = build_optimizer(recipe.optimizer, classifier.backbone)
-    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
     graphs = takes_graphs(recipe, accelerator)
     arrange_backbone(recipe.model, classifier.backbone, channels_last=channels_last, graphs=graphs)
-    # Before prepare: it patches the classifier's forward, and a copy would call the original's.
-    ema = build_average(recipe, classifier)
-    whole = whole_copy(accelerator, classifier)
-    model, prepared = accelerator.prepare(classifier, optimizer)
-    objective, fall_back, attacks = build_objective(recipe.objective, recipe.mixup), None, {}
-    if isinstance(objective, CrossEntropy | Trades) and objective.attack:
-        fall_back = with_more_steps(objective) if config.fall_back else None
-        attack = validation_attack(objective.attack.epsilon)
-        attacks = {"robust_accuracy": partial(attack_revealed, attack)}
+    objective = build_objective(config, recipe.mixup)
+    attacks = {}
+    if config.attacks:
+        attacks["robust_accuracy"] = partial(attack_revealed, validation_attack(config.epsilon))
     training = Training(
         recipe=recipe,
         accelerator=accelerator,
         classifier=classifier,
-        whole=whole,
-        model=model,
-        optimizer=prepared,
-        scheduler=scheduler,
+        model=classifier,
+        optimizer=optimizer,
+        scheduler=build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train)),
         objective=objective,
-        fall_back=fall_back,
+        fall_back=with_more_steps(objective) if config.fall_back else None,
         awp_gamma=config.awp_gamma,
         awp_warmup=config.awp_warmup,
         validation_attacks=attacks,
-        ema=ema.to(accelerator.device) if ema else None,
         train_loader=data.train,
+    )
+    return training, data
+
+
+def build_trn_training(
+    recipe: TRNRecipe, accelerator: Accelerator
+) -> tuple[Training, TrainingData]:
+    """A TRN's model, optimiser, schedule and objective, prepared by accelerate; its data.
+
+    Raises:
+        UserError: See `build_restored` and `load_data`; or the data has other classes than the
+            classifier, or the weights are sharded.
+    """
+    require_whole_weights(accelerator, "a TRN")
+    classifier, config = build_restored(recipe), recipe.objective
+    data = load_data(recipe, classifier.image_size, accelerator)
+    names, trn = classifier.class_names, trn_of(classifier)
+    expected = f"the classifier's classes in its order, {names}"
+    require(data.class_names == names, "data", expected, data.class_names)
+    if trn.surrogate and not config.distillation:  # nothing trains it
+        trn.surrogate.requires_grad_(False)
+    optimizer = build_optimizer(recipe.optimizer, classifier if config.end_to_end else trn)
+    optimize_for_cpu(classifier, channels_last=accelerator.device.type == "cpu")
+    attack = validation_attack(max(each.epsilon for each in config.attacks))
+    training = Training(
+        recipe=recipe,
+        accelerator=accelerator,
+        classifier=classifier,
+        model=RestorationLoss(classifier, config),
+        optimizer=optimizer,
+        scheduler=build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train)),
+        objective=build_restoration(config),
+        validation_attacks={"restored_accuracy": partial(attack_unaware, attack)},
+        train_loader=data.train,
+        repeats_attacks=config.cache,
+        keep=(lambda model: model) if config.end_to_end else trn_of,
     )
     return training, data
 
@@ -99,8 +126,9 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
         UserError: The run to start from, or the TRN, is missing or of another shape; or the
             backbone does not take images of this size.
     """
-    config = recipe.model
-    randomize = {"min_size": config.randomize or 0, "seed": recipe.seed}
+    config, randomize = recipe.model, None
+    if config.randomize is not None:
+        randomize = {"min_size": config.randomize, "seed": recipe.seed}
     set_seed(recipe.seed)
     classifier = RobustClassifier(
         class_names=class_names,
@@ -110,7 +138,7 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
         mean=list(config.mean),
         std=list(config.std),
         conceal=config.conceal,
-        randomize=None if config.randomize is None else randomize,
+        randomize=randomize,
     )
     require_size(classifier, config)
     if recipe.checkpoint is not None:
@@ -145,8 +173,8 @@ def takes_graphs(recipe: Recipe, accelerator: Accelerator) -> bool:
 def arrange_backbone(
     config: ModelConfig, backbone: nn.Module, *, channels_last: bool, graphs: bool = False
 ) -> None:
-    """Set how the backbone computes, without changing its state's names or, but for rounding, its
-    results.
+    """Set in place how the backbone computes; its state's names and, within rounding, its results
+    stay.
 
     Args:
         config: Whether to compile, and whether to keep activations.
@@ -172,50 +200,6 @@ def arrange_backbone(
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:
         backbone.compile(mode="reduce-overhead" if graphs else None)
-
-
-def build_trn_training(
-    recipe: TRNRecipe, accelerator: Accelerator
-) -> tuple[Training, TrainingData]:
-    """A TRN's model, optimiser, schedule and objective, prepared by accelerate; its data.
-
-    Raises:
-        UserError: See `build_restored` and `load_data`; or the data has other classes than the
-            classifier, or the weights are sharded.
-    """
-    require_whole_weights(accelerator, "a TRN")
-    classifier, config = build_restored(recipe), recipe.objective
-    data = load_data(recipe, classifier.image_size, accelerator)
-    if data.class_names != classifier.class_names:
-        raise UserError(
-            f"data: expected the classifier's classes in its order, {classifier.class_names}, "
-            f"found {data.class_names}."
-        )
-    trn = trn_of(classifier)
-    if trn.surrogate and not config.distillation:  # nothing trains it
-        trn.surrogate.requires_grad_(False)
-    trained = classifier if config.end_to_end else trn
-    optimizer = build_optimizer(recipe.optimizer, trained)
-    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train))
-    optimize_for_cpu(classifier, channels_last=accelerator.device.type == "cpu")
-    ema = build_average(recipe, classifier)
-    model, prepared = accelerator.prepare(RestorationLoss(classifier, config), optimizer)
-    attack = validation_attack(max(each.epsilon for each in config.attacks))
-    training = Training(
-        recipe=recipe,
-        accelerator=accelerator,
-        classifier=classifier,
-        model=model,
-        optimizer=prepared,
-        scheduler=scheduler,
-        objective=RestorationObjective(mixture=build_mixture(config)),
-        validation_attacks={"restored_accuracy": partial(attack_unaware, attack)},
-        ema=ema.to(accelerator.device) if ema else None,
-        train_loader=data.train,
-        repeats_attacks=config.cache,
-        keep=(lambda model: model) if config.end_to_end else trn_of,
-    )
-    return training, data
 
 
 def build_restored(recipe: TRNRecipe) -> RobustClassifier:
@@ -247,3 +231,58 @@ def trn_of(classifier: RobustClassifier) -> TRN:
     """The TRN in front of a classifier."""
     assert isinstance(classifier.restore, TRN)
     return classifier.restore
+
+
+def build_optimizer(config: OptimizerConfig, trained: nn.Module) -> Optimizer:
+    """timm's optimiser, with its parameter groups for weight decay and layer decay.
+
+    Adam, AdamW and SGD update all weights in one fused kernel.
+
+    Raises:
+        UserError: timm has no such optimiser, or it needs second-order gradients or a package or
+            device that is missing.
+    """
+    try:
+        optimizer = create_optimizer_v2(
+            trained,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+        )
+    except (ValueError, AssertionError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"optimizer: expected one that timm can build, found {config.name}: {error}"
+        ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"optimizer.name: expected a first-order optimiser, found {config.name}.")
+    if isinstance(optimizer, Adam | SGD):  # AdamW is an Adam
+        for group in optimizer.param_groups:
+            group["fused"] = True
+    return optimizer
+
+
+def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
+    """timm's schedule, stepped before each update.
+
+    Raises:
+        UserError: timm has no such schedule, or it needs the metrics of each epoch (plateau).
+    """
+    config, scheduler, reason = recipe.optimizer, None, ""
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=recipe.epochs,
+            warmup_epochs=config.warmup_epochs,  # pyright: ignore[reportArgumentType]
+            warmup_lr=0,
+            min_lr=config.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
+    except (ValueError, AssertionError) as error:
+        reason = f": {error}"
+    if scheduler is None or config.schedule == "plateau":
+        expected, found = "a timm schedule other than plateau", f"{config.schedule}{reason}"
+        raise UserError(f"optimizer.schedule: expected {expected}, found {found}.")
+    return scheduler

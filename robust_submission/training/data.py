@@ -19,7 +19,7 @@ from robust_submission.data.sources import (
     split_train_validation,
     stratified_subset,
 )
-from robust_submission.training.recipe import DataConfig, RunRecipe
+from robust_submission.training.recipe import RunRecipe, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,59 +48,44 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
             processes cannot share a batch evenly.
     """
     config, parts = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
-    if recipe.batch_size % parts:
-        raise UserError(
-            f"batch_size: expected a multiple of processes x gradient_accumulation = {parts}, "
-            f"found {recipe.batch_size}."
-        )
+    expected = f"a multiple of processes x gradient_accumulation = {parts}"
+    require(recipe.batch_size % parts == 0, "batch_size", expected, recipe.batch_size)
+    columns = Columns(image=config.image_column, label=config.label_column)
+    split = partial(
+        open_source, config.name, config.root, download=config.download, columns=columns
+    )
     with accelerator.main_process_first():  # one process downloads
-        source = _open(config, "train")
+        source = split("train")
     if source.labels is None or source.class_names is None:
         raise UserError(f"data.name: expected a source with labels, found {config.name}.")
-    splits = available_splits(config.name, config.root, _columns(config))
-    chosen = stratified_subset(source.labels, config.limit, recipe.seed)
+    splits = available_splits(config.name, config.root, columns)
     fraction = 0 if "val" in splits else config.validation_fraction
-    if "val" not in splits and fraction == 0:
-        raise UserError(
-            "data.validation_fraction: expected above 0 for data without a split val, found 0."
-        )
+    expected = "above 0 for data without a split val"
+    require("val" in splits or fraction != 0, "data.validation_fraction", expected, 0)
+    chosen = stratified_subset(source.labels, config.limit, recipe.seed)
     kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
-    held_out = chosen[held_out]
-    validation = source
-    if "val" in splits:
-        validation = _open(config, "val")
-        held_out = np.arange(len(validation))
+    validation = split("val") if "val" in splits else source
     assert validation.labels is not None
-    some = stratified_subset(validation.labels[held_out], config.validation_limit, recipe.seed)
+    places = np.arange(len(validation)) if "val" in splits else chosen[held_out]
+    some = stratified_subset(validation.labels[places], config.validation_limit, recipe.seed)
     evaluation = partial(_evaluation_loader, recipe, image_size, accelerator)
     return TrainingData(
         class_names=source.class_names,
         train=_training_loader(recipe, image_size, accelerator, source, chosen[kept]),
-        validation=evaluation(validation, held_out[some]),
-        test=evaluation(_open(config, "test"), None) if "test" in splits else None,
+        validation=evaluation(validation, places[some]),
+        test=evaluation(split("test"), None) if "test" in splits else None,
     )
-
-
-def _open(config: DataConfig, split: str) -> Source:
-    return open_source(
-        config.name, config.root, split, download=config.download, columns=_columns(config)
-    )
-
-
-def _columns(config: DataConfig) -> Columns:
-    return Columns(image=config.image_column, label=config.label_column)
 
 
 def _training_loader(
     recipe: RunRecipe, size: int, accelerator: Accelerator, source: Source, indices: np.ndarray
 ) -> TrainingLoader:
-    augmentation = Augmentation(
-        name=recipe.data.augmentation, image_size=size, flip=recipe.data.flip
-    )
+    config = recipe.data
+    augmentation = Augmentation(name=config.augmentation, image_size=size, flip=config.flip)
     return TrainingLoader(
         ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
         batch_size=recipe.batch_size,
-        num_workers=recipe.data.num_workers,
+        num_workers=config.num_workers,
         seed=recipe.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,

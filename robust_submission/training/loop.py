@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -28,10 +29,9 @@ from robust_submission.training.objectives import (
     collapsed_epoch,
     perturbed_weights,
 )
-from robust_submission.training.recipe import RunRecipe
+from robust_submission.training.recipe import RunRecipe, require
 from robust_submission.training.run_folder import RunFolder, best_epoch
-from robust_submission.training.state import Interruption, Objective, Training, derived_seed
-from robust_submission.training.validation import validate
+from robust_submission.training.state import Interruption, Objective, Training
 
 CHECK_STEPS = 50
 """Steps between two checks for NaN, each of which waits for the device."""
@@ -78,23 +78,19 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     """
     trackers = ["all", *map(str, get_available_trackers())]
     for name in recipe.trackers:
-        if name not in trackers:
-            expected = f"installed trackers (here {', '.join(trackers)})"
-            raise UserError(f"trackers: expected {expected}, found {name}.")
+        expected = f"installed trackers (here {', '.join(trackers)})"
+        require(name in trackers, "trackers", expected, name)
     accelerator = start_accelerator(
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         log_with=list(recipe.trackers) or None,
         project_dir=recipe.output,
     )
-    if recipe.auto_batch_size and accelerator.num_processes > 1:
-        raise UserError(
-            f"auto_batch_size: expected one process, found {accelerator.num_processes}; "
-            "set gradient_accumulation."
-        )
-    if recipe.mixed_precision != "no" and not accelerator.native_amp:
-        device = accelerator.device.type
-        raise UserError(f"mixed_precision: expected no or bf16 on {device}, found fp16.")
+    count, device = accelerator.num_processes, accelerator.device.type
+    alone = count == 1 or not recipe.auto_batch_size
+    require(alone, "auto_batch_size", "one process", f"{count}; set gradient_accumulation")
+    holds = recipe.mixed_precision == "no" or accelerator.native_amp
+    require(holds, "mixed_precision", f"no or bf16 on {device}", "fp16")
     with accelerator.main_process_first():  # the others find the folder that it makes
         folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     return accelerator, folder
@@ -107,7 +103,7 @@ def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None
     if data.test is not None:  # a loader is false where a process has no share
         classifier = training.whole or training.classifier
         load_weights(classifier, folder.path / SAFETENSORS_SINGLE_FILE)
-        summary |= validated(training, classifier, data.test, "test")
+        summary |= training.validate(classifier, data.test, "test")
     if not training.accelerator.is_main_process:
         return
     folder.write_json("summary.json", summary)
@@ -134,7 +130,7 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
         for epoch in range(len(folder.rows), training.recipe.epochs):
             row = {"epoch": epoch + 1, **train_epoch(training, folder, interruption)}
             evaluated = training.evaluated()
-            row |= validated(training, evaluated, validation, "val")
+            row |= training.validate(evaluated, validation, "val")
             folder.add_row(row)
             accelerator.log(row, step=epoch + 1)
             folder.save_state(accelerator, training.ema)
@@ -143,14 +139,6 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
                 warn_of_collapse(training, folder.rows)
             if number := interruption.now():
                 stop(accelerator, number, f"epoch {epoch + 1}")
-
-
-def validated(
-    training: Training, model: RobustClassifier, loader: EvaluationLoader, split: str
-) -> dict[str, float]:
-    """The metrics of a model on one split; see `validate`."""
-    attacks, seed = training.validation_attacks, training.recipe.seed
-    return validate(training.accelerator, model, loader, attacks, seed=seed, split=split)
 
 
 def keep_best(training: Training, evaluated: RobustClassifier, folder: RunFolder) -> None:
@@ -246,6 +234,11 @@ def train_step(
     return loss
 
 
+def derived_seed(*parts: int) -> int:
+    """A 32-bit seed that is a function of all arguments."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
 def compute_gradients(
     training: Training, objective: Objective, batch: Batch, epoch: int, step: int
 ) -> Tensor:
@@ -301,16 +294,13 @@ def require_smaller_parts(training: Training, share: int, error: Exception) -> N
 def require_finite(
     training: Training, folder: RunFolder, losses: Tensor, rates: list[float]
 ) -> None:
-    """Check the losses of an epoch's steps and the weights. All processes, with the same result.
+    """Raise UserError in all processes if a weight or, in any process, a loss is not finite.
 
     Args:
         training: Its classifier's weights are checked.
-        folder: Named in the error.
-        losses: (steps,), this process's.
+        folder: Named in the error, as is the learning rate.
+        losses: (steps,), this process's since the start of the epoch.
         rates: The learning rate of each step.
-
-    Raises:
-        UserError: One of them is NaN or infinite, in any process.
     """
     gathered = training.accelerator.gather(losses[None])  # (processes, steps)
     assert isinstance(gathered, Tensor)

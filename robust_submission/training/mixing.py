@@ -34,14 +34,13 @@ class MixingDraws:
     chance: Tensor
     """Chooses between MixUp, CutMix and neither."""
 
-    def to(self, device: torch.device) -> "MixingDraws":
-        """Move the draws to a device."""
-        return MixingDraws(*(each.to(device) for each in vars(self).values()))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Mixes and attacks images; the defaults are those of the challenge's 2nd place."""
+    """Mixes and attacks images (B, 3, H, W), float32, RGB, 0 to 1, by their draws.
+
+    The defaults are the challenge's 2nd place's.
+    """
 
     mixup_alpha: float = 1.0
     """Shares in MixUp are from Beta(alpha, alpha) (Zhang et al. 2018); 0 mixes nothing."""
@@ -52,15 +51,15 @@ class Mixing:
     largest: float = 0.08
     """Largest radius of FGSM."""
 
-    def draw(self, seeds: Tensor) -> MixingDraws:
-        """Draw for images with these seeds, (B,), int64; the draws are on the CPU."""
+    def draw(self, seeds: Tensor, device: torch.device | str = "cpu") -> MixingDraws:
+        """Draw for images with these seeds, (B,), int64."""
         rows = list[np.ndarray]()
         for seed in seeds.tolist():
             generator = np.random.default_rng(seed)
             alphas = (self.mixup_alpha, self.cutmix_alpha)
             shares = [generator.beta(alpha, alpha) if alpha else 1.0 for alpha in alphas]
             rows.append(np.concatenate([shares, generator.random(4)]))
-        drawn = torch.from_numpy(np.stack(rows)).float()
+        drawn = torch.from_numpy(np.stack(rows)).float().to(device)
         return MixingDraws(drawn[:, 0], drawn[:, 1], drawn[:, 2:4], drawn[:, 4], drawn[:, 5])
 
     def partners(self, values: Tensor) -> Tensor:
@@ -98,11 +97,8 @@ class Mixing:
     ) -> tuple[Tensor, Tensor]:
         """MixUp, CutMix or neither per image, (B, 3, H, W), and the image's own share, (B,).
 
-        Args:
-            images: (B, 3, H, W), RGB, 0 to 1.
-            draws: The draws of these images.
-            probability: Chance that an image is mixed: by MixUp and CutMix equally often, or by the
-                one whose alpha is above 0.
+        An image is mixed with this probability: by MixUp and CutMix equally often, or by the one
+        whose alpha is above 0.
         """
         mixed, mixed_share = self.mixup(images, draws)
         cut, cut_share = self.cutmix(images, draws)
@@ -117,11 +113,7 @@ class Mixing:
     def fgsm(self, model: Model, images: Tensor, labels: Tensor, draws: MixingDraws) -> Tensor:
         """FGSM examples (Goodfellow et al. 2015) with a random radius per image, (B, 3, H, W).
 
-        Args:
-            model: A model without gradient masking, in eval mode.
-            images: (B, 3, H, W), float32, RGB, 0 to 1.
-            labels: (B,), int64.
-            draws: The draws of these images.
+        The model has no gradient masking and is in eval mode.
         """
         gradient, _ = input_gradient(model, images, labels, cross_entropy)
         radius = self.smallest + (self.largest - self.smallest) * draws.radius
@@ -148,14 +140,13 @@ class MixedCrossEntropy:
         Raises:
             UserError: The number of images is odd.
         """
-        draws = self.mixing.draw(seeds).to(images.device)
+        draws = self.mixing.draw(seeds, images.device)
         mixed, shares = self.mixing.either(images, draws, self.probability)
         return mixed, labels, self.mixing.partners(labels), shares
 
     def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
         """The mean."""
-        images, own, other, shares = examples
-        return mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
+        return mixed_cross_entropy(model, examples, self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +170,7 @@ class Challenge:
         Raises:
             UserError: The number of images is odd.
         """
-        draws = self.mixing.draw(seeds).to(images.device)
+        draws = self.mixing.draw(seeds, images.device)
         mixed, mixed_share = self.mixing.mixup(images, draws)
         cut, cut_share = self.mixing.cutmix(images, draws)
         with evaluating(classifier), frozen(classifier):
@@ -192,22 +183,21 @@ class Challenge:
 
     def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
         """The sum of the four means."""
-        images, own, other, shares = examples
-        return 4 * mixed_cross_entropy(model(images), own, other, shares, self.label_smoothing)
+        return 4 * mixed_cross_entropy(model, examples, self.label_smoothing)
 
 
 def mixed_cross_entropy(
-    logits: Tensor, own: Tensor, other: Tensor, shares: Tensor, label_smoothing: float
+    model: nn.Module, examples: tuple[Tensor, ...], label_smoothing: float
 ) -> Tensor:
-    """Mean cross-entropy of logits (B, num_classes) with two labels each, weighted by share.
+    """Mean cross-entropy on images with two labels each, of which the own has the weight `shares`.
 
     Args:
-        logits: (B, num_classes).
-        own: (B,), int64, the labels of weight `shares`.
-        other: (B,), int64, the labels of weight 1 - `shares`.
-        shares: (B,), 0 to 1.
+        model: From images to logits (B, num_classes).
+        examples: Images (B, 3, H, W), own and other labels, (B,), int64, and shares, (B,), 0 to 1.
         label_smoothing: Share of every target spread evenly over all classes.
     """
+    images, own, other, shares = examples
+    logits = model(images)
     own_loss, other_loss = (
         F.cross_entropy(logits.float(), each, reduction="none", label_smoothing=label_smoothing)
         for each in (own, other)

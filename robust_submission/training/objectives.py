@@ -28,7 +28,7 @@ def attack_revealed(
     against noise.
 
     Args:
-        attack: Makes the examples.
+        attack: The attack.
         classifier: The bare classifier, not a parallel wrapper around it.
         images: (B, 3, H, W), float32, RGB, 0 to 1.
         labels: (B,), int64; or probabilities (B, num_classes), if the attack accepts them.
@@ -120,8 +120,10 @@ def build_objective(
     return CrossEntropy(label_smoothing=smoothing)
 
 
-def with_more_steps(objective: CrossEntropy | Trades) -> CrossEntropy | Trades | None:
-    """The objective with an attack of several steps; None if it has several already, or none."""
+def with_more_steps(objective: object) -> CrossEntropy | Trades | None:
+    """An objective with an attack of one step, now of several; None for any other objective."""
+    if not isinstance(objective, CrossEntropy | Trades):
+        return None
     if objective.attack is None or objective.attack.steps > 1:
         return None
     attack = replace(objective.attack, steps=FALL_BACK_STEPS, step_size=None)

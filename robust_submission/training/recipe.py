@@ -15,7 +15,7 @@ from robust_submission.cli.command import Names, Ratio
 from robust_submission.cli.errors import UserError
 
 
-def _require(holds: bool, name: str, expected: str, found: object) -> None:
+def require(holds: bool, name: object, expected: str, found: object) -> None:
     """Raise UserError for a value that a key's type allows but that makes no sense, such as NaN."""
     if not holds:
         raise UserError(f"{name}: expected {expected}, found {found}.")
@@ -80,8 +80,8 @@ class ModelConfig:
     """Recompute activations in the backward pass instead of keeping them."""
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 1, "model.image_size", "at least 1", self.image_size)
-        _require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
+        require(self.image_size >= 1, "model.image_size", "at least 1", self.image_size)
+        require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
 
 
 @dataclass(kw_only=True)
@@ -112,22 +112,15 @@ class ObjectiveConfig:
     """Epochs before the weights are perturbed."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not (0 <= self.epsilon < inf and 0 < self.step_size < inf):
-            raise UserError(
-                "objective: expected steps >= 1, epsilon >= 0, step_size > 0, "
-                f"found {self.steps}, {self.epsilon}, {self.step_size}."
-            )
-        smoothing = self.label_smoothing
-        _require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
-        if not all(0 <= each < inf for each in (self.beta, self.awp_gamma, self.awp_warmup)):
-            raise UserError(
-                "objective: expected beta, awp_gamma, awp_warmup >= 0, "
-                f"found {self.beta}, {self.awp_gamma}, {self.awp_warmup}."
-            )
-        if self.awp_gamma and not self.attacks:
-            raise UserError(
-                f"objective.awp_gamma: expected adversarial or trades, found {self.name}."
-            )
+        found = f"{self.steps}, {self.epsilon}, {self.step_size}"
+        holds = self.steps >= 1 and 0 <= self.epsilon < inf and 0 < self.step_size < inf
+        require(holds, "objective", "steps >= 1, epsilon >= 0, step_size > 0", found)
+        smoothing, weights = self.label_smoothing, (self.beta, self.awp_gamma, self.awp_warmup)
+        require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
+        holds, found = all(0 <= each < inf for each in weights), ", ".join(map(str, weights))
+        require(holds, "objective", "beta, awp_gamma, awp_warmup >= 0", found)
+        holds = not self.awp_gamma or self.attacks
+        require(holds, "objective.awp_gamma", "adversarial or trades", self.name)
 
     @property
     def attacks(self) -> bool:
@@ -147,12 +140,9 @@ class MixupConfig:
     """Share of images that are mixed, by one or the other."""
 
     def __post_init__(self) -> None:
-        alphas = (self.mixup_alpha, self.cutmix_alpha)
-        if not all(0 <= each < inf for each in alphas) or not 0 <= self.prob <= 1:
-            raise UserError(
-                "mixup: expected alphas >= 0 and prob from 0 to 1, "
-                f"found {alphas[0]}, {alphas[1]}, {self.prob}."
-            )
+        alphas, found = (self.mixup_alpha, self.cutmix_alpha), vars(self).values()
+        holds = all(0 <= each < inf for each in alphas) and 0 <= self.prob <= 1
+        require(holds, "mixup", "alphas >= 0 and prob from 0 to 1", ", ".join(map(str, found)))
 
     @property
     def mixes(self) -> bool:
@@ -185,11 +175,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup_epochs", "min_lr"):
             value = getattr(self, name)
-            _require(0 <= value < inf, f"optimizer.{name}", "a number from 0 on", value)
+            require(0 <= value < inf, f"optimizer.{name}", "a number from 0 on", value)
         decay, clip = self.layer_decay, self.clip_grad
         holds = decay is None or 0 < decay <= 1
-        _require(holds, "optimizer.layer_decay", "above 0 and up to 1", decay)
-        _require(clip is None or clip > 0, "optimizer.clip_grad", "above 0, or null", clip)
+        require(holds, "optimizer.layer_decay", "above 0 and up to 1", decay)
+        require(clip is None or clip > 0, "optimizer.clip_grad", "above 0, or null", clip)
 
 
 @dataclass(kw_only=True)
@@ -227,11 +217,11 @@ class RunRecipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         seed, steps, decay = self.seed, self.save_steps, self.ema_decay
-        _require(0 <= seed < 2**32, "seed", "from 0 to 2**32 - 1", seed)
-        _require(steps is None or steps >= 1, "save_steps", "at least 1", steps)
-        _require(decay is None or 0 < decay < 1, "ema_decay", "between 0 and 1", decay)
+        require(0 <= seed < 2**32, "seed", "from 0 to 2**32 - 1", seed)
+        require(steps is None or steps >= 1, "save_steps", "at least 1", steps)
+        require(decay is None or 0 < decay < 1, "ema_decay", "between 0 and 1", decay)
 
     @property
     def inputs(self) -> list[Path | None]:
@@ -256,14 +246,13 @@ class Recipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixup.mixes and self.objective.name != "standard":
-            raise UserError(
-                f"mixup: expected both alphas 0 with the objective {self.objective.name}, found "
-                f"{self.mixup.mixup_alpha} and {self.mixup.cutmix_alpha}."
-            )
-        if self.model.compile and self.trn is not None:
-            # A TRN's gradient map is differentiated again, which compiled code does not support.
-            raise UserError("model.compile: expected false with a trn, found true.")
+        mixup, name = self.mixup, self.objective.name
+        expected = f"both alphas 0 with the objective {name}"
+        found = f"{mixup.mixup_alpha} and {mixup.cutmix_alpha}"
+        require(name == "standard" or not mixup.mixes, "mixup", expected, found)
+        # A TRN's gradient map is differentiated again, which compiled code does not support.
+        holds = self.trn is None or not self.model.compile
+        require(holds, "model.compile", "false with a trn", "true")
 
     @property
     def inputs(self) -> list[Path | None]:

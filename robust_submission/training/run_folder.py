@@ -38,7 +38,7 @@ from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.runtime import provenance
-from robust_submission.training.recipe import RunRecipe, as_plain
+from robust_submission.training.recipe import RunRecipe, as_plain, require
 
 ACCUMULATION = {"gradient_accumulation", "auto_batch_size"}
 """Keys of a recipe that cut a step into parts, of which each has its own weight perturbation."""
@@ -113,25 +113,23 @@ class RunFolder:
         self.rows = list[dict[str, float]]()
         self.losses = torch.empty(0)
         for read in filter(None, recipe.inputs):
-            if read.resolve().is_relative_to(self.path.resolve()):
-                raise UserError(f"{self.path}: expected nothing that the run reads, found {read}.")
-        if recipe.resume and self.last_state() is None:
-            raise UserError(f"{self.path}: expected a run with a state to resume, found none.")
+            inside = read.resolve().is_relative_to(self.path.resolve())
+            require(not inside, self.path, "nothing that the run reads", read)
         if recipe.resume:
+            found = self.last_state()
+            require(found is not None, self.path, "a run with a state to resume", "none")
             plain = as_plain(recipe)
             perturbs = plain.get("objective", {}).get("awp_gamma")
             self._check("recipe.yaml", plain, MAY_CHANGE - ACCUMULATION if perturbs else MAY_CHANGE)
-        elif (self.path / "recipe.yaml").exists() and not recipe.overwrite:
-            raise UserError(
-                f"{self.path}: expected no run there, found one; "
-                "continue it with --resume, replace it with --overwrite."
-            )
+        else:
+            new = recipe.overwrite or not (self.path / "recipe.yaml").exists()
+            found = "one; continue it with --resume, replace it with --overwrite"
+            require(new, self.path, "no run there", found)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path}: expected a folder that can be made: {error}.") from error
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"{self.path}: expected a writable folder, found it read-only.")
+        require(os.access(self.path, os.W_OK), self.path, "a writable folder", "it read-only")
         self._lock = lock_folder(self.path) if is_main else None
 
     def _check(self, name: str, now: dict[str, Any], may_change: set[str]) -> None:
@@ -143,21 +141,16 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError):
             former = None
         if not isinstance(former, dict):
-            raise UserError(
-                f"{path}: expected the file of a run to resume, found none or a damaged one."
-            )
+            expected = "the file of a run to resume"
+            raise UserError(f"{path}: expected {expected}, found none or a damaged one.")
         if difference := changed_key(former, now, may_change):
             raise UserError(f"{path}: expected {difference}; a resumed run may not change this.")
 
     def begin(self, accelerator: Accelerator, ema: ModelEmaV3 | None, data: dict[str, Any]) -> None:
         """Load the last state, or remove the run to overwrite; start the trackers.
 
-        All processes call it, once everything that could fail is built.
-
-        Args:
-            accelerator: Holds the model and the optimizer.
-            ema: The average of the weights.
-            data: Identifies the training images.
+        All processes call it, once everything that could fail is built. `data` identifies the
+        training images.
 
         Raises:
             UserError: The state is damaged, or was trained on other data.
@@ -220,7 +213,7 @@ class RunFolder:
         Args:
             accelerator: Holds the model and the optimizer.
             ema: The average of the weights.
-            losses: (steps,), this process's, within an epoch; None at its end.
+            losses: (steps,), this process's within an epoch; None at its end.
 
         Raises:
             UserError: It cannot be written; the last state is unchanged.

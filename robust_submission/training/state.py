@@ -1,29 +1,34 @@
-"""What a training run works with: model, optimiser, schedule, average of the weights."""
+"""What a training run works with, and how it is validated and interrupted."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from accelerate.utils import broadcast
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.optim import SGD, Adam, Optimizer
+from torch.nn import functional as F
+from tqdm import tqdm
 
+from robust_submission.attacks import image_seeds
 from robust_submission.cli.errors import UserError
-from robust_submission.data.loader import TrainingLoader
+from robust_submission.data.gather import gather_by_index
+from robust_submission.data.loader import (
+    EvaluationLoader,
+    MicroBatch,
+    TrainingLoader,
+    micro_batches,
+)
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.trn import TRN
-from robust_submission.training.recipe import OptimizerConfig, RunRecipe
-from robust_submission.training.validation import ValidationAttacks
+from robust_submission.training.recipe import RunRecipe
 
 
 class Objective(Protocol):
@@ -49,15 +54,17 @@ class Objective(Protocol):
 
 @dataclass(kw_only=True)
 class Training:
-    """What the loop works with; `model` and `optimizer` are prepared by accelerate."""
+    """What the loop works with; model and optimiser are prepared by accelerate at construction."""
 
     recipe: RunRecipe
     accelerator: Accelerator
     classifier: RobustClassifier
     """The bare classifier inside `model`; sharded over the processes under FSDP."""
     model: nn.Module
+    """What the loss is computed with."""
     optimizer: Any
     scheduler: Scheduler
+    """Of timm, stepped before each update."""
     objective: Objective
     fall_back: Objective | None = None
     """Replaces `objective` after its robust accuracy has collapsed; None: nothing does."""
@@ -65,16 +72,32 @@ class Training:
     """Size of the adversarial weight perturbation; 0 for none."""
     awp_warmup: int = 0
     """Epochs before the weights are perturbed."""
-    validation_attacks: ValidationAttacks
-    """What validation measures beside clean accuracy."""
+    validation_attacks: Mapping[str, Callable[..., Tensor]]
+    """What is measured beside clean accuracy: names of metrics, and functions from classifier,
+    images, labels and seeds to attacked images."""
     train_loader: TrainingLoader
-    ema: ModelEmaV3 | None = None
-    whole: RobustClassifier | None = None
-    """Receives all weights of a sharded classifier; None if it is not sharded."""
     repeats_attacks: bool = False
     """Whether an image has the same seed in every epoch."""
     keep: Callable[[RobustClassifier], RobustClassifier | TRN] = field(default=lambda model: model)
     """The part of the best epoch's model that is written to the run folder."""
+    ema: ModelEmaV3 | None = field(init=False, default=None)
+    """timm's average of the weights; its decay grows from 0, so that the start is forgotten."""
+    whole: RobustClassifier | None = field(init=False, default=None)
+    """Receives all weights of a sharded classifier; None if it is not sharded."""
+
+    def __post_init__(self) -> None:
+        # Before prepare: it patches the classifier's forward, and a copy would call the original's.
+        device, decay = self.accelerator.device, self.recipe.ema_decay
+        if decay is not None:
+            self.ema = ModelEmaV3(self.classifier, decay=decay, use_warmup=True)
+        if is_sharded(self.accelerator):
+            # Autocast alone then sets the precision, as without sharding: accelerate's FSDP policy
+            # would round the images too, before the attack and GCM, to the 8 bits of bfloat16.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None  # pyright: ignore[reportOptionalMemberAccess]
+            self.whole = deepcopy(self.classifier).to(device)
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if self.ema:
+            self.ema.to(device)
 
     def gathered(self) -> RobustClassifier:
         """The classifier with all its weights in this process. All processes must call it."""
@@ -88,87 +111,60 @@ class Training:
         """The model that is validated and kept: the average if there is one. See `gathered`."""
         return cast(RobustClassifier, self.ema.module) if self.ema else self.gathered()
 
+    def validate(self, model: nn.Module, loader: EvaluationLoader, split: str) -> dict[str, float]:
+        """Mean loss and accuracy over all processes, each image counted once.
 
-def build_optimizer(config: OptimizerConfig, trained: nn.Module) -> Optimizer:
-    """timm's optimiser, with its parameter groups for weight decay and layer decay.
+        For each of `validation_attacks` also the share of images that are classified correctly both
+        clean and attacked.
 
-    Adam, AdamW and SGD update all weights in one fused kernel.
-
-    Raises:
-        UserError: timm has no such optimiser, or it needs second-order gradients or a package or
-            device that is missing.
-    """
-    try:
-        optimizer = create_optimizer_v2(
-            trained,
-            opt=config.name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
+        Args:
+            model: The bare model to measure, in any mode; left in eval mode.
+            loader: This process's share of the images.
+            split: Prefix of the names in the result.
+        """
+        model.eval()
+        for buffer in model.buffers():  # batch norm's statistics differ by process: use the first's
+            broadcast(buffer)
+        batches = tqdm(
+            micro_batches(loader),
+            desc=split,
+            total=loader.num_micro_batches,
+            leave=False,
+            disable=not self.accelerator.is_main_process,
         )
-    except (ValueError, AssertionError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"optimizer: expected one that timm can build, found {config.name}: {error}"
-        ) from error
-    if getattr(optimizer, "is_second_order", False):
-        raise UserError(f"optimizer.name: expected a first-order optimiser, found {config.name}.")
-    if isinstance(optimizer, Adam | SGD):  # AdamW is an Adam
-        for group in optimizer.param_groups:
-            group["fused"] = True
-    return optimizer
-
-
-def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
-    """timm's schedule, stepped before each update.
-
-    Raises:
-        UserError: timm has no such schedule, or it needs the metrics of each epoch (plateau).
-    """
-    config, scheduler, reason = recipe.optimizer, None, ""
-    if config.schedule != "plateau":
-        try:
-            scheduler, _ = create_scheduler_v2(
-                optimizer,
-                sched=config.schedule,
-                num_epochs=recipe.epochs,
-                warmup_epochs=config.warmup_epochs,  # pyright: ignore[reportArgumentType]
-                warmup_lr=0,
-                min_lr=config.min_lr,
-                step_on_epochs=False,
-                updates_per_epoch=updates_per_epoch,
-            )
-        except (ValueError, AssertionError) as error:
-            reason = f": {error}"
-    if scheduler is None:
-        expected = "a timm schedule other than plateau"
-        raise UserError(
-            f"optimizer.schedule: expected {expected}, found {config.schedule}{reason}."
+        rows = [self._measure(model, batch) for batch in batches]
+        columns = {name: torch.cat([row[name] for row in rows]) for name in (rows or [{}])[0]}
+        indices = columns.pop("index", torch.empty(0, dtype=torch.int64))
+        columns = gather_by_index(
+            self.accelerator, indices, columns, expected=loader.dataset.indices
         )
-    return scheduler
+        return {f"{split}_{name}": float(values.mean()) for name, values in columns.items()}
 
-
-def build_average(recipe: RunRecipe, classifier: RobustClassifier) -> ModelEmaV3 | None:
-    """timm's average of the weights; its decay grows from 0, so that the start is forgotten."""
-    if recipe.ema_decay is None:
-        return None
-    return ModelEmaV3(classifier, decay=recipe.ema_decay, use_warmup=True)
+    def _measure(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+        """Index, loss and correctness of each image of a micro-batch without padding, (count,)."""
+        device, autocast = self.accelerator.device, self.accelerator.autocast
+        images, labels = batch["images"].to(device), batch["labels"].to(device)
+        labels = labels.clamp(min=0)  # padding has label -1
+        with torch.no_grad(), autocast():
+            logits = model(images).float()
+        result = {
+            "index": batch["indices"],
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+            "accuracy": (logits.argmax(1) == labels).double(),
+        }
+        for name, attack in self.validation_attacks.items():
+            seeds = image_seeds(self.recipe.seed, batch["indices"].clamp(min=0))
+            with autocast():
+                attacked = attack(model, images, labels, seeds)
+                with torch.no_grad():
+                    predictions = model(attacked).argmax(1)
+            result[name] = (predictions == labels) * result["accuracy"]
+        return {name: values[: batch["count"]].cpu() for name, values in result.items()}
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether accelerate shards the weights over the processes (FSDP2)."""
     return accelerator.distributed_type == DistributedType.FSDP
-
-
-def whole_copy(accelerator: Accelerator, classifier: RobustClassifier) -> RobustClassifier | None:
-    """A copy that can hold all weights of a classifier to be sharded; None if it will not be.
-
-    Autocast alone then sets the precision, as without sharding: accelerate's FSDP policy would
-    round the images too, before the attack and GCM, to the 8 bits of bfloat16.
-    """
-    if not is_sharded(accelerator):
-        return None
-    accelerator.state.fsdp_plugin.mixed_precision_policy = None  # pyright: ignore[reportOptionalMemberAccess]
-    return deepcopy(classifier).to(accelerator.device)
 
 
 def require_whole_weights(accelerator: Accelerator, option: str) -> None:
@@ -178,11 +174,6 @@ def require_whole_weights(accelerator: Accelerator, option: str) -> None:
             f"{option}: expected whole weights in each process, found sharded ones (FSDP); "
             "use training/accelerate/many_gpus.yaml."
         )
-
-
-def derived_seed(*parts: int) -> int:
-    """A 32-bit seed that is a function of all arguments."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class Interruption:

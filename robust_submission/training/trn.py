@@ -18,7 +18,7 @@ from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.surgery import evaluating, frozen
 from robust_submission.models.trn import TRN
 from robust_submission.models.trn.gradient_map import Estimator, gradient_map
-from robust_submission.training.recipe import RunRecipe
+from robust_submission.training.recipe import RunRecipe, require
 
 
 @dataclass(kw_only=True)
@@ -60,8 +60,7 @@ class AttackConfig:
     """How often it is drawn, relative to the other attacks."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < inf:
-            raise UserError(f"objective.attacks: expected weight > 0, found {self.weight}.")
+        require(0 < self.weight < inf, "objective.attacks", "weight > 0", self.weight)
         self.build()
 
     def build(self) -> Attack:
@@ -95,17 +94,15 @@ class RestorationConfig:
 
     def __post_init__(self) -> None:
         weights = (self.reconstruction, self.cross_entropy, self.feature, self.distillation)
-        positive = all(0 <= each < inf for each in weights)
-        if not positive or not 0 <= self.clean <= 1 or not self.attacks:
-            raise UserError(
-                "objective: expected attacks, weights of at least 0 and clean from 0 to 1, "
-                f"found {len(self.attacks)} attacks, {weights}, {self.clean}."
-            )
-        if self.end_to_end and (self.cache or not (self.cross_entropy or self.feature)):
-            raise UserError(
-                "objective.end_to_end: expected cache false and a weight of cross_entropy or "
-                f"feature, found {self.cache}, {self.cross_entropy} and {self.feature}."
-            )
+        holds = all(0 <= each < inf for each in weights) and 0 <= self.clean <= 1 and self.attacks
+        expected = "attacks, weights of at least 0 and clean from 0 to 1"
+        found = f"{len(self.attacks)} attacks, {weights}, {self.clean}"
+        require(bool(holds), "objective", expected, found)
+        trains = self.cross_entropy or self.feature
+        expected = "cache false and a weight of cross_entropy or feature"
+        found = f"{self.cache}, {self.cross_entropy} and {self.feature}"
+        holds = not self.end_to_end or (trains and not self.cache)
+        require(bool(holds), "objective.end_to_end", expected, found)
 
 
 @dataclass(kw_only=True)
@@ -126,15 +123,12 @@ class TRNRecipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.checkpoint is None) == (self.model is None):
-            raise UserError(
-                "checkpoint: expected either checkpoint or model, found both or neither."
-            )
-        if self.objective.cache and (self.data.augmentation != "none" or self.data.flip):
-            raise UserError(
-                "objective.cache: expected data.augmentation none and data.flip false, found "
-                f"{self.data.augmentation} and {self.data.flip}."
-            )
+        holds = (self.checkpoint is None) != (self.model is None)
+        require(holds, "checkpoint", "either checkpoint or model", "both or neither")
+        augmentation, flip = self.data.augmentation, self.data.flip
+        holds = not self.objective.cache or (augmentation == "none" and not flip)
+        expected = "data.augmentation none and data.flip false"
+        require(holds, "objective.cache", expected, f"{augmentation} and {flip}")
 
     @property
     def inputs(self) -> list[Path | None]:
@@ -150,51 +144,6 @@ def attack_unaware(
     """
     with evaluating(classifier), frozen(classifier):
         return attack(undefended(classifier), images, labels, seeds=seeds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackMixture:
-    """Attacks each image by one of several attacks, or by none, drawn with the image's seed.
-
-    Args:
-        attacks: The attacks.
-        weights: How often each attack is drawn, relative to the others.
-        clean: Share of images that are not attacked.
-        cache: Attacked images by seed, to be reused; None to attack each time.
-    """
-
-    attacks: Sequence[Attack]
-    weights: Sequence[float]
-    clean: float
-    cache: dict[int, Tensor] | None = None
-
-    def __call__(
-        self, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
-    ) -> Tensor:
-        """Attacked images (B, 3, H, W); for the arguments see `attack_revealed`."""
-        if self.cache is None:
-            return self._make(classifier, images, labels, seeds)
-        keys = seeds.tolist()
-        new = torch.tensor([key not in self.cache for key in keys])
-        if new.any():
-            made = self._make(classifier, images[new], labels[new], seeds[new]).cpu()
-            fresh = [key for key in keys if key not in self.cache]
-            self.cache.update(zip(fresh, made, strict=True))
-        return torch.stack([self.cache[key] for key in keys]).to(images.device)
-
-    def _make(
-        self, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
-    ) -> Tensor:
-        drawn = np.array([np.random.default_rng(seed).random() for seed in seeds.tolist()])
-        shares = np.cumsum(self.weights) / np.sum(self.weights) * (1 - self.clean)
-        choice = torch.from_numpy(np.searchsorted(shares, drawn, side="right"))
-        attacked = images.clone()
-        for place, attack in enumerate(self.attacks):
-            rows = (choice == place).nonzero().squeeze(1)
-            if len(rows):
-                chosen = (images[rows], labels[rows], seeds[rows])
-                attacked[rows] = attack_unaware(attack, classifier, *chosen)
-        return attacked
 
 
 class RestorationLoss(nn.Module):
@@ -270,24 +219,53 @@ class RestorationLoss(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class RestorationObjective:
-    """Attacks the images; the loss compares the restored ones with the clean ones."""
+    """Attacks each image by one of several attacks, or by none, drawn with the image's seed; the
+    loss compares the restored image with the clean one."""
 
-    mixture: AttackMixture
+    attacks: Sequence[Attack]
+    weights: Sequence[float]
+    """How often each attack is drawn, relative to the others."""
+    clean: float
+    """Share of images that are not attacked."""
+    cache: dict[int, Tensor] | None = None
+    """Attacked images by seed, to be reused; None to attack each time."""
 
     def examples(
         self, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
     ) -> tuple[Tensor, ...]:
         """Clean images and attacked images, (B, 3, H, W) each, and labels, (B,)."""
-        return images, self.mixture(classifier, images, labels, seeds), labels
+        if self.cache is None:
+            return images, self._attacked(classifier, images, labels, seeds), labels
+        keys = seeds.tolist()
+        new = torch.tensor([key not in self.cache for key in keys])
+        if new.any():
+            made = self._attacked(classifier, images[new], labels[new], seeds[new]).cpu()
+            self.cache.update(zip(seeds[new].tolist(), made, strict=True))
+        attacked = torch.stack([self.cache[key] for key in keys]).to(images.device)
+        return images, attacked, labels
+
+    def _attacked(
+        self, classifier: RobustClassifier, images: Tensor, labels: Tensor, seeds: Tensor
+    ) -> Tensor:
+        drawn = np.array([np.random.default_rng(seed).random() for seed in seeds.tolist()])
+        shares = np.cumsum(self.weights) / np.sum(self.weights) * (1 - self.clean)
+        choice = torch.from_numpy(np.searchsorted(shares, drawn, side="right"))
+        attacked = images.clone()
+        for place, attack in enumerate(self.attacks):
+            rows = (choice == place).nonzero().squeeze(1)
+            if len(rows):
+                chosen = (images[rows], labels[rows], seeds[rows])
+                attacked[rows] = attack_unaware(attack, classifier, *chosen)
+        return attacked
 
     def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
         """The mean loss; `model` is `RestorationLoss`, or a parallel wrapper around it."""
         return model(*examples)
 
 
-def build_mixture(config: RestorationConfig) -> AttackMixture:
-    """The mixture of a recipe's attacks."""
-    return AttackMixture(
+def build_restoration(config: RestorationConfig) -> RestorationObjective:
+    """The objective of a recipe, with its attacks."""
+    return RestorationObjective(
         attacks=[each.build() for each in config.attacks],
         weights=[each.weight for each in config.attacks],
         clean=config.clean,

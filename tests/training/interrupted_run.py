@@ -27,11 +27,12 @@ from robust_submission.training.mixing import MixedCrossEntropy
 from robust_submission.training.objectives import CrossEntropy
 from robust_submission.training.recipe import Recipe
 from robust_submission.training.run_folder import RunFolder
+from robust_submission.training.state import Training
 
 QUICKSTART = Path(__file__).parents[2] / "training" / "recipes" / "quickstart.yaml"
 TARGETS = {
     "step": (loop, "train_step"),
-    "validation": (loop, "validate"),
+    "validation": (Training, "validate"),
     "save": (RunFolder, "_complete"),
     "best": (RunFolder, "write_best"),
 }

@@ -24,8 +24,14 @@ from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
-from robust_submission.training.build import arrange_backbone, build_classifier, takes_graphs
-from robust_submission.training.objectives import Trades
+from robust_submission.training.build import (
+    arrange_backbone,
+    build_classifier,
+    build_optimizer,
+    build_scheduler,
+    takes_graphs,
+)
+from robust_submission.training.objectives import CrossEntropy, Trades
 from robust_submission.training.recipe import (
     MixupConfig,
     ModelConfig,
@@ -33,7 +39,7 @@ from robust_submission.training.recipe import (
     OptimizerConfig,
     Recipe,
 )
-from robust_submission.training.state import build_average, build_optimizer, build_scheduler
+from robust_submission.training.state import Training
 from robust_submission.training.trn import AttackConfig, RestorationConfig, TRNRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -120,8 +126,19 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
 def test_the_average_forgets_the_start_of_a_short_run():
     recipe = Recipe(model=SMALL, ema_decay=0.999)
     classifier = build_classifier(recipe, NAMES)
-    average = build_average(recipe, classifier)
-    assert average is not None and build_average(Recipe(), classifier) is None
+    unused: Any = None
+    average = Training(
+        recipe=recipe,
+        accelerator=Accelerator(cpu=True),
+        classifier=classifier,
+        model=classifier,
+        optimizer=torch.optim.SGD(classifier.parameters()),
+        scheduler=unused,
+        objective=CrossEntropy(),
+        validation_attacks={},
+        train_loader=unused,
+    ).ema
+    assert average is not None
     start = average.module.state_dict()["backbone.head.fc.weight"].clone()
     with torch.no_grad():
         classifier.backbone.get_parameter("head.fc.weight").add_(1)
@@ -179,6 +196,7 @@ def test_a_size_that_the_backbone_does_not_take_is_named(backbone: str, size: in
         ),
         (AttackConfig, {"weight": nan}, "expected weight > 0"),
         (RestorationConfig, {"feature": nan}, "weights of at least 0"),
+        (RestorationConfig, {"reconstruction": -1.0}, "weights of at least 0"),
         (RestorationConfig, {"attacks": []}, "expected attacks"),
         (RestorationConfig, {"clean": 1.5}, "clean from 0 to 1"),
     ],

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,11 @@ from robust_submission.models.trn import TRN
 from robust_submission.models.trn.gradient_map import gradient_map
 from robust_submission.training.trn import (
     AttackConfig,
-    AttackMixture,
     RestorationConfig,
     RestorationLoss,
+    RestorationObjective,
     attack_unaware,
-    build_mixture,
+    build_restoration,
 )
 
 IMAGES = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -55,15 +57,16 @@ def test_each_image_draws_its_attack_whatever_its_batch(
     classifier: RobustClassifier, labels: Tensor
 ):
     weak, strong = FGSM(epsilon=1 / 255), FGSM(epsilon=16 / 255)
-    mixture = AttackMixture(attacks=[weak, strong], weights=[1, 2], clean=0.25)
-    found = mixture(classifier, IMAGES, labels, SEEDS)
+    objective = RestorationObjective(attacks=[weak, strong], weights=[1, 2], clean=0.25)
+    images, found, _ = objective.examples(classifier, IMAGES, labels, SEEDS)
+    assert torch.equal(images, IMAGES)
     size = (found - IMAGES).abs().amax((1, 2, 3)) * 255
     kinds = torch.stack([size < 0.5, (size - 1).abs() < 0.5, (size - 16).abs() < 0.5]).sum(1)
     assert kinds.sum() == 64
     np.testing.assert_allclose(kinds, [16, 16, 32], atol=9)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     again = torch.cat(
-        [mixture(classifier, IMAGES[p], labels[p], SEEDS[p]) for p in order.split(10)]
+        [objective.examples(classifier, IMAGES[p], labels[p], SEEDS[p])[1] for p in order.split(10)]
     )
     torch.testing.assert_close(again, found[order])
 
@@ -72,14 +75,14 @@ def test_a_cache_gives_what_was_made_and_makes_it_once(
     classifier: RobustClassifier, labels: Tensor
 ):
     config = RestorationConfig(attacks=[AttackConfig(name="fgsm")], cache=True)
-    cached, plain = build_mixture(config), build_mixture(RestorationConfig(attacks=config.attacks))
-    expected = plain(classifier, IMAGES, labels, SEEDS)
-    first = cached(classifier, IMAGES[:40], labels[:40], SEEDS[:40])
-    both = cached(classifier, IMAGES, labels, SEEDS)
+    cached, plain = map(build_restoration, (config, replace(config, cache=False)))
+    _, expected, _ = plain.examples(classifier, IMAGES, labels, SEEDS)
+    _, first, _ = cached.examples(classifier, IMAGES[:40], labels[:40], SEEDS[:40])
+    _, both, _ = cached.examples(classifier, IMAGES, labels, SEEDS)
     torch.testing.assert_close(both, expected)
     assert torch.equal(both[:40], first)
     nothing = torch.zeros_like(IMAGES)  # what is in the cache is not made again
-    assert torch.equal(cached(classifier, nothing, labels, SEEDS), both)
+    assert torch.equal(cached.examples(classifier, nothing, labels, SEEDS)[1], both)
 
 
 def test_the_loss_is_the_sum_of_its_terms(classifier: RobustClassifier, labels: Tensor):
@@ -155,16 +158,3 @@ def test_features_need_a_timm_backbone():
     model = RobustClassifier(class_names=["a", "b"], image_size=32, backbone=network)
     with pytest.raises(ValueError, match="expected a timm backbone with forward_features"):
         RestorationLoss(model, RestorationConfig(feature=1))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"attacks": []}, "expected attacks"),
-        ({"clean": 1.5}, "clean from 0 to 1"),
-        ({"reconstruction": -1.0}, "weights of at least 0"),
-    ],
-)
-def test_bad_losses(arguments: dict[str, object], message: str):
-    with pytest.raises(ValueError, match=message):
-        RestorationConfig(**arguments)  # pyright: ignore[reportArgumentType]
