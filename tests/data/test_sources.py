@@ -19,21 +19,15 @@ def make(root: Path, *names: str) -> Path:
     return root
 
 
-def test_digits_are_split_once_and_for_all() -> None:
-    train, test = open_source("digits"), open_source("digits", split="test")
-    assert (len(train), len(test)) == (1437, 360)
-    assert train.class_names == [str(digit) for digit in range(10)]
-    assert test.labels is not None
-    assert set(np.bincount(test.labels)) <= {35, 36, 37}
-    assert test.ids[0] == "00000.png"
-    assert np.array_equal(open_source("digits", split="test").labels, test.labels)  # type: ignore[arg-type]
-
-
-def test_digits_are_those_of_scikit_learn_each_once() -> None:
+def test_digits_are_those_of_scikit_learn_split_once_and_for_all() -> None:
     pixels = np.asarray(load_digits(return_X_y=True)[0]).reshape(-1, 8, 8)
     originals = np.rint(pixels * 255 / 16).astype(np.uint8)
-    parts = [open_source("digits", split=split) for split in ("train", "test")]
-    ours = [part.image(index) for part in parts for index in range(len(part))]
+    train, test = (open_source("digits", split=split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1437, 360)
+    assert test.labels is not None and set(np.bincount(test.labels)) <= {35, 36, 37}
+    assert (train.class_names, test.ids[0]) == ([str(digit) for digit in range(10)], "00000.png")
+    assert np.array_equal(open_source("digits", split="test").labels, test.labels)  # type: ignore[arg-type]
+    ours = [part.image(index) for part in (train, test) for index in range(len(part))]
     assert all(image.shape == (8, 8, 3) and (image == image[:, :, :1]).all() for image in ours)
     assert sorted(image[:, :, 0].tobytes() for image in ours) == sorted(
         image.tobytes() for image in originals
@@ -80,18 +74,14 @@ def test_a_folder_without_images_is_named(tmp_path: Path, prepare: object, messa
         open_source("images", root)
 
 
-def test_folder_orders_integer_classes_as_numbers(tmp_path: Path) -> None:
-    root = make(tmp_path, *(f"train/{label}/0.png" for label in (0, 1, 10, 11, 2)))
+def test_folder_orders_integer_classes_as_numbers_and_others_as_strings(tmp_path: Path) -> None:
+    root = make(tmp_path / "a", *(f"train/{label}/0.png" for label in (0, 1, 10, 11, 2)))
     source = open_source("folder", root)
     assert source.class_names == ["0", "1", "2", "10", "11"]
     assert source.ids.tolist() == ["0/0.png", "1/0.png", "2/0.png", "10/0.png", "11/0.png"]
-    assert source.labels is not None
-    assert source.labels.tolist() == [0, 1, 2, 3, 4]
+    assert source.labels is not None and source.labels.tolist() == [0, 1, 2, 3, 4]
     assert source.image(3)[0, 0, 0] == 2
-
-
-def test_folder_orders_other_classes_as_strings(tmp_path: Path) -> None:
-    root = make(tmp_path, "train/b10/0.png", "train/b9/0.png", "train/A/0.png")
+    root = make(tmp_path / "b", "train/b10/0.png", "train/b9/0.png", "train/A/0.png")
     assert open_source("folder", root).class_names == ["A", "b10", "b9"]
 
 
@@ -178,19 +168,16 @@ def test_csv_with_names_and_splits(tmp_path: Path) -> None:
     assert available_splits("csv", path) == ("train", "val")
     train, validation = open_source("csv", path), open_source("csv", path, "val")
     assert train.class_names == validation.class_names == ["cat", "dog"]
-    assert train.labels is not None
-    assert validation.labels is not None
+    assert train.labels is not None and validation.labels is not None
     assert (train.ids.tolist(), train.labels.tolist()) == (["a.png", "d/e.png"], [1, 1])
     assert (validation.ids.tolist(), validation.labels.tolist()) == (["b c.png"], [0])
     assert train.image(1)[0, 0, 0] == 2
 
 
 def test_csv_with_integer_labels_as_written(tmp_path: Path) -> None:
-    source = open_source(
-        "csv", manifest(tmp_path, '\ufeffimage,label\r\n"a.png",10\r\nb c.png, 2 \r\n')
-    )
-    assert source.labels is not None
-    assert source.labels.tolist() == [10, 2]
+    path = manifest(tmp_path, '\ufeffimage,label\r\n"a.png",10\r\nb c.png, 2 \r\n')
+    source = open_source("csv", path)
+    assert source.labels is not None and source.labels.tolist() == [10, 2]
     assert source.class_names == [str(label) for label in range(11)]
 
 
@@ -221,17 +208,21 @@ def test_faults_of_a_manifest_are_named_with_their_line(
         open_source("csv", manifest(tmp_path, text))
 
 
-def test_unknown_names_and_splits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data.name: expected one of digits.* found 'mnist'"):
-        open_source("mnist")
-    with pytest.raises(ValueError, match="split: expected one of train, val, test, found 'dev'"):
-        open_source("digits", split="dev")
-    with pytest.raises(ValueError, match="expected the split train or test, found 'val'"):
-        open_source("digits", split="val")
-    with pytest.raises(ValueError, match=r"data.root: expected the place of the source folder"):
-        open_source("folder")
-    with pytest.raises(ValueError, match=r"data.root: expected none with the embedded digits"):
-        open_source("digits", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "root", "split", "message"),
+    [
+        ("mnist", None, "train", r"data.name: expected one of digits.* found 'mnist'"),
+        ("digits", None, "dev", "split: expected one of train, val, test, found 'dev'"),
+        ("digits", None, "val", "expected the split train or test, found 'val'"),
+        ("folder", None, "train", r"data.root: expected the place of the source folder"),
+        ("digits", Path(), "train", r"data.root: expected none with the embedded digits"),
+    ],
+)
+def test_unknown_names_and_splits_are_refused(
+    name: str, root: Path | None, split: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_source(name, root, split)
 
 
 def test_available_splits(tmp_path: Path) -> None:
