@@ -2,7 +2,7 @@
 
     python training/show_curves.py --run runs/cifar10_fast --out curves.png
 
-Reads metrics.csv, also of a run that goes on. The epoch that was kept is marked.
+Reads metrics.csv, also while the run continues. The epoch that was kept is marked.
 """
 
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ class Options:
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """The metrics of a run, one row an epoch.
+    """The metrics of a run, one row per epoch.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        UserError: There are none, or they are damaged.
     """
     path = folder / "metrics.csv"
     try:

@@ -71,31 +71,23 @@ def load_submission(
         raise UserError(f"{path}: expected a submission, found nothing there.")
     if path.suffix.lower() == ".onnx":
         model = _load_onnx(path)
-        if twin is None and origin is not None:
-            twin = undefended(origin)
+        twin = twin or (undefended(origin) if origin else None)
         return Submission(
             model=model, revealed=model, twin=_frozen(twin), differentiable=False, known=False
         )
-    _unpack_trusted(path, folder, origin, trust)
-    return _views(_load_zip(path, folder), twin)
-
-
-def _unpack_trusted(path: Path, folder: Path, origin: RobustClassifier | None, trust: bool) -> None:
-    """Unpack a zip whose code may be run: the user trusts it, or package.py made it of `origin`."""
     try:
         files = unpack(path, folder)
     except RefusedError as error:
         raise UserError(f"{path}: {error}.") from error
-    if not trust and not _is_made_of(origin, files, folder):
+    if not trust and not (origin and _is_made_of(origin, files, folder)):
         raise UserError(
             f"{path}: expected what package.py makes of --checkpoint, found another package.\n"
             "Scoring runs its code in this process. Check it with check.py, read it, then --trust."
         )
+    return _views(_load_zip(path, folder), twin)
 
 
-def _is_made_of(origin: RobustClassifier | None, files: list[str], folder: Path) -> bool:
-    if origin is None:
-        return False
+def _is_made_of(origin: RobustClassifier, files: list[str], folder: Path) -> bool:
     expected = zip_files(origin)
     same = sorted(files) == sorted(expected)
     return same and all((folder / name).read_bytes() == expected[name] for name in expected)
@@ -159,22 +151,19 @@ def _views(package: nn.Module, twin: nn.Module | None) -> Submission:
     restore, conceal, randomize = (
         getattr(package, name, None) for name in ("restore", "conceal", "randomize")
     )
-    model = ChannelsReversed(package)
-    if not (isinstance(conceal, nn.Module) and isinstance(randomize, nn.Module)):
-        return Submission(
-            model=model, revealed=model, twin=_frozen(twin), differentiable=True, known=False
-        )
-    honest: dict[nn.Module, nn.Module] = {conceal: StraightThrough(conceal)}
-    bare: dict[nn.Module, nn.Module] = {conceal: nn.Identity(), randomize: nn.Identity()}
-    if isinstance(restore, nn.Module) and not isinstance(restore, nn.Identity):
-        honest[restore] = DifferentiableTRN(cast(TRN, restore))  # the zip's copy of that class
-        bare[restore] = nn.Identity()
+    model = revealed = ChannelsReversed(package)
+    known = False
+    if isinstance(conceal, nn.Module) and isinstance(randomize, nn.Module):
+        known = True
+        honest: dict[nn.Module, nn.Module] = {conceal: StraightThrough(conceal)}
+        bare: dict[nn.Module, nn.Module] = {conceal: nn.Identity(), randomize: nn.Identity()}
+        if isinstance(restore, nn.Module) and not isinstance(restore, nn.Identity):
+            honest[restore] = DifferentiableTRN(cast(TRN, restore))  # the zip's copy of that class
+            bare[restore] = nn.Identity()
+        revealed = _expectation(ChannelsReversed(replaced(package, honest.get)), randomize)
+        twin = twin or ChannelsReversed(replaced(package, bare.get))
     return Submission(
-        model=model,
-        revealed=_expectation(ChannelsReversed(replaced(package, honest.get)), randomize),
-        twin=_frozen(twin or ChannelsReversed(replaced(package, bare.get))),
-        differentiable=True,
-        known=True,
+        model=model, revealed=revealed, twin=_frozen(twin), differentiable=True, known=known
     )
 
 

@@ -85,9 +85,7 @@ class Scorer:
         changed = images
         if column != "clean":
             changes = self._changes(column)
-            part = (
-                "white_box" if column == Attacker.ADAPTIVE else column
-            )  # the same attacks per image
+            part = "white_box" if column == Attacker.ADAPTIVE else column  # the same per image
             chosen = self._choose(SCORE_PARTS.index(part), draw, indices.tolist(), len(changes))
             seeds = image_seeds(1000 * self.pool.seed + draw, indices)
             changed = images.clone()
@@ -109,24 +107,18 @@ class Scorer:
             kinds = [(name, severity) for name in CORRUPTIONS for severity in pool.severities]
             return [_corrupt(Corruption(name=name, severity=level)) for name, level in kinds]
         names = self.black_box if column == "black_box" else pool.white_box
-        attack = {"black_box": self._black_box, "white_box": self._white_box}
-        change = attack.get(column, self._adaptive)
-        return [change(name, epsilon) for name in names for epsilon in pool.epsilon]
+        attack = {"black_box": self._without_gradients, "white_box": self._by_gradient}
+        attacks = [(name, epsilon) for name in names for epsilon in pool.epsilon]
+        if column == Attacker.ADAPTIVE:
+            return [self._adaptive(name, epsilon) for name, epsilon in attacks]
+        if column == "white_box" and not self.submission.differentiable:
+            return [_unchanged] * len(attacks)
+        return [self._oblivious(attack[column](name, epsilon)) for name, epsilon in attacks]
 
-    def _black_box(self, name: str, epsilon: float) -> _Change:
-        attack = self._without_gradients(name, epsilon)
-        return lambda images, labels, seeds: attack(
-            self.submission.model, images, labels, seeds=seeds
-        )
-
-    def _white_box(self, name: str, epsilon: float) -> _Change:
-        """An oblivious attack, as the organisers make it: without gradients it changes nothing."""
-        if not self.submission.differentiable:
-            return lambda images, labels, seeds: images
-        attack = self._by_gradient(name, epsilon)
-        return lambda images, labels, seeds: attack(
-            self.submission.model, images, labels, seeds=seeds
-        )
+    def _oblivious(self, attack: Attack) -> _Change:
+        """An attack on the model as it is, as the organisers make it."""
+        model = self.submission.model
+        return lambda images, labels, seeds: attack(model, images, labels, seeds=seeds)
 
     def _adaptive(self, name: str, epsilon: float) -> _Change:
         """The attack through the revealed model; black-box ones too where no masking is known."""
@@ -136,7 +128,7 @@ class Scorer:
         if not self.submission.known:
             attacks |= {each: self._without_gradients(each, epsilon) for each in self.black_box}
         if not attacks:
-            return lambda images, labels, seeds: images
+            return _unchanged
         worst, one = WorstCase(attacks=attacks), self.submission
         return lambda images, labels, seeds: (
             worst.run(one.revealed, images, labels, seeds=seeds, scored_on=one.model).images
@@ -152,6 +144,10 @@ class Scorer:
             return build_attack("square", epsilon, queries=self.pool.queries)
         assert self.submission.twin is not None
         return _Transfer(build_attack("pgd", epsilon, steps=self.pool.steps), self.submission.twin)
+
+
+def _unchanged(images: Tensor, labels: Tensor, seeds: Tensor) -> Tensor:
+    return images
 
 
 def _corrupt(corruption: Corruption) -> _Change:

@@ -44,12 +44,7 @@ def run_training(
     build: Callable[[SomeRecipe, Accelerator], tuple[Training, TrainingData]],
     report: Callable[[Training, TrainingData, RunFolder], None] | None = None,
 ) -> None:
-    """Train as the recipe says and leave a run folder.
-
-    Args:
-        recipe: What to train.
-        build: Makes what the recipe describes: `build_training` or `build_trn_training`.
-        report: Called after the training, such as `summarize`.
+    """Train what `build` makes of the recipe, leave a run folder, and call `report`.
 
     Raises:
         UserError: The recipe asks for what does not exist or does not go together; see also `fit`.
@@ -123,9 +118,7 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
     """
     accelerator = training.accelerator
     if folder.rows and not len(folder.losses):  # the last run may have ended before `keep_best`
-        evaluated = training.evaluated()
-        if accelerator.is_main_process:
-            keep_best(training, evaluated, folder)
+        keep_best(training, training.evaluated(), folder)
     with Interruption(accelerator) as interruption:
         for epoch in range(len(folder.rows), training.recipe.epochs):
             row = {"epoch": epoch + 1, **train_epoch(training, folder, interruption)}
@@ -134,28 +127,28 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
             folder.add_row(row)
             accelerator.log(row, step=epoch + 1)
             folder.save_state(accelerator, training.ema)
-            if accelerator.is_main_process:
-                keep_best(training, evaluated, folder)
-                warn_of_collapse(training, folder.rows)
+            keep_best(training, evaluated, folder)
+            warn_of_collapse(training, folder.rows)
             if number := interruption.now():
                 stop(accelerator, number, f"epoch {epoch + 1}")
 
 
 def keep_best(training: Training, evaluated: RobustClassifier, folder: RunFolder) -> None:
-    """Write the metrics, and the model if the last epoch is the best. Main process only."""
-    if best_epoch(folder.rows) == len(folder.rows):
-        folder.write_best(training.keep(evaluated))
-    folder.write_metrics()
+    """Write the metrics, and the model if the last epoch is the best, in the main process."""
+    if training.accelerator.is_main_process:
+        if best_epoch(folder.rows) == len(folder.rows):
+            folder.write_best(training.keep(evaluated))
+        folder.write_metrics()
 
 
 def warn_of_collapse(training: Training, rows: list[dict[str, float]]) -> None:
     """Log a warning if the last epoch is the first with catastrophic overfitting."""
-    if collapsed_epoch(rows) == len(rows):
+    if collapsed_epoch(rows) == len(rows) and training.accelerator.is_main_process:
+        best, last = max(row[ROBUST_ACCURACY] for row in rows), rows[-1][ROBUST_ACCURACY]
         remedy = "continues with more steps" if training.fall_back else "needs more objective.steps"
         log.warning(
-            f"warning: epoch {len(rows)}: {ROBUST_ACCURACY} fell to {rows[-1][ROBUST_ACCURACY]:.4g}"
-            f" from {max(row[ROBUST_ACCURACY] for row in rows):.4g}, catastrophic overfitting; "
-            f"training {remedy}."
+            f"warning: epoch {len(rows)}: {ROBUST_ACCURACY} fell to {last:.4g} from {best:.4g}, "
+            f"catastrophic overfitting; training {remedy}."
         )
 
 
