@@ -11,7 +11,6 @@ both robust accuracies, which may differ by their random draws.
 import json
 import os
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,9 @@ import numpy as np
 import torch
 
 from robust_submission.cli.command import run
-from robust_submission.data.dataset import ImageDataset, collate
 from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.models.load import load_checkpoint
-from timing import DEVICE, ON_CPU, Usage, print_table, python, run_command
+from timing import DEVICE, ON_CPU, load_images, print_table, python, run_command
 
 PROCESSES = len(os.sched_getaffinity(0)) if ON_CPU else 1
 
@@ -49,9 +47,8 @@ def attack_alone(options: Options, out: Path) -> None:
     model = load_checkpoint(options.checkpoint).to(DEVICE)
     data = DataOptions(name="folder", root=options.images)
     chosen = open_evaluation_data(data, None, options.limit, None, seed=0)
-    dataset = ImageDataset(chosen.source, np.sort(chosen.indices), model.image_size)
-    batch = collate([dataset[place] for place in range(len(dataset))], model.image_size)
-    images, labels = batch["images"].to(DEVICE), batch["labels"].to(DEVICE)
+    loaded = load_images(chosen.source, np.sort(chosen.indices), model.image_size)
+    images, labels = (each.to(DEVICE) for each in loaded)
     attack = AutoAttack(
         model, norm="Linf", eps=8 / 255, version="standard", seed=0, device=DEVICE.type
     )
@@ -61,30 +58,15 @@ def attack_alone(options: Options, out: Path) -> None:
     out.write_text(json.dumps(counts))
 
 
-def run_alone(options: Options, checkpoint: Path, folder: Path) -> tuple[Usage, list[int]]:
-    """Usage and counts (clean, robust) of pyautoattack in its own process."""
-    out = folder / "alone.json"
-    files = ("--checkpoint", checkpoint, "--images", options.images, "--alone", out)
-    words = [sys.executable, Path(__file__), *files, "--limit", str(options.limit)]
-    usage = run_command(words, threads=torch.get_num_threads())
-    return usage, json.loads(out.read_text())
-
-
-def run_ours(options: Options, checkpoint: Path, folder: Path) -> tuple[Usage, list[int]]:
-    """Usage and counts (clean, robust) of evaluate.py, in processes of one thread."""
-    report = folder / "report"
-    files = ("--checkpoint", checkpoint, "--data.root", options.images, "--out", report)
-    choices = ("--data.name=folder", "--attacks=autoattack", "--curves=false")
-    limit = f"--limit={options.limit}"
-    words = python("inference/evaluate.py", *files, *choices, limit, processes=PROCESSES)
-    usage = run_command(words, threads=1, cores=PROCESSES if ON_CPU else None)
+def ours_counts(report: Path) -> list[int]:
+    """Images that are right when clean and after AutoAttack, of evaluate.py's report."""
     found = json.loads((report / "report.json").read_text())
-    (autoattack,) = (
-        each
+    (robust,) = (
+        each["robust_accuracy"]["count"]
         for each in found["measurements"]
         if (each["attack"], each["attacker"]) == ("autoattack", "oblivious")
     )
-    return usage, [found["clean"]["count"], autoattack["robust_accuracy"]["count"]]
+    return [found["clean"]["count"], robust]
 
 
 def compare(options: Options) -> None:
@@ -92,22 +74,31 @@ def compare(options: Options) -> None:
     if options.alone is not None:
         attack_alone(options, options.alone)
         return
+    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = folder / "checkpoint"  # without GCM
-        checkpoint.mkdir()
-        shutil.copy(options.checkpoint / "model.safetensors", checkpoint)
+        shutil.copy(options.checkpoint / "model.safetensors", folder)
         config = json.loads((options.checkpoint / "config.json").read_text())
-        (checkpoint / "config.json").write_text(json.dumps(config | {"conceal": False}))
-        ours = run_ours(options, checkpoint, folder)
-        alone = run_alone(options, checkpoint, folder)
-    found = {
-        f"evaluate.py, {PROCESSES} processes of 1 thread": ours,
-        f"pyautoattack, 1 process of {torch.get_num_threads()} threads": alone,
-    }
+        (folder / "config.json").write_text(json.dumps(config | {"conceal": False}))
+        shared = ["--checkpoint", folder, "--limit", str(options.limit)]
+        settings = f"--out {folder / 'report'} --attacks autoattack --curves false"
+        words = python(
+            f"inference/evaluate.py --data.name folder {settings}",
+            *("--data.root", options.images, *shared),
+            processes=PROCESSES,
+        )
+        ours = run_command(words, threads=1)
+        script = f"benchmarks/autoattack_speed.py --alone {folder / 'alone.json'}"
+        words = python(script, "--images", options.images, *shared)
+        alone = run_command(words, threads=threads)
+        counts = ours_counts(folder / "report"), json.loads((folder / "alone.json").read_text())
+    names = (
+        f"evaluate.py, {PROCESSES} processes of 1 thread",
+        f"pyautoattack, 1 process of {threads} threads",
+    )
     rows = [
-        [name, f"{usage.seconds:.0f}", f"{usage.seconds / ours[0].seconds:.2f}", *counts]
-        for name, (usage, counts) in found.items()
+        [name, f"{usage.seconds:.0f}", f"{usage.seconds / ours.seconds:.2f}", *each]
+        for name, usage, each in zip(names, (ours, alone), counts, strict=True)
     ]
     print_table(("command", "seconds", "times ours", "clean", f"robust, of {options.limit}"), rows)
 

@@ -12,10 +12,9 @@ is not installed is left out.
 
 import copy
 import importlib.util
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,10 @@ from robust_submission.data.sources import open_source
 from robust_submission.models.classifier import undefended
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_checkpoint
-from timing import DEVICE, ON_CPU, print_table
+from timing import DEVICE, ON_CPU, load_images, print_table, take_turns, times_as_fast
 
 Run = Callable[[Tensor, Tensor], Tensor]
-PEERS = ("foolbox", "torchattacks")
+SEED = 0  # of every random start
 
 
 @dataclass(kw_only=True)
@@ -49,63 +48,55 @@ class Options:
     """Images, at even distances over all classes."""
     batch_size: int = 20
     """Images attacked at a time."""
-    seed: int = 0
-    """Of every random start."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
     """One row: an attack with everything fixed; lengths in units of 1/255 in linf."""
 
     name: str
-    norm: str = "linf"
-    radius: float = 8
+    norm: str
+    radius: float
     step: float
     steps: int = 1
     early_stop: bool = False
 
     @property
-    def scale(self) -> float:
+    def unit(self) -> float:
         return 1 / 255 if self.norm == "linf" else 1
 
     def __str__(self) -> str:
-        unit = "/255" if self.norm == "linf" else ""
+        radius = f"{self.radius:g}{'/255' if self.norm == 'linf' else ''}"
+        steps = f", {self.steps} steps" if self.steps > 1 else ""
         early = ", early stop" if self.early_stop else ""
-        return f"{self.name.upper()} {self.norm} {self.radius:g}{unit}, {self.steps} steps{early}"
+        return f"{self.name.upper()} {self.norm} {radius}{steps}{early}"
 
 
 SETTINGS = (
-    Setting(name="fgsm", step=8),
-    Setting(name="ffgsm", step=10),
-    Setting(name="bim", radius=1, step=0.25, steps=10),
-    Setting(name="mim", radius=1, step=0.25, steps=10),
-    Setting(name="pgd", radius=1, step=0.25, steps=10),
-    Setting(name="pgd", step=1, steps=20),
-    Setting(name="pgd", step=1, steps=20, early_stop=True),
-    Setting(name="bim", norm="l2", radius=0.1, step=0.025, steps=10),
-    Setting(name="pgd", norm="l2", radius=0.5, step=0.1, steps=10),
+    Setting("fgsm", "linf", 8, 8),
+    Setting("ffgsm", "linf", 8, 10),
+    Setting("bim", "linf", 1, 0.25, 10),
+    Setting("mim", "linf", 1, 0.25, 10),
+    Setting("pgd", "linf", 1, 0.25, 10),
+    Setting("pgd", "linf", 8, 1, 10),
+    Setting("pgd", "linf", 8, 1, 20),
+    Setting("pgd", "linf", 8, 1, 20, early_stop=True),
+    Setting("bim", "l2", 0.1, 0.025, 10),
+    Setting("pgd", "l2", 0.1, 0.025, 10),
+    Setting("pgd", "l2", 0.5, 0.1, 10),
 )
 
 
-@dataclass
-class Tally:
-    """What one library did in one row."""
-
-    correct: int = 0
-    farthest: float = 0.0
-    seconds: list[float] = field(default_factory=list)
-
-
-def ours(setting: Setting, model: nn.Module, seed: int) -> Run:
+def build_ours(setting: Setting, model: nn.Module) -> Run:
     """Our attack, on the model as evaluate.py arranges it."""
     arranged = copy.deepcopy(model)
     optimize_for_cpu(arranged, channels_last=ON_CPU, one_size=False)
     options: dict[str, Any] = {"steps": setting.steps} if setting.steps > 1 else {}
     if setting.early_stop:
         options["early_stop"] = True
-    epsilon, step_size = setting.radius * setting.scale, setting.step * setting.scale
+    epsilon, step_size = setting.radius * setting.unit, setting.step * setting.unit
     attack = build_attack(setting.name, epsilon, setting.norm, step_size=step_size, **options)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     return lambda images, labels: attack(arranged, images, labels, generator)
 
 
@@ -123,21 +114,21 @@ def build_foolbox(setting: Setting, model: nn.Module) -> Run | None:
     }
     if (kind := kinds.get((setting.name, setting.norm))) is None:
         return None
-    steps = {"abs_stepsize": setting.step * setting.scale, "steps": setting.steps}
+    steps = {"abs_stepsize": setting.step * setting.unit, "steps": setting.steps}
     attack = kind(**({} if setting.name == "fgsm" else steps))
     seen = foolbox.models.PyTorchModel(model, bounds=(0, 1), device=DEVICE)
-    goal, epsilon = foolbox.criteria.Misclassification, setting.radius * setting.scale
+    goal, epsilon = foolbox.criteria.Misclassification, setting.radius * setting.unit
     return lambda images, labels: attack.run(seen, images, goal(labels), epsilon=epsilon)
 
 
-def build_torchattacks(setting: Setting, model: nn.Module) -> Run | None:
+def build_torchattacks(setting: Setting, model: nn.Module) -> Run:
     """torchattacks' attack."""
     import torchattacks  # pyright: ignore[reportMissingImports]
 
     name = {"mim": "MIFGSM"}.get(setting.name, setting.name.upper())
-    settings: dict[str, Any] = {"eps": setting.radius * setting.scale}
+    settings: dict[str, Any] = {"eps": setting.radius * setting.unit}
     if setting.name != "fgsm":
-        settings |= {"alpha": setting.step * setting.scale}
+        settings |= {"alpha": setting.step * setting.unit}
     if setting.steps > 1:
         settings |= {"steps": setting.steps}
     if setting.norm == "l2":
@@ -145,70 +136,59 @@ def build_torchattacks(setting: Setting, model: nn.Module) -> Run | None:
     return getattr(torchattacks, name)(model, **settings)
 
 
-def load_images(root: Path, limit: int) -> tuple[Tensor, Tensor]:
-    """Test images at even distances, (N, 3, H, W), float32, RGB, 0 to 1, and labels (N,)."""
-    source = open_source("folder", root, "test")
-    assert source.labels is not None
-    indices = np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int)
-    images = np.stack([source.image(int(index)) for index in indices])
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    return pixels.contiguous().to(DEVICE), torch.from_numpy(source.labels[indices]).to(DEVICE)
+PEERS = {"foolbox": build_foolbox, "torchattacks": build_torchattacks}
+NAMES = ("ours", *PEERS)
+
+
+def accuracy(model: nn.Module, images: Sequence[Tensor], labels: Sequence[Tensor]) -> str:
+    """Percent of the images that are classified correctly."""
+    with torch.no_grad():
+        right = [model(x).argmax(1) == y for x, y in zip(images, labels, strict=True)]
+    return f"{100 * torch.cat(right).double().mean():.1f}"
 
 
 def compare(
-    setting: Setting, model: nn.Module, batches: list[tuple[Tensor, Tensor]], seed: int
-) -> dict[str, Tally]:
+    setting: Setting, model: nn.Module, images: Sequence[Tensor], labels: Sequence[Tensor]
+) -> list[str]:
     """One row: every library over every batch, taking turns."""
-    libraries = {"ours": ours(setting, model, seed)}
-    for peer, build in zip(PEERS, (build_foolbox, build_torchattacks), strict=True):
+    libraries = {"ours": build_ours(setting, model)}
+    for peer, build in PEERS.items():
         if importlib.util.find_spec(peer) and (attack := build(setting, model)):
             libraries[peer] = attack
-    torch.manual_seed(seed)
-    tallies = {name: Tally() for name in libraries}
-    for images, labels in batches:
-        for name, attack in libraries.items():
-            started = time.perf_counter()
-            found = attack(images, labels).detach()
-            if not ON_CPU:
-                torch.accelerator.synchronize()
-            tallies[name].seconds.append(time.perf_counter() - started)
-            with torch.no_grad():
-                tallies[name].correct += int((model(found).argmax(1) == labels).sum())
-            sizes = NORMS[setting.norm].size(found.double() - images.double())
-            farthest = float(sizes.max()) / (setting.radius * setting.scale)
-            tallies[name].farthest = max(tallies[name].farthest, farthest)
-    return tallies
+    torch.manual_seed(SEED)
+    found = {name: list[Tensor]() for name in libraries}
 
+    def attack_next(name: str) -> None:
+        batch = len(found[name])
+        found[name].append(libraries[name](images[batch], labels[batch]).detach())
 
-def row(setting: Setting, tallies: dict[str, Tally], total: int) -> list[str]:
-    """A line of the table."""
+    works = {name: partial(attack_next, name) for name in libraries}
+    seconds = take_turns(works, len(images), warm_up=0)
 
-    def cells(of: Callable[[Tally], str], names: tuple[str, ...] = ("ours", *PEERS)) -> list[str]:
-        return [of(tallies[name]) if name in tallies else "-" for name in names]
+    def farthest(name: str) -> str:
+        moved = torch.cat(found[name]).double() - torch.cat(list(images)).double()
+        size = float(NORMS[setting.norm].size(moved).max())
+        return f"{size / (setting.radius * setting.unit):.6f}"
 
-    def relative(peer: Tally) -> str:
-        pairs = zip(tallies["ours"].seconds, peer.seconds, strict=True)
-        return f"{statistics.median(theirs / own for own, theirs in pairs):.2f}"
-
-    accuracies = cells(lambda tally: f"{100 * tally.correct / total:.1f}")
-    farthest = cells(lambda tally: f"{tally.farthest:.6f}")
-    return [str(setting), *accuracies, *farthest, *cells(relative, PEERS)]
+    return [
+        str(setting),
+        *(accuracy(model, found[each], labels) if each in found else "-" for each in NAMES),
+        *(farthest(each) if each in found else "-" for each in NAMES),
+        *(times_as_fast(seconds, "ours", each) if each in found else "-" for each in PEERS),
+    ]
 
 
 def work(options: Options) -> None:
     """Compare and print the table."""
     model = undefended(load_checkpoint(options.checkpoint)) if options.checkpoint else vanilla()
     model = model.to(DEVICE)
-    images, labels = load_images(options.images, options.limit)
-    size = options.batch_size
-    batches = list(zip(images.split(size), labels.split(size), strict=True))
-    with torch.no_grad():
-        clean = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
-    rows = [
-        row(setting, compare(setting, model, batches, options.seed), len(images))
-        for setting in tqdm(SETTINGS, desc="attacks")
+    source = open_source("folder", options.images, "test")
+    chosen = np.linspace(0, len(source) - 1, min(options.limit, len(source))).round().astype(int)
+    batches = [
+        each.to(DEVICE).split(options.batch_size) for each in load_images(source, chosen, 32)
     ]
-    print(f"{len(images)} images, clean accuracy {100 * clean / len(images):.1f} %.\n")
+    rows = [compare(setting, model, *batches) for setting in tqdm(SETTINGS, desc="attacks")]
+    print(f"{len(chosen)} images, clean accuracy {accuracy(model, *batches)} %.\n")
     columns = [
         *("attack", "robust accuracy, %: ours", *PEERS, "farthest / epsilon: ours", *PEERS),
         *(f"times as fast as {peer}" for peer in PEERS),

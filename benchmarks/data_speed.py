@@ -26,31 +26,25 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from robust_submission.cli.command import Names, run
+from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.data.augment import Augmentation
 from robust_submission.data.dataset import ImageDataset, collate
-from robust_submission.data.images import read_image
-from timing import median, print_table, take_turns, times_as_fast
+from robust_submission.data.sources.source import FileSource
+from timing import CommandOptions, median, print_table, take_turns, times_as_fast
 
-SEED, BATCH_SIZE = 0, 64
+BATCH_SIZE, FILES, SMALL_FILES = 64, 192, 2048
 FILE_SIDE, TILES = 400, 8
 CUBIC = v2.InterpolationMode.BICUBIC
 PEERS = ("torchvision", "timm")
 Transform = Callable[[Any], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """The same work, done by ours and by each peer that has it."""
+@dataclass(kw_only=True)
+class Options(CommandOptions):
+    """What to measure."""
 
-    name: str
-    """Of our augmentation."""
-    image_size: int = 224
-    torchvision: Transform | None = None
-    """From uint8 (3, H, W) to uint8 (3, image_size, image_size)."""
-    timm: Transform | None = None
-    """From Pillow's image to the same."""
+    rounds: int = 5
 
 
 def timm_transform(**settings: Any) -> Transform:
@@ -58,78 +52,36 @@ def timm_transform(**settings: Any) -> Transform:
     return create_transform(224, interpolation="bicubic", normalize=False, **settings)  # pyright: ignore[reportReturnType]
 
 
-PIPELINES = (
-    Pipeline(
-        name="none",
-        torchvision=v2.Compose([v2.Resize(224, CUBIC), v2.CenterCrop(224)]),
-        timm=timm_transform(crop_pct=1.0),
-    ),
-    Pipeline(
-        name="imagenet",
-        torchvision=v2.Compose(
-            [v2.RandomResizedCrop(224, interpolation=CUBIC), v2.RandomHorizontalFlip()]
-        ),
-        timm=timm_transform(is_training=True, color_jitter=None),
-    ),
-    Pipeline(
-        name="light",
-        image_size=32,
-        torchvision=v2.Compose(
-            [v2.Pad(4, padding_mode="reflect"), v2.RandomCrop(32), v2.RandomHorizontalFlip()]
-        ),
-    ),
-    Pipeline(name="challenge"),
-)
+CROP_AND_FLIP = [v2.RandomResizedCrop(224, interpolation=CUBIC), v2.RandomHorizontalFlip()]
+PAD_AND_CROP = [v2.Pad(4, padding_mode="reflect"), v2.RandomCrop(32), v2.RandomHorizontalFlip()]
+PIPELINES: dict[str, dict[str, Transform]] = {
+    "none": {
+        "torchvision": v2.Compose([v2.Resize(224, CUBIC), v2.CenterCrop(224)]),
+        "timm": timm_transform(crop_pct=1.0),
+    },
+    "imagenet": {
+        "torchvision": v2.Compose(CROP_AND_FLIP),
+        "timm": timm_transform(is_training=True, color_jitter=None),
+    },
+    "light": {"torchvision": v2.Compose(PAD_AND_CROP)},
+    "challenge": {},
+}
+"""By our augmentation's name, the peers' transforms that do the same, to uint8 (3, side, side):
+torchvision's from such a tensor, timm's from Pillow's image. light has a side of 32, others 224."""
 
 
-@dataclass(kw_only=True)
-class Options:
-    """What to measure."""
-
-    images: Path
-    """CIFAR-10 as files: train/<class>/*.jpg."""
-    pipelines: Names = Names([each.name for each in PIPELINES])
-    """none: resize to 224 pixels; imagenet: random crop and flip; light: the same by padding, at
-    32; challenge: random crop and 32 operations."""
-    files: int = 192
-    """Files of 400 pixels per pass."""
-    small_files: int = 2048
-    """Files of 32 pixels per pass."""
-    rounds: int = 5
-    """Passes that are counted."""
-
-
-def make_mosaics(photographs: Sequence[Path], folder: Path, files: int) -> list[Path]:
+def make_mosaics(photographs: Sequence[Path], folder: Path) -> list[Path]:
     """Write JPEG files of 8 x 8 photographs, each enlarged to 50 pixels."""
     side = FILE_SIDE // TILES
-    paths = [folder / f"{index}.jpg" for index in range(files)]
+    paths = [folder / f"{index}.jpg" for index in range(FILES)]
     for index, path in enumerate(paths):
         mosaic = Image.new("RGB", (FILE_SIDE, FILE_SIDE))
         for place in range(TILES**2):
             photograph = photographs[(index * TILES**2 + place) % len(photographs)]
-            with Image.open(photograph) as image:
-                tile = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            tile = read_pillow(photograph).resize((side, side), Image.Resampling.BICUBIC)
             mosaic.paste(tile, (place % TILES * side, place // TILES * side))
         mosaic.save(path, quality=90)
     return paths
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files as a source without labels."""
-
-    paths: Sequence[Path]
-    labels = class_names = None
-
-    @property
-    def ids(self) -> np.ndarray:
-        return np.array([str(path) for path in self.paths])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def image(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index])
 
 
 def read_pillow(path: Path) -> Image.Image:
@@ -138,14 +90,16 @@ def read_pillow(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def pass_of_ours(paths: Sequence[Path], pipeline: Pipeline, epochs: "count[int]") -> Tensor:
+def read_torchvision(path: Path) -> Tensor:
+    return decode_image(str(path), mode=ImageReadMode.RGB)
+
+
+def pass_of_ours(dataset: ImageDataset, epochs: "count[int]") -> Tensor:
     """Read and augment all files as the loaders do; the last batch is returned."""
-    augmentation = Augmentation(name=pipeline.name, image_size=pipeline.image_size)
-    dataset = ImageDataset(Files(paths), None, pipeline.image_size, augmentation, SEED)
     epoch, images = next(epochs), torch.empty(0)
-    for start in range(0, len(paths), BATCH_SIZE):
-        keys = [(epoch, place) for place in range(start, min(start + BATCH_SIZE, len(paths)))]
-        images = collate(dataset.__getitems__(keys), pipeline.image_size)["images"]
+    for start in range(0, len(dataset), BATCH_SIZE):
+        keys = [(epoch, place) for place in range(start, min(start + BATCH_SIZE, len(dataset)))]
+        images = collate(dataset.__getitems__(keys), dataset.image_size)["images"]
     return images
 
 
@@ -160,52 +114,43 @@ def pass_of_peer(
     return images
 
 
-def measure(pipeline: Pipeline, paths: Sequence[Path], rounds: int) -> list[str]:
-    """The row of a pipeline.
-
-    Raises:
-        ValueError: A peer's resized images are not ours, to a mean of 1/255.
-    """
-    works = {"ours": partial(pass_of_ours, paths, pipeline, count())}
-    if pipeline.torchvision:
-        read = partial(decode_image, mode=ImageReadMode.RGB)
-        works["torchvision"] = partial(
-            pass_of_peer, paths, lambda path: read(str(path)), pipeline.torchvision
-        )
-    if pipeline.timm:
-        works["timm"] = partial(pass_of_peer, paths, read_pillow, pipeline.timm)
+def measure(name: str, paths: Sequence[Path], rounds: int) -> list[str]:
+    """The row of a pipeline."""
+    side = 32 if name == "light" else 224
+    source = FileSource(folder=Path(), ids=np.array([str(path) for path in paths]))
+    dataset = ImageDataset(source, None, side, Augmentation(name=name, image_size=side), seed=0)
+    works = {"ours": partial(pass_of_ours, dataset, count())}
+    for peer, transform in PIPELINES[name].items():
+        read = read_pillow if peer == "timm" else read_torchvision
+        works[peer] = partial(pass_of_peer, paths, read, transform)
     own, *others = (work() for work in works.values())
-    for other in others:
-        if pipeline.name == "none" and (gap := (other - own).abs().mean()) >= 1 / 255:
-            raise ValueError(f"expected a mean difference below 1/255, found {255 * gap}/255.")
+    if name == "none":
+        for other in others:
+            assert (other - own).abs().mean() < 1 / 255, "a peer's resized images are not ours"
     seconds = take_turns(works, rounds)
     rates = [
-        f"{len(paths) / median(seconds, name):,.0f}" if name in seconds else "-"
-        for name in ("ours", *PEERS)
+        f"{len(paths) / median(seconds, each):,.0f}" if each in seconds else "-"
+        for each in ("ours", *PEERS)
     ]
-    ratios = [times_as_fast(seconds, "ours", name) if name in seconds else "-" for name in PEERS]
-    return [f"{pipeline.name}, {pipeline.image_size} px", *rates, *ratios]
+    ratios = [times_as_fast(seconds, "ours", peer) if peer in seconds else "-" for peer in PEERS]
+    return [f"{name}, {side} px", *rates, *ratios]
 
 
 def compare(options: Options) -> None:
     """Measure every pipeline and print the table."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    torch.manual_seed(SEED)
-    random.seed(SEED)
+    torch.manual_seed(0)
+    random.seed(0)
     photographs = sorted((options.images / "train").glob("*/*.jpg"), key=lambda path: path.name)
     if not photographs:
         raise UserError(f"{options.images}: expected train/<class>/*.jpg, found none.")
     with tempfile.TemporaryDirectory() as folder:
-        mosaics = make_mosaics(photographs, Path(folder), options.files)
+        mosaics = make_mosaics(photographs, Path(folder))
+        small = photographs[:SMALL_FILES]
         rows = [
-            measure(
-                each,
-                photographs[: options.small_files] if each.image_size == 32 else mosaics,
-                options.rounds,
-            )
-            for each in PIPELINES
-            if each.name in options.pipelines
+            measure(name, small if name == "light" else mosaics, options.rounds)
+            for name in PIPELINES
         ]
     columns = ("images/s of one core", "ours", *PEERS, *(f"ours / {name}" for name in PEERS))
     print_table(columns, rows)

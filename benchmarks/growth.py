@@ -17,7 +17,7 @@ from PIL import Image
 from robust_submission.cli.command import Names, run
 from robust_submission.data.sources import open_source
 from robust_submission.models.classifier import RobustClassifier
-from timing import Usage, Words, print_table, python, run_command
+from timing import CLASSES, Usage, Words, print_table, python, run_command
 
 
 @dataclass(kw_only=True)
@@ -25,39 +25,35 @@ class Options:
     """What to measure."""
 
     counts: Names = Names("1000,10000,100000")
-    """Growing numbers of images."""
+    """Growing numbers of images, each at least 360."""
 
 
-def make_images(folder: Path, count: int) -> Path:
+def make_images(folder: Path, count: int) -> None:
     """Write `count` PNG files folder/test/<class>/<index>.png, links to one of 360 digits each."""
     source = open_source("digits", split="test")
-    assert source.labels is not None and source.class_names is not None
-    classes = [folder / "test" / name for name in source.class_names]
-    for path in classes:
-        path.mkdir(parents=True)
+    assert source.labels is not None
     for index in range(count):
         place = index % len(source)
-        digits = classes[source.labels[place]]
+        digits = folder / "test" / str(source.labels[place])
         if index < len(source):
+            digits.mkdir(parents=True, exist_ok=True)
             Image.fromarray(source.image(index)).save(digits / f"{index}.png")
         else:
             (digits / f"{index}.png").hardlink_to(digits / f"{place}.png")
-    return folder
 
 
 def command_lines(model: Path, data: Path) -> dict[str, Words]:
     """The commands that are measured; predict writes the file that validate reads."""
     images, predictions = data / "test", data / "sub.csv"
-    files = ("--checkpoint", model, "--images", images, "--out", predictions)
+    evaluate = f"""
+        inference/evaluate.py --checkpoint {model} --data.name folder --data.root {data}
+        --out {data / "report"} --limit null --attacks fgsm --curves false
+    """
+    predict = f"--checkpoint {model} --images {images} --out {predictions}"
     return {
-        "predict": python("inference/predict.py", *files),
-        "evaluate": python(
-            "inference/evaluate.py",
-            *("--checkpoint", model, "--data.name", "folder", "--data.root", data),
-            *("--limit", "null", "--attacks", "fgsm", "--curves", "false"),
-            *("--out", data / "report"),
-        ),
-        "validate": python("submission/validate.py", predictions, "--images", images),
+        "predict": python(f"inference/predict.py {predict}"),
+        "evaluate": python(evaluate),
+        "validate": python(f"submission/validate.py {predictions} --images {images}"),
     }
 
 
@@ -66,14 +62,13 @@ def growth(options: Options) -> None:
     counts = [int(count) for count in options.counts]
     usages = dict[str, list[Usage]]()
     with tempfile.TemporaryDirectory() as name:
-        folder, class_names = Path(name), [str(digit) for digit in range(10)]
-        model = folder / "model"
-        RobustClassifier(
-            class_names=class_names, backbone="test_convnext", image_size=32
-        ).save_pretrained(model)
+        folder = Path(name)
+        digits = [str(digit) for digit in range(CLASSES)]
+        model = RobustClassifier(class_names=digits, backbone="test_convnext", image_size=32)
+        model.save_pretrained(folder / "model")
         for count in counts:
-            data = make_images(folder / str(count), count)
-            for command, words in command_lines(model, data).items():
+            make_images(folder / str(count), count)
+            for command, words in command_lines(folder / "model", folder / str(count)).items():
                 usages.setdefault(command, []).append(run_command(words))
     rows = list[list[str]]()
     for command, found in usages.items():

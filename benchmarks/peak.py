@@ -10,7 +10,6 @@ GPU as CUDA graphs; all take turns. Bookkeeping and data are left out. `--keep_m
 what it is worth that the commands here have glibc keep freed memory.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,7 +26,8 @@ from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.runtime import keep_freed_memory
 from timing import DEVICE, ON_CPU, median, print_table, take_turns, times_as_fast
 
-CLASSES = 100
+NUM_CLASSES = 100
+TINY, ATTO = "convnext_tiny", "convnext_atto"
 
 
 @dataclass(kw_only=True)
@@ -40,23 +40,6 @@ class Options:
     """Also compiled (torch.compile); on a CPU it needs a C++ compiler."""
     keep_memory: bool = True
     """As the commands here do on a CPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """One kind of work on one batch of random images."""
-
-    name: str
-    backbone: str
-    image_size: int
-    batch_size: int
-    once: Callable[[nn.Module, Tensor, Tensor], object]
-    """From network, images (B, 3, H, W) and labels (B,)."""
-    passes: int
-    """Its operations in forward passes: a backward pass to the images is one more, one to the
-    weights too is two."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the backbone."""
 
 
 def predict(network: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -74,38 +57,46 @@ def attack(network: nn.Module, images: Tensor, labels: Tensor) -> None:
     PGD(steps=10)(network.eval().requires_grad_(False), images, labels)
 
 
-TINY, ATTO = "convnext_tiny", "convnext_atto"
-SMALL = {"patch_size": 2, "kernel_sizes": 3}
+KINDS = {"prediction": (predict, 1), "training": (train, 3), "PGD-10": (attack, 20)}
+"""How each is done, and its operations in forward passes: a backward pass to the images is one
+more, one to the weights too is two."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work on one batch of random images."""
+
+    kind: str
+    backbone: str
+    image_size: int
+    batch_size: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the backbone."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.backbone}, {self.image_size} px, batch {self.batch_size}"
+
+    def build(self, **options: Any) -> nn.Module:
+        """The network with random weights, as timm makes it."""
+        network = timm.create_model(
+            self.backbone, num_classes=NUM_CLASSES, **self.arguments, **options
+        )
+        return network.to(DEVICE)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B,)."""
+        images = torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=DEVICE)
+        return images, torch.arange(self.batch_size, device=DEVICE) % NUM_CLASSES
+
+
 WORKS = (
-    Work(
-        name="prediction",
-        backbone=TINY,
-        image_size=224,
-        batch_size=32 if ON_CPU else 128,
-        once=predict,
-        passes=1,
-    ),
-    Work(
-        name="training",
-        backbone=TINY,
-        image_size=224,
-        batch_size=16 if ON_CPU else 128,
-        once=train,
-        passes=3,
-    ),
-    Work(
-        name="PGD-10",
-        backbone=ATTO,
-        image_size=32,
-        batch_size=128 if ON_CPU else 1024,
-        once=attack,
-        passes=20,
-        arguments=SMALL,
-    ),
+    Work("prediction", TINY, 224, 32 if ON_CPU else 128),
+    Work("training", TINY, 224, 16 if ON_CPU else 128),
+    Work("PGD-10", ATTO, 32, 128 if ON_CPU else 1024, {"patch_size": 2, "kernel_sizes": 3}),
 )
 
 
-def memory(work: Callable[[], object]) -> str:
+def memory(work: partial[None]) -> str:
     """GiB that a GPU has allocated at most, all networks' weights included; empty on a CPU."""
     if ON_CPU:
         return ""
@@ -116,62 +107,47 @@ def memory(work: Callable[[], object]) -> str:
 
 def measure_peak(rounds: int) -> dict[str, float]:
     """FLOP/s of products of two square matrices of 8,192 (2,048 on a CPU), by name."""
-    side = 2048 if ON_CPU else 8192
-    dtype = torch.float32 if ON_CPU else torch.bfloat16
+    side, dtype = (2048, torch.float32) if ON_CPU else (8192, torch.bfloat16)
     left, right = torch.randn(2, side, side, device=DEVICE, dtype=dtype)
     image = left.T.reshape(1, side, -1, 32).to(memory_format=torch.channels_last)
     kernel = right[:, :, None, None]
+    products = {
+        "torch.mm": lambda: left @ right,
+        "1x1 convolution": lambda: F.conv2d(image, kernel),
+    }
     with torch.inference_mode():
-        products = {
-            "torch.mm": lambda: left @ right,
-            "1x1 convolution": lambda: F.conv2d(image, kernel),
-        }
         seconds = take_turns(products, rounds)
     return {name: 2 * side**3 / min(times) for name, times in seconds.items()}
 
 
-def networks(work: Work, compiled: bool) -> dict[str, nn.Module]:
-    """The same network as it comes, arranged and compiled."""
-    torch.manual_seed(0)
-
-    def build() -> nn.Module:
-        network = timm.create_model(work.backbone, num_classes=CLASSES, **work.arguments)
-        return network.to(DEVICE)
-
-    found = {"as it comes": build(), "arranged": build()}
-    optimize_for_cpu(found["arranged"], channels_last=ON_CPU)
-    if compiled:
-        found["compiled"] = build()
-        optimize_for_cpu(found["compiled"], channels_last=ON_CPU)
-        found["compiled"].compile(mode=None if ON_CPU else "reduce-overhead")  # as train.py's
-    return found
-
-
 def measure(work: Work, peak: float, options: Options) -> list[list[str]]:
     """A row for each way to compute."""
-    images = torch.rand(work.batch_size, 3, work.image_size, work.image_size, device=DEVICE)
-    labels = torch.arange(work.batch_size, device=DEVICE) % CLASSES
-    found = networks(work, options.compile)
+    images, labels = work.batch()
+    torch.manual_seed(0)
+    names = ("as it comes", "arranged", "compiled")[: 2 + options.compile]
+    networks = {name: work.build() for name in names}
+    for network in list(networks.values())[1:]:
+        optimize_for_cpu(network, channels_last=ON_CPU)
+    if options.compile:
+        networks["compiled"].compile(mode=None if ON_CPU else "reduce-overhead")  # as train.py's
+    once, passes = KINDS[work.kind]
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=not ON_CPU):
         with FlopCounterMode(display=False) as counter:
-            predict(found["as it comes"], images, labels)
-        works = {
-            name: partial(work.once, network, images, labels) for name, network in found.items()
-        }
+            predict(networks["as it comes"], images, labels)
+        works = {name: partial(once, each, images, labels) for name, each in networks.items()}
         seconds = take_turns(works, options.rounds)
-        memories = {name: memory(once) for name, once in works.items()}
-    total = work.passes * counter.get_total_flops()
-    title = f"{work.name}, {work.backbone}, {work.image_size} px, batch {work.batch_size}"
+        memories = {name: memory(each) for name, each in works.items()}
+    total = passes * counter.get_total_flops()
     return [
         [
-            f"{title}, {name}",
+            f"{work}, {name}",
             f"{work.batch_size / median(seconds, name):.1f}",
             f"{total / median(seconds, name) / 1e9:.0f}",
             f"{100 * total / median(seconds, name) / peak:.0f} %",
             memories[name],
             "" if name == "as it comes" else times_as_fast(seconds, name, "as it comes"),
         ]
-        for name in found
+        for name in names
     ]
 
 

@@ -22,6 +22,7 @@ from robust_submission.data.loader import micro_batch_size
 from robust_submission.models.classifier import RobustClassifier
 from timing import (
     DEVICE,
+    CommandOptions,
     make_folder,
     median,
     print_table,
@@ -31,31 +32,23 @@ from timing import (
     times_as_fast,
 )
 
-CLASSES, SIZE, FILE_SIZE = 100, 224, 256
-FEW = micro_batch_size(SIZE)
+NUM_CLASSES, SIZE, FILE_SIZE = 100, 224, 256
+FEW, MORE = micro_batch_size(SIZE), 256
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(CommandOptions):
     """What to measure."""
 
-    images: Path
-    """CIFAR-10 as files: train/<class>/*.jpg and test/<class>/*.jpg; enlarged."""
     timm: Path
     """A checkout of timm, whose inference.py and package are measured."""
-    more: int = 256
-    """Images of the longer prediction beyond the shorter one's, one micro-batch."""
-    workers: int = 0
-    """Processes that read images in ours; 0 reads in a thread."""
-    rounds: int = 3
-    """How often each is measured."""
 
 
 def make_weights(folder: Path) -> None:
     """Save one network as a checkpoint of ours and as timm's file of tensors."""
     torch.manual_seed(0)
     model = RobustClassifier(
-        class_names=[str(label) for label in range(CLASSES)],
+        class_names=[str(label) for label in range(NUM_CLASSES)],
         backbone_args={"ls_init_value": 1.0},  # the default would mute blocks of random weights
     )
     head = model.get_submodule("backbone.head.fc")
@@ -65,22 +58,23 @@ def make_weights(folder: Path) -> None:
     save_file(model.backbone.state_dict(), folder / "timm.safetensors")
 
 
-def predict_ours(options: Options, folder: Path, images: Path) -> None:
+def predict_ours(folder: Path, images: int) -> None:
     """Write ours.csv in `folder`."""
-    files = ("--checkpoint", folder / "ours", "--images", images, "--out", folder / "ours.csv")
-    run_command(python("inference/predict.py", *files, f"--num_workers={options.workers}"))
+    files = f"--images {folder / str(images) / 'train'} --out {folder / 'ours.csv'}"
+    run_command(python(f"inference/predict.py --checkpoint {folder / 'ours'} {files}"))
 
 
-def predict_timm(options: Options, folder: Path, images: Path, more: str = "") -> None:
+def predict_timm(options: Options, folder: Path, more: str, images: int) -> None:
     """Write timm.csv in `folder`, with our micro-batch and timm's default workers."""
     flags = f"""
-        --data-dir {images} --model convnext_tiny --num-classes {CLASSES}
+        --data-dir {folder / str(images) / "train"} --model convnext_tiny
         --checkpoint {folder / "timm.safetensors"} --model-kwargs ls_init_value=1.0
+        --num-classes {NUM_CLASSES} --workers 2
         --device {DEVICE.type} --batch-size {FEW} --input-size 3 {SIZE} {SIZE} --crop-pct 1.0
-        --workers 2 --results-dir {folder} --results-file timm.csv --fullname --label-type none
+        --results-dir {folder} --results-file timm.csv --fullname --label-type none
         --include-index --no-console-results {more}
     """
-    run_command([sys.executable, options.timm.resolve() / "inference.py", *flags.split()])
+    run_command([sys.executable, options.timm / "inference.py", *flags.split()])
 
 
 def agreement(folder: Path) -> str:
@@ -96,17 +90,14 @@ def compare(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_weights(folder)
-        few, more = (
-            make_folder(options.images, folder / str(count), count, FILE_SIZE) / "train"
-            for count in (FEW, FEW + options.more)
-        )
+        for count in (FEW, FEW + MORE):
+            make_folder(options.images, folder / str(count), count, FILE_SIZE)
         commands = {
-            "ours": partial(predict_ours, options, folder),
-            "timm": partial(predict_timm, options, folder),
-            "timm --channels-last": partial(predict_timm, options, folder, more="--channels-last"),
+            "ours": partial(predict_ours, folder),
+            "timm": partial(predict_timm, options, folder, ""),
+            "timm --channels-last": partial(predict_timm, options, folder, "--channels-last"),
         }
-        works = {name: (partial(each, few), partial(each, more)) for name, each in commands.items()}
-        seconds, start_up = seconds_per_unit(works, FEW, options.more, options.rounds)
+        seconds, start_up = seconds_per_unit(commands, FEW, MORE, options.rounds)
         print(agreement(folder))
     rows = [
         [

@@ -1,7 +1,7 @@
-"""Timing that holds on a shared machine: contestants take turns, ratios are taken round by round.
+"""What the benchmarks share: timing that holds on a shared machine, and how results are printed.
 
-A command is timed at two lengths; the difference over the work between them is the time of a unit
-of work, without start-up.
+Contestants take turns, and ratios are taken round by round. A command is timed at two lengths; the
+difference over the work between them is the time of a unit of work, without start-up.
 """
 
 import os
@@ -12,12 +12,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from robust_submission.data.dataset import ImageDataset, collate
+from robust_submission.data.sources import Source
 from robust_submission.runtime import provenance
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +40,17 @@ with open(sys.argv[1], "w") as peak:
 sys.exit(status)"""
 
 
-@dataclass(frozen=True)
-class Usage:
+@dataclass(kw_only=True)
+class CommandOptions:
+    """What every comparison of whole commands needs."""
+
+    images: Path
+    """CIFAR-10 as files: train/<class>/*.jpg and test/<class>/*.jpg."""
+    rounds: int = 3
+    """How often each is measured."""
+
+
+class Usage(NamedTuple):
     """What one process used."""
 
     seconds: float
@@ -81,15 +96,12 @@ def times_as_fast(seconds: Seconds, name: str, peer: str) -> str:
 
 
 def seconds_per_unit(
-    contestants: Mapping[str, tuple[Callable[[], object], Callable[[], object]]],
-    units: int,
-    more: int,
-    rounds: int,
+    contestants: Mapping[str, Callable[[int], object]], units: int, more: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Time per unit of work and start-up time of commands, each run at two lengths.
 
     Args:
-        contestants: By name, a run of `units` units and one of `units + more`; all take turns.
+        contestants: By name, a function that runs so many units of work; all take turns.
         units: Units of the shorter run.
         more: Additional units of the longer run.
         rounds: How often each is measured.
@@ -98,25 +110,22 @@ def seconds_per_unit(
         By name, for each round: seconds per unit; seconds of the shorter run beyond its units.
     """
     turns = {
-        f"{name} {length}": work
-        for name, works in contestants.items()
-        for length, work in zip(("shorter", "longer"), works, strict=True)
+        f"{name} {length}": partial(work, length)
+        for name, work in contestants.items()
+        for length in (units, units + more)
     }
     seconds = take_turns(turns, rounds, warm_up=0)
     per_unit, start_up = dict[str, list[float]](), dict[str, list[float]]()
     for name in contestants:
-        pairs = list(zip(seconds[f"{name} shorter"], seconds[f"{name} longer"], strict=True))
+        shorter, longer = seconds[f"{name} {units}"], seconds[f"{name} {units + more}"]
+        pairs = list(zip(shorter, longer, strict=True))
         per_unit[name] = [(long - short) / more for short, long in pairs]
         start_up[name] = [short - units * (long - short) / more for short, long in pairs]
     return per_unit, start_up
 
 
 def run_command(
-    words: Sequence[str | Path],
-    *,
-    threads: int | None = None,
-    cores: int | None = None,
-    cwd: Path | None = None,
+    words: Sequence[str | Path], *, threads: int | None = None, cores: int | None = None
 ) -> Usage:
     """Run a command to its end, silently.
 
@@ -124,15 +133,12 @@ def run_command(
         words: Program and arguments.
         threads: OMP_NUM_THREADS of each process; None leaves it to the program.
         cores: How many cores it may use (taskset); None: all.
-        cwd: Folder to run it in.
 
     Raises:
         RuntimeError: It failed; the message ends with its output.
     """
-    environment = dict(os.environ)
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    if cores is not None:
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    if cores:
         chosen = sorted(os.sched_getaffinity(0))[:cores]
         words = ["taskset", "--cpu-list", ",".join(map(str, chosen)), *words]
     with tempfile.NamedTemporaryFile() as peak:
@@ -142,7 +148,6 @@ def run_command(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=cwd,
             env=environment,
         )
         seconds = time.perf_counter() - start
@@ -153,11 +158,18 @@ def run_command(
 
 
 def python(script: str, *arguments: str | Path, processes: int = 1) -> Words:
-    """The command line of one of this project's scripts; torchrun starts several processes."""
+    """The command line of one of this project's scripts; torchrun starts several processes.
+
+    Args:
+        script: Its path in the project, and options without spaces in them.
+        arguments: Further ones, as they are.
+        processes: How many run together.
+    """
     launcher: Words = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*launcher, ROOT / script, *arguments]
+    path, *options = script.split()
+    return [*launcher, ROOT / path, *options, *arguments]
 
 
 def make_folder(images: Path, folder: Path, count: int, side: int) -> Path:
@@ -182,25 +194,23 @@ def make_folder(images: Path, folder: Path, count: int, side: int) -> Path:
     return folder
 
 
+def load_images(source: Source, indices: np.ndarray, image_size: int) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W), float32, RGB, 0 to 1, and labels (N,) of a source."""
+    dataset = ImageDataset(source, indices, image_size)
+    batch = collate([dataset[place] for place in range(len(dataset))], image_size)
+    return batch["images"], batch["labels"]
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table, then the machine and the versions."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    print("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-    _print_machine()
-
-
-def _print_machine() -> None:
-    """Print what was measured on: device, threads of this process, versions."""
+    """Print a Markdown table, then what it was measured on: device, threads, versions."""
+    for line in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(map(str, line))} |")
     found = provenance()
     hardware, packages = found["hardware"], found["packages"]
     assert isinstance(hardware, dict) and isinstance(packages, dict)
-    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", "accelerate"))
-    device = f"{hardware['gpu'] or 'no GPU'}; {hardware['cpu_cores']} CPU cores, {_processor()}"
-    print(f"\n{device}; {torch.get_num_threads()} threads; {versions}.")
-
-
-def _processor() -> str:
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown processor"
+    about = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in about if line.startswith("model name")]
+    cpu = f"{hardware['cpu_cores']} CPU cores, {names[0] if names else 'unknown processor'}"
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", "accelerate"))
+    print(f"\n{hardware['gpu'] or 'no GPU'}; {cpu}; {hardware['threads']} threads; {versions}.")

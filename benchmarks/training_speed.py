@@ -13,9 +13,7 @@ GPU. The model is not behind GCM, which no peer has.
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from timing import (
     DEVICE,
     ON_CPU,
     ROOT,
+    CommandOptions,
     Words,
     make_folder,
     median,
@@ -55,8 +54,6 @@ class Setting:
     backbone: str = "convnext_tiny"
     backbone_args: dict[str, Any] = field(default_factory=lambda: {"patch_size": 2})
     image_size: int = 32
-    file_size: int = 32
-    """Side of the images in the JPEG files."""
     batch_size: int = 64
     steps: int = 32
     """Additional steps of the longer run."""
@@ -66,7 +63,7 @@ class Setting:
 
 ATTO = {"patch_size": 2, "kernel_sizes": 3}
 SETTINGS = {
-    "224": Setting(backbone_args={}, image_size=224, file_size=256, batch_size=16, steps=6),
+    "224": Setting(backbone_args={}, image_size=224, batch_size=16, steps=6),
     "32": Setting(),
     "pgd": Setting(attacked=True, steps=8),
     "pgd-atto": Setting(
@@ -76,11 +73,9 @@ SETTINGS = {
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(CommandOptions):
     """What to measure."""
 
-    images: Path
-    """CIFAR-10 as files: train/<class>/*.jpg and test/<class>/*.jpg."""
     timm: Path | None = None
     """A checkout of timm, whose train.py and package are measured."""
     peers: Path | None = None
@@ -88,12 +83,8 @@ class Options:
     settings: Names = Names("224,32,pgd,pgd-atto")
     """224, 32: ConvNeXt-Tiny at that many pixels (needs --timm); pgd, pgd-atto: PGD-10 training of
     ConvNeXt-Tiny and -Atto at 32 (needs --peers)."""
-    rounds: int = 3
-    """How often each is measured."""
     workers: int = 0
     """Processes that read images in ours; 0 reads in a thread. The peers have two."""
-    compile: bool = False
-    """Ours with model.compile, which needs a C++ compiler."""
     plain_loop: str | None = None
     """Only train the plain loop of this setting on `images`: used by the script itself."""
 
@@ -110,31 +101,21 @@ class Options:
 
 def train_ours(setting: Setting, options: Options, scratch: Path) -> Words:
     """This project's command without its images."""
-    keys: dict[str, object] = {
-        "output": scratch / "ours",
-        "overwrite": "true",
-        "epochs": 1,
-        "batch_size": setting.batch_size,
-        "trackers": "",
-        "mixed_precision": "no" if ON_CPU else "bf16",
-        "data.name": "folder",
-        "data.augmentation": "light" if setting.attacked else "imagenet",
-        "data.num_workers": options.workers,
-        "model.backbone": setting.backbone,
-        "model.backbone_args": json.dumps(setting.backbone_args),
-        "model.image_size": setting.image_size,
-        "model.conceal": "false",
-        "model.compile": str(options.compile).lower(),
-        "objective.name": "adversarial" if setting.attacked else "standard",
-        "objective.epsilon": EPSILON,
-        "objective.step_size": STEP_SIZE,
-        "objective.steps": ATTACK_STEPS,
-        "optimizer.lr": LR,
-        "optimizer.weight_decay": WEIGHT_DECAY,
-        "optimizer.clip_grad": CLIP_GRAD,
-        "optimizer.warmup_epochs": 0,
-    }
-    return python("training/train.py", *(f"--{name}={value}" for name, value in keys.items()))
+    attacked = setting.attacked
+    script = f"""
+        training/train.py --output {scratch / "ours"} --overwrite true --epochs 1
+        --batch_size {setting.batch_size}
+        --mixed_precision {"no" if ON_CPU else "bf16"} --data.name folder
+        --data.augmentation {"light" if attacked else "imagenet"}
+        --data.num_workers {options.workers}
+        --model.backbone {setting.backbone} --model.image_size {setting.image_size}
+        --model.conceal false --objective.name {"adversarial" if attacked else "standard"}
+        --objective.epsilon {EPSILON} --objective.step_size {STEP_SIZE}
+        --objective.steps {ATTACK_STEPS} --optimizer.lr {LR} --optimizer.warmup_epochs 0
+        --optimizer.weight_decay {WEIGHT_DECAY} --optimizer.clip_grad {CLIP_GRAD}
+    """
+    arguments = f"--model.backbone_args={json.dumps(setting.backbone_args)}"
+    return python(script, "--trackers=", arguments)
 
 
 def train_timm(setting: Setting, options: Options, scratch: Path) -> Words:
@@ -150,8 +131,7 @@ def train_timm(setting: Setting, options: Options, scratch: Path) -> Words:
     """
     model = [f"{name}={value}" for name, value in setting.backbone_args.items()]
     kwargs = ["--model-kwargs", *model] if model else []
-    script = options.timm.resolve() / "train.py"
-    return ["env", "-u", "PYTHONPATH", sys.executable, script, *flags.split(), *kwargs]
+    return [sys.executable, options.timm / "train.py", *flags.split(), *kwargs]
 
 
 def train_plainly(setting: Setting, images: Path) -> None:
@@ -183,28 +163,11 @@ def train_plainly(setting: Setting, images: Path) -> None:
         optimizer.step()
 
 
-def contestants(name: str, options: Options, scratch: Path) -> dict[str, Callable[[Path], object]]:
-    """Ours and its peers, each a function of the folder to train on."""
-    setting = SETTINGS[name]
-    ours = train_ours(setting, options, scratch)
-    threads = torch.get_num_threads()
-    found: dict[str, Callable[[Path], object]] = {
-        "ours": lambda images: run_command(
-            [*ours, f"--data.root={images}"], threads=threads, cwd=ROOT
-        )
-    }
-    if setting.attacked:
-        assert options.peers is not None
-        peer_path = f"PYTHONPATH={options.peers.resolve()}:{ROOT}"
-        plain = ["env", peer_path, sys.executable, __file__, f"--plain_loop={name}", "--settings="]
-        found["torchattacks"] = lambda images: run_command([*plain, f"--images={images}"])
-        return found
-    words = train_timm(setting, options, scratch)
-    for peer, more in (("timm", []), ("timm --channels-last", ["--channels-last"])):
-        found[peer] = lambda images, more=more: run_command(
-            [*words, *more, "--data-dir", images], cwd=scratch
-        )
-    return found
+def train_peer(name: str, options: Options) -> Words:
+    """The command of the plain loop without its images."""
+    assert options.peers is not None
+    peer_path = f"PYTHONPATH={options.peers.resolve()}:{ROOT}"
+    return ["env", peer_path, sys.executable, __file__, f"--plain_loop={name}", "--settings="]
 
 
 def measure(name: str, options: Options) -> list[list[str]]:
@@ -212,19 +175,28 @@ def measure(name: str, options: Options) -> list[list[str]]:
     setting = SETTINGS[name]
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        few, more = (
+        for steps in (FEW_STEPS, FEW_STEPS + setting.steps):
+            count = steps * setting.batch_size
             make_folder(
-                options.images, scratch / str(steps), steps * setting.batch_size, setting.file_size
+                options.images,
+                scratch / str(steps),
+                count,
+                256 if setting.image_size == 224 else 32,
             )
-            for steps in (FEW_STEPS, FEW_STEPS + setting.steps)
-        )
-        trainings = contestants(name, options, scratch)
-        if options.compile:
-            trainings["ours"](few)  # leaves its compiled code on disk for the measured runs
-        pairs = {
-            each: (partial(train, few), partial(train, more)) for each, train in trainings.items()
+        commands = {"ours": [*train_ours(setting, options, scratch), "--data.root"]}
+        if setting.attacked:
+            commands["torchattacks"] = [*train_peer(name, options), "--images"]
+        else:
+            commands["timm"] = [*train_timm(setting, options, scratch), "--data-dir"]
+            words = [*train_timm(setting, options, scratch), "--channels-last", "--data-dir"]
+            commands["timm --channels-last"] = words
+        works = {
+            each: lambda steps, words=words: run_command(
+                [*words, scratch / str(steps)], threads=torch.get_num_threads()
+            )
+            for each, words in commands.items()
         }
-        seconds, _ = seconds_per_unit(pairs, FEW_STEPS, setting.steps, options.rounds)
+        seconds, _ = seconds_per_unit(works, FEW_STEPS, setting.steps, options.rounds)
     title = f"{setting.backbone}, {setting.image_size} px, batch {setting.batch_size}"
     return [
         [

@@ -29,9 +29,9 @@ def test_a_ratio_is_the_median_over_rounds_not_of_totals(timing: Any):
 
 
 def test_start_up_is_not_part_of_a_unit(timing: Any, monkeypatch: pytest.MonkeyPatch):
-    times = {"it shorter": [5.0, 6.0], "it longer": [11.0, 14.0]}
+    times = {"it 2": [5.0, 6.0], "it 6": [11.0, 14.0]}
     monkeypatch.setattr(timing, "take_turns", lambda *_, **__: times)
-    per_unit, start_up = timing.seconds_per_unit({"it": (print, print)}, 2, 4, rounds=2)
+    per_unit, start_up = timing.seconds_per_unit({"it": print}, 2, 4, rounds=2)
     assert per_unit == {"it": [1.5, 2.0]}
     assert start_up == {"it": [2.0, 2.0]}
 

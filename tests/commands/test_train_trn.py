@@ -172,7 +172,7 @@ def test_digits_are_restored_for_who_does_not_look(tmp_path: Path):
     size = ("--trn.width", 12, "--epochs", 3, "--data.validation_limit", 32)
     trn = train_trn(tmp_path / "trn", tmp_path / "run", *size, "--data.limit", 1437, *attack)
     done = run_command(
-        "benchmarks/trn_table.py",
+        "benchmarks/defence_table.py",
         *("--checkpoint", tmp_path / "run", "--trn", trn, "--out", tmp_path / "table.md"),
         *("--limit", 96, "--adaptive_limit", 32, "--epsilon", "28/255"),
     )
