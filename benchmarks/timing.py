@@ -64,13 +64,9 @@ def take_turns(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round.
+    """Seconds of each contestant in each round; `warm_up` rounds before them are not counted.
 
-    Args:
-        contestants: What to time, by name; each runs once per round.
-        rounds: Rounds that are counted.
-        warm_up: Rounds before them that are not.
-        clock: Of the wall, or `time.process_time` on one thread.
+    The clock is the wall's, or `time.process_time` on one thread.
     """
     seconds = {name: list[float]() for name in contestants}
     for turn in tqdm(range(warm_up + rounds), desc="rounds", leave=False):
@@ -107,7 +103,7 @@ def seconds_per_unit(
         rounds: How often each is measured.
 
     Returns:
-        By name, for each round: seconds per unit; seconds of the shorter run beyond its units.
+        By name and round: seconds per unit, and seconds of the shorter run beyond its units.
     """
     turns = {
         f"{name} {length}": partial(work, length)
@@ -127,15 +123,9 @@ def seconds_per_unit(
 def run_command(
     words: Sequence[str | Path], *, threads: int | None = None, cores: int | None = None
 ) -> Usage:
-    """Run a command to its end, silently.
+    """Run a command to its end, silently; RuntimeError with its output if it fails.
 
-    Args:
-        words: Program and arguments.
-        threads: OMP_NUM_THREADS of each process; None leaves it to the program.
-        cores: How many cores it may use (taskset); None: all.
-
-    Raises:
-        RuntimeError: It failed; the message ends with its output.
+    `threads` is OMP_NUM_THREADS of each process; `cores` is how many cores it may use (taskset).
     """
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     if cores:
@@ -160,10 +150,7 @@ def run_command(
 def python(script: str, *arguments: str | Path, processes: int = 1) -> Words:
     """The command line of one of this project's scripts; torchrun starts several processes.
 
-    Args:
-        script: Its path in the project, and options without spaces in them.
-        arguments: Further ones, as they are.
-        processes: How many run together.
+    `script` is its path in the project and options without spaces; `arguments` stay as they are.
     """
     launcher: Words = [sys.executable]
     if processes > 1:
@@ -173,13 +160,10 @@ def python(script: str, *arguments: str | Path, processes: int = 1) -> Words:
 
 
 def make_folder(images: Path, folder: Path, count: int, side: int) -> Path:
-    """Write `count` training and ten validation JPEG files, CIFAR photographs resized to a square.
+    """Write `count` JPEG files into train/<class> and ten into val/<class> of a new folder.
 
-    Args:
-        images: Holds train/<class>/*.jpg and test/<class>/*.jpg.
-        folder: New; gets train/<class> and val/<class>.
-        count: Training files; photographs repeat where there are fewer.
-        side: Side of the files' images in pixels.
+    They are the photographs of train/ and test/ in `images`, resized to a square of `side` pixels;
+    photographs repeat where there are fewer.
     """
     for source, split, number in (("train", "train", count), ("test", "val", min(count, CLASSES))):
         classes = sorted(path for path in (images / source).iterdir() if path.is_dir())
