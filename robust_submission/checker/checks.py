@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from robust_submission.checker.host import Rules, Trial
-from robust_submission.checker.result import Counter, ProbeError, Stage, TrialResult
+from robust_submission.checker.probes import Counter, ProbeError, Stage, TrialResult
 from robust_submission.checker.unpack import needless
 
 SAME = 1e-4  # outputs this close, as a share of the largest, count as equal
@@ -41,15 +41,10 @@ def check_trial(trial: Trial, rules: Rules) -> list[RuleResult]:
     return verdicts
 
 
-def _verdict(check: str, good: bool, expected: str, found: str, fix: str) -> RuleResult:
-    """A passed check needs no fix."""
-    if good:
-        return RuleResult(check=check, status="pass", expected=expected, found=found)
-    return RuleResult(check=check, status="fail", expected=expected, found=found, fix=fix)
-
-
-def _note(check: str, expected: str, found: str, fix: str) -> RuleResult:
-    return RuleResult(check=check, status="note", expected=expected, found=found, fix=fix)
+def _verdict(check: str, good: bool | None, expected: str, found: str, fix: str) -> RuleResult:
+    """`good` is None for a note; a passed check needs no fix."""
+    status, fix = ("pass", "") if good else ("note" if good is None else "fail", fix)
+    return RuleResult(check=check, status=status, expected=expected, found=found, fix=fix)
 
 
 def _words(error: ProbeError | None) -> str:
@@ -63,7 +58,7 @@ def _archive(files: list[str]) -> RuleResult:
     if extra := needless(files):
         found = f"{len(extra)} needless: {extra[0]}"
         fix = "leave out what the model does not read"
-        return _note("archive", "only what the model reads", found, fix)
+        return _verdict("archive", None, "only what the model reads", found, fix)
     found = ", ".join(sorted(files)[:4])
     return _verdict("archive", True, "model.py at the top level, safe paths", found, "")
 
@@ -72,20 +67,18 @@ def _ending(trial: Trial, rules: Rules) -> RuleResult:
     """Whether the model loaded and the trial came to its end."""
     run, result, limits = trial.run, trial.result, rules.limits
     assert run is not None
-    during = f"while {run.stage}"
+    found = f"{run.found}, while {run.stage}"
     if run.end == "late":
-        expected, found = f"an end within {limits.seconds:g} s", f"{run.found}, {during}"
         fix = "look for an endless loop or a very slow model, or raise --timeout"
-        return _verdict("time", False, expected, found, fix)
+        return _verdict("time", False, f"an end within {limits.seconds:g} s", found, fix)
     errors = result.errors.values() if result else ()
     if run.end == "killed" or any(error.kind == "MemoryError" for error in errors):
         expected = f"at most {limits.memory / 1e9:g} GB of memory"
-        found = f"{run.found if run.end == 'killed' else 'more requested'}, {during}"
+        found = found if run.end == "killed" else f"more requested, while {run.stage}"
         return _verdict("memory", False, expected, found, "use less memory, or raise --memory")
     if result is None:
-        last = (run.output.strip().splitlines() or [""])[-1]
+        found += f": {(run.output.strip().splitlines() or [''])[-1]}"
         fix = "do not end the process, nor write its result"
-        found = f"{run.found}, {during}: {last}"
         return _verdict("loading", False, "Model() to load and run", found, fix)
     if result.contacts:
         fix = "put everything that the model reads into the zip"
@@ -148,10 +141,10 @@ def _operations(result: TrialResult, rules: Rules) -> RuleResult:
         "ptflops": "by ptflops",
         "dispatched": "run by torch",
     }
-    counts = [
-        (result.operations[name], labels[name]) for name in labels if name in result.operations
-    ]
-    found = ", ".join(f"{count / 1e9:.3g} G {label}" for count, label in counts)
+    counts = [(result.operations.get(name), label) for name, label in labels.items()]
+    found = ", ".join(
+        f"{count / 1e9:.3g} G {label}" for count, label in counts if count is not None
+    )
     if result.uncounted:
         found += f"; not counted: {', '.join(result.uncounted)}"
     good = max(result.operations.values()) < rules.max_operations
@@ -176,10 +169,8 @@ def _interface(result: TrialResult, rules: Rules) -> Iterator[RuleResult]:
 
 def _outputs(result: TrialResult, rules: Rules) -> Iterator[RuleResult]:
     """Shape, type and values."""
-    outputs, expected = (
-        result.outputs,
-        f"2 x {rules.num_classes} for 2 images of {rules.image_size} px",
-    )
+    outputs = result.outputs
+    expected = f"2 x {rules.num_classes} for 2 images of {rules.image_size} px"
     if outputs is None:
         fix = "accept a float tensor N x 3 x H x W and return a tensor"
         yield _verdict("output", False, expected, _words(result.errors.get(Stage.OUTPUTS)), fix)
@@ -241,8 +232,8 @@ def _encoding(trial: Trial, result: TrialResult) -> Iterator[RuleResult]:
     unit, order = "images in 0 to 1", "channels in order BGR"
     fix = "give --images, a folder with labels and colours"
     if seen is None or labels is None:
-        yield _note("range", unit, "not checked", "give --images, a folder with labels")
-        yield _note("channels", order, "not checked", fix)
+        yield _verdict("range", None, unit, "not checked", "give --images, a folder with labels")
+        yield _verdict("channels", None, order, "not checked", fix)
         return
     bgr, rgb, bgr255 = (np.array(each) == labels for each in (seen.bgr, seen.rgb, seen.bgr255))
     found = f"accuracy {bgr.mean():.1%} in 0 to 1, {bgr255.mean():.1%} in 0 to 255"
@@ -250,9 +241,9 @@ def _encoding(trial: Trial, result: TrialResult) -> Iterator[RuleResult]:
     yield _verdict("range", good, unit, found, "do not divide by 255 in the model")
     found = f"accuracy {bgr.mean():.1%} as BGR, {rgb.mean():.1%} as RGB"
     if seen.grey:
-        yield _note("channels", order, "not checked: the images are grey", fix)
+        yield _verdict("channels", None, order, "not checked: the images are grey", fix)
     elif _better(bgr, rgb) or _better(rgb, bgr):
         fix = "flip them first: images = images.flip(1)"
         yield _verdict("channels", _better(rgb, bgr), order, found, fix)
     else:
-        yield _note("channels", order, f"{found}: no clear difference", fix)
+        yield _verdict("channels", None, order, f"{found}: no clear difference", fix)

@@ -11,14 +11,12 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from robust_submission.checker.result import Stage, TrialRequest, TrialResult
+from robust_submission.checker.probes import Stage, TrialRequest, TrialResult
 from robust_submission.checker.sandbox import Limits, Run, run_isolated
 from robust_submission.checker.unpack import BOUNDS, RefusedError, check_layout, unpack
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source, stratified_subset
-
-KINDS = (".zip", ".onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,39 +88,34 @@ def try_submission(
     Raises:
         UserError: no such file, or a file of another kind.
     """
-    _check_path(path)
-    kind = path.suffix.lower()
+    if (kind := path.suffix.lower()) not in (".zip", ".onnx"):
+        found = path.suffix or "no ending"
+        raise UserError(f"{path}: expected the ending .zip or .onnx, found {found}.")
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise UserError(f"{path}: expected a submission, found {found}.")
     with tempfile.TemporaryDirectory(prefix="submission-") as name:
         folder = Path(name).resolve()
         try:
             submission, files = _open_submission(path, folder / "content")
         except RefusedError as error:
             return Trial(kind=kind, files=[], refused=error)
+        if images is not None:
+            np.save(folder / "images.npy", images.pixels)
         threads = os.environ.get("OMP_NUM_THREADS", "")
         request = TrialRequest(
             submission=str(submission),
             image_size=rules.image_size,
             threads=int(threads) if threads.isdecimal() and int(threads) else os.cpu_count() or 1,
+            images=str(folder / "images.npy") if images is not None else None,
             labelled=images is not None and images.labels is not None,
             logits=logits,
         )
-        if images is not None:
-            np.save(folder / "images.npy", images.pixels)
-            request = replace(request, images=str(folder / "images.npy"))
         start = time.monotonic()
         run = _run_worker(kind, request, rules)
         seconds = time.monotonic() - start
     run, result = _parse(run, images)
     return Trial(kind=kind, files=files, run=run, result=result, seconds=seconds, images=images)
-
-
-def _check_path(path: Path) -> None:
-    if path.suffix.lower() not in KINDS:
-        found = path.suffix or "no ending"
-        raise UserError(f"{path}: expected the ending {' or '.join(KINDS)}, found {found}.")
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
-        raise UserError(f"{path}: expected a submission, found {found}.")
 
 
 def _open_submission(path: Path, folder: Path) -> tuple[Path, list[str]]:
@@ -162,8 +155,8 @@ def _parse(run: Run, images: Images | None) -> tuple[Run, TrialResult | None]:
         first = error.errors()[0]
         words = ": ".join([*map(str, first["loc"]), first["msg"]])
         return replace(run, found=f"a result that no worker writes ({words})"), None
-    if (seen := result.reactions) is not None:
-        count = 0 if images is None else len(images.pixels)
-        if {len(seen.bgr), len(seen.rgb), len(seen.bgr255)} != {count}:
-            return replace(run, found="a result that no worker writes (other images)"), None
+    count = 0 if images is None else len(images.pixels)
+    seen = result.reactions
+    if seen and {len(seen.bgr), len(seen.rgb), len(seen.bgr255)} != {count}:
+        return replace(run, found="a result that no worker writes (other images)"), None
     return run, result

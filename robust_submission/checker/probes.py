@@ -1,32 +1,149 @@
-"""Probes that both workers make: images in, properties of the outputs out.
+"""Probes that both workers make, and the dataclasses in which they are asked for and answered.
 
-Imported in the bounded process, which has numpy but no other package for certain.
+Host and workers import this file; the workers' process has numpy but no other package for certain.
+The dataclasses cross as JSON. The host parses the answer strictly with pydantic: code of the
+submission ran in the process that wrote it.
 """
 
 import json
+import os
+import resource
+import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
-
-from robust_submission.checker.result import (
-    Counter,
-    Outputs,
-    ProbeError,
-    Reactions,
-    Stage,
-    TrialRequest,
-    TrialResult,
-)
 
 Found = TypeVar("Found")
 BatchRunner = Callable[[np.ndarray], np.ndarray]
 """Images (N, 3, S, S), BGR, 0 to 1, to outputs (N, ...)."""
 BATCH = 16
+
+
+class Stage(StrEnum):
+    """What a worker probes, in words for the progress bar; errors are recorded under it."""
+
+    LOAD = "loading the model"
+    PARAMETERS = "counting parameters"
+    INTERFACE = "reading inputs"
+    OUTPUTS = "computing outputs"
+    LOGITS = "computing logits of the given images"
+    STABILITY = "computing outputs again"
+    REACTIONS = "computing outputs of the given images"
+    MODES = "comparing eval and train mode"
+    DISTRIBUTED = "running under DistributedDataParallel"
+    OPERATIONS = "counting operations"
+    PTFLOPS = "counting operations with ptflops"
+
+
+Counter = Literal["graph", "ptflops", "dispatched"]
+"""What counted operations: shapes in the ONNX graph, ptflops, or torch's dispatcher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRequest:
+    """What the host asks for."""
+
+    submission: str
+    """The folder of the unpacked package, or the ONNX file."""
+    image_size: int
+    threads: int
+    images: str | None = None
+    """A .npy file of uint8 (N, S, S, 3), RGB; None means generated patches of colour."""
+    labelled: bool = False
+    """Whether the host has labels for the images, so that `reactions` are wanted."""
+    logits: bool = False
+    """Whether the logits of the images are wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeError:
+    """An exception raised by a probe."""
+
+    kind: str
+    """Name of its class."""
+    message: str
+    place: str
+    """File and line within the submission; empty where it was raised elsewhere."""
+    module: str
+    """The module that could not be imported, if that was the error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """The inputs of an ONNX model."""
+
+    inputs: int
+    shape: list[int | str]
+    """Of the first input; names stand for free dimensions."""
+    float32: bool
+    opset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What two images give."""
+
+    shape: list[int]
+    dtype: str
+    finite: bool
+    probabilities: bool
+    """Whether each row is nonnegative and sums to 1."""
+    extremes: bool
+    """Whether a black and a white image give finite outputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reactions:
+    """Predicted labels of the given images, in three encodings."""
+
+    bgr: list[int]
+    """As the challenge feeds them: BGR, 0 to 1."""
+    rgb: list[int]
+    bgr255: list[int]
+    """BGR, 0 to 255."""
+    finite: bool
+    """Whether the outputs for `bgr` are finite."""
+    grey: bool
+    """Whether the images have no colour."""
+
+
+@dataclass(kw_only=True)
+class TrialResult:
+    """What a worker found; None or empty where a probe failed or was not made."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    loaded: bool = False
+    errors: dict[Stage, ProbeError] = field(default_factory=dict)
+    contacts: list[str] = field(default_factory=list)
+    """Hosts that the model tried to reach."""
+    parameters: int | None = None
+    """How many numbers the model holds."""
+    trainable: int | None = None
+    """How many of them require a gradient; None for ONNX."""
+    interface: Interface | None = None
+    outputs: Outputs | None = None
+    logits: list[list[float]] | None = None
+    """(N, num_classes)."""
+    reactions: Reactions | None = None
+    repeat: float | None = None
+    """Largest difference between two calls, as a share of the largest output."""
+    batch: float | None = None
+    """The same between an image alone and in a batch."""
+    modes: float | None = None
+    """The same between eval and train mode."""
+    distributed: bool | None = None
+    """True if a forward pass through DistributedDataParallel and DataParallel worked."""
+    operations: dict[Counter, float] = field(default_factory=dict)
+    """Multiply-adds per image."""
+    uncounted: list[str] = field(default_factory=list)
+    """ONNX operators that may multiply but are not counted."""
 
 
 class Probes:
@@ -49,8 +166,18 @@ class Probes:
 
     @cached_property
     def images(self) -> np.ndarray:
-        """The images to try, float32 (N, 3, S, S), BGR, 0 to 1."""
-        return request_images(self.request)
+        """The given images as the challenge feeds them; patches of colour if there are none.
+
+        float32 (N, 3, S, S), BGR, 0 to 1.
+        """
+        if self.request.images is not None:
+            pixels = np.load(self.request.images, allow_pickle=False)  # uint8 (N, S, S, 3), RGB
+            ordered = np.ascontiguousarray(pixels[..., ::-1].transpose(0, 3, 1, 2))
+            return ordered.astype(np.float32) / 255
+        side = self.request.image_size
+        coarse = np.random.default_rng(0).random((8, 3, 7, 7), dtype=np.float32)
+        rows = np.arange(side) * 7 // side
+        return np.ascontiguousarray(coarse[:, :, rows][:, :, :, rows])
 
     def count(self, counter: Counter, probe: Callable[[], float]) -> None:
         """Record multiply-adds per image."""
@@ -72,11 +199,38 @@ class Probes:
             result.reactions = self.attempt(Stage.REACTIONS, lambda: find_reactions(run, images))
         return True
 
-    def write(self) -> None:
-        """Write the result, whole or not at all."""
-        temporary = self.folder / "result.part"
-        temporary.write_text(json.dumps(asdict(self.result)))
-        temporary.replace(self.folder / "result")
+
+def run_worker(probe: Callable[[Probes], object]) -> None:
+    """Bound this process, probe, write the result, and end: all that a worker does when started.
+
+        python -S -P -B -m robust_submission.checker.worker FOLDER BYTES
+
+    FOLDER/packages holds all that may be imported besides the standard library, FOLDER/code this
+    package. From here on nothing of this package can be imported any more: a submission that
+    imports it, or that has modules of the same names, behaves as it would elsewhere.
+    """
+    folder = Path(sys.argv[1])
+    sys.path.remove(str(folder / "code"))
+    del os.environ["PYTHONPATH"]
+    package = __name__.partition(".")[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+    _limit_memory(int(sys.argv[2]))  # what the packages took is not counted
+    probes = Probes(folder)
+    probe(probes)
+    written = folder / "result.part"
+    written.write_text(json.dumps(asdict(probes.result)))
+    written.replace(folder / "result")  # whole or not at all
+    os._exit(0)  # threads that the model left behind must not keep the process alive
+
+
+def _limit_memory(room: int) -> None:
+    """Let this process grow by `room` bytes and write no file above 1 GiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * os.sysconf("SC_PAGE_SIZE") + room
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def describe_error(error: BaseException, submission: str) -> ProbeError:
@@ -91,18 +245,6 @@ def describe_error(error: BaseException, submission: str) -> ProbeError:
         place=f"{Path(inside[-1].filename).name}:{inside[-1].lineno}" if inside else "",
         module=str(getattr(error, "name", "") or ""),
     )
-
-
-def request_images(request: TrialRequest) -> np.ndarray:
-    """The given images as the challenge feeds them; patches of colour if there are none."""
-    if request.images is not None:
-        pixels = np.load(request.images, allow_pickle=False)  # uint8 (N, S, S, 3), RGB
-        ordered = np.ascontiguousarray(pixels[..., ::-1].transpose(0, 3, 1, 2))
-        return ordered.astype(np.float32) / 255
-    side = request.image_size
-    coarse = np.random.default_rng(0).random((8, 3, 7, 7), dtype=np.float32)
-    rows = np.arange(side) * 7 // side
-    return np.ascontiguousarray(coarse[:, :, rows][:, :, :, rows])
 
 
 def describe_outputs(run: BatchRunner, images: np.ndarray) -> Outputs:

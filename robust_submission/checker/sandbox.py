@@ -51,7 +51,7 @@ class Run:
     """What it wrote; None unless it exited with status 0 and wrote something."""
 
 
-def required(names: Iterable[str]) -> set[importlib.metadata.Distribution]:
+def _required(names: Iterable[str]) -> set[importlib.metadata.Distribution]:
     """The named distributions and all that they require."""
     found = dict[str, importlib.metadata.Distribution]()
     extras = dict[str, set[str]]()
@@ -76,7 +76,7 @@ def required(names: Iterable[str]) -> set[importlib.metadata.Distribution]:
 
 def link_packages(folder: Path, names: Iterable[str]) -> None:
     """Fill `folder` with links to the named packages and all that they require, nothing else."""
-    for distribution in required(names):
+    for distribution in _required(names):
         _link(distribution, folder)
 
 
@@ -98,9 +98,8 @@ def run_isolated(
     """Run a worker under this Python with the standard library and `packages` alone.
 
     Args:
-        worker: Name of a module of this folder. Its `main` is called with a folder, in which it
-            finds `request`, and ptflops in `tools`; it writes `result`, and the name of what it
-            begins as a line of `stage`.
+        worker: Name of a module of this folder, see `probes.run_worker`. It finds `request`, and
+            ptflops in `tools`; it writes `result`, and what it begins as a line of `stage`.
         request: What it finds in `request`.
         packages: Names of distributions; what they require comes with them.
         limits: Of time and memory.
@@ -117,30 +116,28 @@ def run_isolated(
         code.parent.mkdir(parents=True)
         code.symlink_to(HERE.resolve())  # nothing else of ours can be imported
         (folder / "request").write_text(request)
-        script = (HERE / "bootstrap.py").resolve()
-        words = (script, folder, f"{package}.{worker}", int(limits.memory))
+        words = ("-S", "-P", "-B", "-m", f"{package}.{worker}", folder, int(limits.memory))
         with (folder / "printed").open("wb") as printed:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", *map(str, words)],
+                [sys.executable, *map(str, words)],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 cwd=folder / "work",
-                env=_environment(folder / "work"),
+                env=_environment(folder),
                 start_new_session=True,
             )
             in_time = _wait(process, limits.seconds, folder / "stage", on_stage)
         return _describe_end(process.returncode, in_time, limits, folder)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     """No secrets, no GPU, no proxy: only what a program needs to start."""
     kept = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    return {
-        **environment,
-        "HOME": str(home),
-        "TMPDIR": str(home),
+    return {name: os.environ[name] for name in kept if name in os.environ} | {
+        "PYTHONPATH": f"{folder / 'packages'}:{folder / 'code'}",
+        "HOME": str(folder / "work"),
+        "TMPDIR": str(folder / "work"),
         "CUDA_VISIBLE_DEVICES": "",
         "GLOO_SOCKET_IFNAME": "lo",
     }
@@ -181,14 +178,16 @@ def _tail(path: Path, size: int = 4000) -> str:
 
 
 def _describe_end(status: int, in_time: bool, limits: Limits, folder: Path) -> Run:
-    stage, output = _last_stage(folder / "stage"), _tail(folder / "printed")
+    end, found, result = "exited", f"it ended by itself with status {status}", folder / "result"
     if not in_time:
-        found = f"still running after {limits.seconds:g} s"
-        return Run(end="late", found=found, stage=stage, output=output)
-    if status < 0:
-        found = f"killed by {signal.Signals(-status).name}"
-        return Run(end="killed", found=found, stage=stage, output=output)
-    found, written = f"it ended by itself with status {status}", folder / "result"
-    whole = status == 0 and written.is_file() and written.stat().st_size <= RESULT_BYTES
-    result = written.read_bytes() if whole else None
-    return Run(end="exited", found=found, stage=stage, output=output, result=result)
+        end, found = "late", f"still running after {limits.seconds:g} s"
+    elif status < 0:
+        end, found = "killed", f"killed by {signal.Signals(-status).name}"
+    whole = end == "exited" and status == 0 and result.is_file()
+    return Run(
+        end=end,
+        found=found,
+        stage=_last_stage(folder / "stage"),
+        output=_tail(folder / "printed"),
+        result=result.read_bytes() if whole and result.stat().st_size <= RESULT_BYTES else None,
+    )

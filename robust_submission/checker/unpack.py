@@ -72,14 +72,12 @@ def needless(files: list[str]) -> list[str]:
 
 def check_layout(files: list[str]) -> None:
     """Raise RefusedError unless model.py lies at the top."""
-    if "model.py" in files:
-        return
-    found = ", ".join(files[:3]) or "nothing"
-    fix = "add a model.py with a class Model"
+    found, fix = ", ".join(files[:3]) or "nothing", "add a model.py with a class Model"
     if nested := [name for name in files if name.endswith("/model.py")]:
         found = f"{nested[0]}, a folder too deep"
         fix = "zip from inside the folder: cd FOLDER && zip -r ../submission.zip ."
-    raise RefusedError("model.py at the top level", found, fix)
+    if "model.py" not in files:
+        raise RefusedError("model.py at the top level", found, fix)
 
 
 def _name(entry: zipfile.ZipInfo) -> str:
@@ -102,8 +100,7 @@ def _check_entries(entries: Sequence[zipfile.ZipInfo], bounds: Bounds) -> None:
 
 
 def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
-    name = entry.filename
-    path = PurePosixPath(name)
+    name, path = entry.filename, PurePosixPath(entry.filename)
     unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
     if unsafe or not path.parts or ":" in path.parts[0]:
         fix = "zip from inside the folder: zip ../submission.zip model.py model.safetensors"
@@ -114,9 +111,8 @@ def _check_entry(entry: zipfile.ZipInfo, bounds: Bounds) -> None:
         what = "a link" if kind == stat.S_IFLNK else "a special file"
         raise RefusedError("plain files", f"{name}, {what}", "pack the file itself")
     if entry.flag_bits & 1:
-        raise RefusedError(
-            "a zip without encryption", f"{name} encrypted", "zip it without a password"
-        )
+        fix = "zip it without a password"
+        raise RefusedError("a zip without encryption", f"{name} encrypted", fix)
     if entry.file_size > ROUTINE and entry.file_size > bounds.ratio * max(entry.compress_size, 1):
         ratio = entry.file_size / max(entry.compress_size, 1)
         found = f"{name} shrunk {ratio:,.0f} times (a zip bomb?)"
@@ -132,8 +128,7 @@ def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, left:
         while chunk := packed.read(1 << 20):
             written += len(chunk)
             if written > left:
-                raise RefusedError(
-                    "the size that it declares", f"{entry.filename} larger", "zip again"
-                )
+                found = f"{entry.filename} larger"
+                raise RefusedError("the size that it declares", found, "zip again")
             file.write(chunk)
     return written

@@ -19,8 +19,14 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from robust_submission.checker.probes import BATCH, BatchRunner, Probes, output_difference
-from robust_submission.checker.result import Stage
+from robust_submission.checker.probes import (
+    BATCH,
+    BatchRunner,
+    Probes,
+    Stage,
+    output_difference,
+    run_worker,
+)
 
 AuditHook = Callable[[str, tuple[object, ...]], None]
 
@@ -148,6 +154,10 @@ def count_by_ptflops(model: nn.Module, image_size: int, tools: Path) -> float:
 def probe_package(probes: Probes) -> None:
     """Every probe in turn."""
     request, result = probes.request, probes.result
+    torch.set_num_threads(request.threads)
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")  # they would only fill a log that nobody reads
+    sys.addaudithook(refuse_network(result.contacts))
     model = probes.attempt(Stage.LOAD, lambda: load_packaged_model(request.submission))
     if model is None:
         return
@@ -166,12 +176,5 @@ def probe_package(probes: Probes) -> None:
     probes.count("ptflops", lambda: count_by_ptflops(model, request.image_size, tools))
 
 
-def main(folder: Path) -> None:
-    """Try the model and write what was found."""
-    probes = Probes(folder)
-    torch.set_num_threads(probes.request.threads)
-    torch.manual_seed(0)
-    warnings.simplefilter("ignore")  # they would only fill a log that nobody reads
-    sys.addaudithook(refuse_network(probes.result.contacts))
-    probe_package(probes)
-    probes.write()
+if __name__ == "__main__":
+    run_worker(probe_package)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,8 +9,14 @@ import onnx.helper
 import onnx.inliner
 import onnxruntime
 
-from robust_submission.checker.probes import BATCH, BatchRunner, Probes
-from robust_submission.checker.result import Interface, Stage
+from robust_submission.checker.probes import (
+    BATCH,
+    BatchRunner,
+    Interface,
+    Probes,
+    Stage,
+    run_worker,
+)
 
 COUNTED = {  # products, also onnxruntime's own, and which of their inputs is the second factor
     **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "FusedConv"), 1),
@@ -183,8 +188,5 @@ def probe_onnx(probes: Probes) -> None:
         result.uncounted = find_uncounted(model)
 
 
-def main(folder: Path) -> None:
-    """Try the model and write what was found."""
-    probes = Probes(folder)
-    probe_onnx(probes)
-    probes.write()
+if __name__ == "__main__":
+    run_worker(probe_onnx)

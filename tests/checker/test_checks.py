@@ -13,7 +13,7 @@ from PIL import Image
 
 from robust_submission.checker.checks import RuleResult, check_trial
 from robust_submission.checker.host import Images, Rules, Trial, read_labelled, try_submission
-from robust_submission.checker.result import (
+from robust_submission.checker.probes import (
     ProbeError,
     Reactions,
     Stage,
