@@ -112,9 +112,8 @@ def main(options: Options) -> None:
     print_list("same bytes", groups, options.show)
     if faults := inspection.faults():
         found = "; ".join(faults)
-        raise UserError(
-            f"{data.root or data.name}: expected data that a run can use, found {found}."
-        )
+        place = data.root or data.name
+        raise UserError(f"{place}: expected data that a run can use, found {found}.")
     print("Nothing must be mended.")
 
 

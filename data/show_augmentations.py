@@ -41,10 +41,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 8), ("seed", 0), ("draws", 1)):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"--{name}: expected at least {least}, received {getattr(self, name)}."
-                )
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"--{name}: expected at least {least}, received {value}.")
 
 
 def draw_operations(image: np.ndarray, seed: int, draws: int) -> dict[str, np.ndarray]:

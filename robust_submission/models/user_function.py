@@ -51,10 +51,9 @@ def call_function(name: str) -> object:
         if not callable(function):
             nearest = difflib.get_close_matches(attribute, dir(module), n=1)
             hint = f"; nearest: {nearest[0]}" if nearest else ""
-            raise UserError(
-                f"{name}: expected a function {attribute!r} in {place}, "
-                f"found {'none' if function is None else type(function).__name__}{hint}."
-            )
+            found = "none" if function is None else type(function).__name__
+            expected = f"a function {attribute!r} in {place}"
+            raise UserError(f"{name}: expected {expected}, found {found}{hint}.")
         return _run(function, f"{name}: expected a function that needs no arguments")
 
 
