@@ -26,7 +26,8 @@ class CheckedData:
     """The data set."""
 
     name: str
-    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv or images."""
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c, imagenetc or
+    images."""
     root: Path | None = None
     """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
     digits."""

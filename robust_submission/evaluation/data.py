@@ -29,13 +29,13 @@ class DataOptions:
     """The images."""
 
     name: str | None = None
-    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge or csv (see data/README.md); by
-    default the run's own."""
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c or imagenetc (see
+    data/README.md); by default the run's own."""
     root: Path | None = None
     """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
     digits."""
     split: str = "test"
-    """train, val or test."""
+    """train, val or test; of cifar10c and imagenetc a kind and a severity, such as fog/3."""
     download: bool = False
     """Let torchvision download the data set if it is not in root."""
     image_column: str | None = None

@@ -4,6 +4,7 @@ open_source("digits")                                  embedded, no files needed
 open_source("cifar10", Path("data/raw"), download=True)
 open_source("folder", Path("data/raw/cifar10"), "test")
 open_source("hf", Path("shards"), "test")              Parquet, Arrow or tar files, or the Hub
+open_source("cifar10c", Path("CIFAR-10-C"), "fog/3")   CIFAR-10-C, ImageNet-C
 open_source("images", Path("test_images"))             no labels
 
 data/README.md shows each layout.
@@ -17,6 +18,12 @@ import yaml
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.arrays import TORCHVISION_FILES, open_digits, open_torchvision
+from robust_submission.data.sources.corrupted import (
+    cifar10c_splits,
+    imagenetc_splits,
+    open_cifar10c,
+    open_imagenetc,
+)
 from robust_submission.data.sources.folders import folder_splits, open_folder, open_images
 from robust_submission.data.sources.huggingface import Columns, open_table, table_splits
 from robust_submission.data.sources.manifests import manifest_splits, open_challenge, open_csv
@@ -42,8 +49,12 @@ __all__ = [
     "stratified_subset",
 ]
 
-SOURCES = ("digits", *TORCHVISION_FILES, "folder", "hf", "challenge", "csv", "images")
+SOURCES = (
+    *("digits", *TORCHVISION_FILES, "folder", "hf", "challenge", "csv"),
+    *("cifar10c", "imagenetc", "images"),
+)
 DOWNLOADS = Path("data/raw")
+_CORRUPTED = {"cifar10c": open_cifar10c, "imagenetc": open_imagenetc}
 
 
 def _checked_root(name: str, root: str | Path | None) -> Path:
@@ -64,15 +75,21 @@ def available_splits(
 ) -> tuple[str, ...]:
     """Which of train, val and test a source is divided into; () where it is not divided.
 
-    Arguments and errors are those of `open_source`.
+    Of cifar10c and imagenetc, each kind and severity, such as "fog/3". Arguments and errors are
+    those of `open_source`.
     """
     place = _checked_root(name, root)
     if name == "digits" or name in TORCHVISION_FILES:
         return ("train", "test")
     if name == "hf":
         return table_splits(str(place), columns or Columns())
-    if name == "folder":
-        return folder_splits(place)
+    listed = {
+        "folder": folder_splits,
+        "cifar10c": cifar10c_splits,
+        "imagenetc": imagenetc_splits,
+    }
+    if name in listed:
+        return listed[name](place)
     return manifest_splits(place) if name == "csv" else ()
 
 
@@ -89,11 +106,12 @@ def open_source(
     Args:
         name: digits, cifar10, svhn, fashion_mnist, folder (class folders), hf (what `datasets` of
             Hugging Face reads), challenge (images/ and label.txt), csv (a manifest
-            image,label[,split]) or images (no labels).
+            image,label[,split]), cifar10c, imagenetc or images (no labels).
         root: The folder, the manifest's path, or the name on the Hugging Face Hub; digits needs
             none, and torchvision's sets are in data/raw unless it is given.
         split: train, val or test; a source that is not divided gives all of itself for train and
-            for test. Without effect on images.
+            for test. A kind and severity such as "fog/3" of cifar10c and imagenetc. Without effect
+            on images.
         download: Let torchvision fetch its sets when they are missing.
         columns: hf: the images' and the labels'; by default found by their types.
 
@@ -101,6 +119,8 @@ def open_source(
         UserError: an unknown name or split, a root with digits, or files that are not as expected.
     """
     place = _checked_root(name, root)
+    if name in _CORRUPTED:
+        return _CORRUPTED[name](place, split)
     if split not in SPLITS:
         raise UserError(f"data.split: expected one of {', '.join(SPLITS)}, found {split!r}.")
     if name == "digits":
