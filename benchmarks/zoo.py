@@ -37,6 +37,8 @@ KINDS = {
     "honest": (HONEST, ("no sign of masking",)),
 }
 """Rows of each kind, and the verdicts that are right for them."""
+NOTHING_HIDDEN = 0.05
+"""How far an oblivious accuracy may lie above the true one by chance."""
 DRAWS = 5
 """Calls of a model that are scored, as it may be random."""
 
@@ -119,18 +121,10 @@ def knowing_attacks(kind: str, epsilon: float) -> list[Attack]:
     return [pgd, AutoAttack(epsilon=epsilon, attacks=("apgd-t",))]
 
 
-def cells_of(report: Report) -> list[str]:
-    """Clean, oblivious and adaptive accuracy, verdict and planted attacks, as `COLUMNS`."""
-    shares = (report.clean, report.oblivious, report.adaptive)
-    planted = getattr(report, "planted", None)
-    numbers = [percent(share.value) for share in shares]
-    return [*numbers, report.verdict, "-" if planted is None else str(planted)]
-
-
-def try_row(model: Model, truth: TrueAccuracy, options: Options, name: str) -> list[str]:
-    """The cells of `evaluate`; if it raises, the error in place of the verdict."""
+def report_of(model: Model, truth: TrueAccuracy, options: Options, name: str) -> Report | Exception:
+    """What `evaluate` finds, or what it raises."""
     try:
-        report = evaluate(
+        return evaluate(
             model,
             truth.images,
             truth.labels,
@@ -141,14 +135,50 @@ def try_row(model: Model, truth: TrueAccuracy, options: Options, name: str) -> l
             name=name,
         )
     except Exception as error:  # the row says so, and the next model follows
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        return ["-", "-", "-", f"{type(error).__name__}: {reason}", "-"]
-    return cells_of(report)
+        return error
+
+
+def cells_of(found: Report | Exception, true: float | None) -> list[str]:
+    """The cells between the model's name and the seconds; an error in place of the verdict."""
+    shown = "-" if true is None else percent(true)
+    if isinstance(found, Exception):
+        reason = (str(found).strip() or "no message").splitlines()[0]
+        return ["-", "-", "-", shown, f"{type(found).__name__}: {reason}", "-"]
+    shares = (found.clean, found.oblivious, found.adaptive)
+    planted = getattr(found, "planted", None)
+    numbers = [percent(share.value) for share in shares]
+    return [*numbers, shown, found.verdict, "-" if planted is None else str(planted)]
 
 
 def line(cells: Sequence[str]) -> str:
     """One row of the table, in columns."""
     return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+
+
+@dataclass
+class Tally:
+    """How many models of a kind get a verdict that is right for them."""
+
+    kind: str
+    right: tuple[str, ...]
+    models: int = 0
+    called: int = 0
+    open: int = 0
+    """Models with another verdict whose oblivious accuracy is the true one: nothing is hidden."""
+
+    def add(self, found: Report | Exception, true: float | None) -> None:
+        """Count one model."""
+        self.models += 1
+        if isinstance(found, Exception):
+            return
+        called = found.verdict in self.right
+        self.called += called
+        if not called and self.kind == "masked" and true is not None:
+            self.open += found.oblivious.value <= true + NOTHING_HIDDEN
+
+    def __str__(self) -> str:
+        text = f"{self.called} of {self.models} {self.kind} ones called {' or '.join(self.right)}"
+        return f"{text} ({self.open} of the others hide nothing)" if self.open else text
 
 
 def try_zoo(options: Options) -> None:
@@ -158,25 +188,23 @@ def try_zoo(options: Options) -> None:
     truth = TrueAccuracy(
         networks=networks, images=pixels.to(DEVICE).float() / 255, labels=labels.to(DEVICE)
     )
-    lines, counts = [line(COLUMNS)], list[str]()
-    print(lines[0])
+    lines, tallies = [line(COLUMNS)], list[Tally]()
+    print(lines[0], flush=True)
     for kind, (rows, right) in KINDS.items():
         attacks = knowing_attacks(kind, options.epsilon)
-        verdicts = list[str]()
+        tallies.append(Tally(kind, right))
         for name, row in options.chosen(kind, rows).items():
             torch.manual_seed(options.seed)
             model = row.build(networks)
             start = time.perf_counter()
-            *numbers, verdict, planted = try_row(model, truth, options, name)
+            found = report_of(model, truth, options, name)
             seconds = f"{time.perf_counter() - start:.0f}"
-            true = percent(truth.of(model, row.twins, attacks)) if options.true else "-"
-            lines.append(line([name, *numbers, true, verdict, planted, seconds]))
+            true = truth.of(model, row.twins, attacks) if options.true else None
+            tallies[-1].add(found, true)
+            lines.append(line([name, *cells_of(found, true), seconds]))
             print(lines[-1], flush=True)
-            verdicts.append(verdict)
             write(options.out, lines)
-        called = sum(verdict in right for verdict in verdicts)
-        counts.append(f"{called} of {len(verdicts)} {kind} ones called {' or '.join(right)}")
-    lines.append("; ".join(counts) + ".")
+    lines.append("; ".join(map(str, tallies)) + ".")
     print(lines[-1])
     write(options.out, lines)
 

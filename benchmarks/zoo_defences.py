@@ -54,7 +54,7 @@ def rounded_probabilities(logits: Tensor) -> Tensor:
 
 
 def half_precision_logits(logits: Tensor) -> Tensor:
-    return logits.half() * 1e-6
+    return (100 * logits).half() * 1e-8
 
 
 class Votes(nn.Module):
@@ -137,17 +137,20 @@ def rounded_features(features: Tensor) -> Tensor:
     return (features * 4).round() / 4
 
 
-class MeanSparse(nn.Module):
-    """Values within `width` standard deviations of their channel's mean become the mean."""
+class LearnedQuantiser(nn.Module):
+    """Values near their channel's mean become the mean, as in MeanSparse; others a level beside it.
 
-    def __init__(self, features: Tensor, width: float = 0.5) -> None:
+    Mean and step, `width` standard deviations, are those of some features (N, C, H, W).
+    """
+
+    def __init__(self, features: Tensor, width: float = 0.75) -> None:
         super().__init__()
         self.mean = nn.Parameter(features.mean((0, 2, 3), keepdim=True))
-        self.radius = nn.Parameter(width * features.std((0, 2, 3), keepdim=True))
+        self.step = nn.Parameter(width * features.std((0, 2, 3), keepdim=True))
 
     def forward(self, features: Tensor) -> Tensor:
-        near = (features - self.mean).abs() < self.radius
-        return torch.where(near, self.mean, features)
+        levels = ((features - self.mean) / self.step).round()
+        return self.mean + levels * self.step
 
 
 class WinnersTakeAll(nn.Module):
@@ -179,7 +182,7 @@ def fast_sine(images: Tensor) -> Tensor:
 
 
 def sawtooth(images: Tensor) -> Tensor:
-    return images + 1e-5 * ((images * 1e9) % 1)
+    return images + 1e-5 * ((images * 1e6) % 2 - 1).abs()
 
 
 def reflected(images: Tensor) -> Tensor:
@@ -213,9 +216,19 @@ def hooked(images: Tensor) -> Tensor:
     return images
 
 
-def underflowing(inputs: Tensor) -> Tensor:
-    """float16 keeps the values; a gradient divided by 50,000 it rounds to zero."""
-    return (inputs.half() * 50_000 * (1 / 50_000)).float()
+# Gradients from logits this small are zero in float16, and in float32 when divided by 1e30.
+
+
+def tiny_logits(logits: Tensor) -> Tensor:
+    return logits * 1e-20
+
+
+def half_precision(images: Tensor) -> Tensor:
+    return images.half().float()
+
+
+def huge_and_back(features: Tensor) -> Tensor:
+    return features * 1e30 * 1e-30
 
 
 # Randomness, without a seed

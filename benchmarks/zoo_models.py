@@ -149,14 +149,14 @@ def random(build: Build) -> Row:
     return Row(build, (natural, lambda networks: Averaged(build(networks))))
 
 
-def mean_sparse(networks: Networks, *, straight: bool = False) -> nn.Module:
-    """MeanSparse behind the stem and each block, with the statistics of training images."""
+def learned_quantiser(networks: Networks, *, straight: bool = False) -> nn.Module:
+    """A quantiser behind the stem and each block, with the statistics of training images."""
     features, parts = networks.calibration_images(), list[nn.Module]()
     for place, part in enumerate(natural(networks)):
         features = part(features)
         parts.append(part)
         if place in STAGES:
-            layer = defences.MeanSparse(features)
+            layer = defences.LearnedQuantiser(features)
             parts.append(StraightThrough(layer) if straight else layer)
     return nn.Sequential(*parts).requires_grad_(False)
 
@@ -164,6 +164,11 @@ def mean_sparse(networks: Networks, *, straight: bool = False) -> nn.Module:
 def honest(build: Build, twin: Build | None = None) -> Row:
     """A model whose own gradient is right; a twin only where its outputs are probabilities."""
     return Row(build, (twin or build,))
+
+
+def quantiser_twin(networks: Networks) -> nn.Module:
+    """The same with the gradient passed straight through."""
+    return learned_quantiser(networks, straight=True)
 
 
 def thermometer(networks: Networks) -> nn.Module:
@@ -196,6 +201,13 @@ def purified_twin(networks: Networks) -> nn.Module:
     """The same with the gradient passed straight through the purification."""
     model = purified(networks)
     return nn.Sequential(StraightThrough(model.purify), model.network)
+
+
+def tiny_gradients(
+    place: Callable[[Transform, Networks], nn.Module], layer: Transform, networks: Networks
+) -> nn.Module:
+    """The natural network with a layer where tiny logits' gradients underflow."""
+    return nn.Sequential(place(layer, networks), Apply(defences.tiny_logits))
 
 
 def concealed(networks: Networks) -> RobustClassifier:
@@ -233,7 +245,9 @@ MASKED: dict[str, Row] = {
     "thermometer sum": at_input(defences.ThermometerSum()),
     "thermometer network": Row(thermometer, (thermometer_twin, natural)),
     "rounded features": at_features(defences.rounded_features),
-    "mean sparse": Row(mean_sparse, (natural, partial(mean_sparse, straight=True))),
+    "learned quantiser": Row(
+        learned_quantiser, (natural, partial(learned_quantiser, straight=True))
+    ),
     "k winners take all": Row(network("k-wta"), (winners_twin, natural)),
     "jpeg": as_function(defences.jpeg),
     "numpy bit depth": as_function(defences.numpy_bit_depth),
@@ -248,8 +262,8 @@ MASKED: dict[str, Row] = {
     "reversed backward, input": at_input(defences.ReversedBackward.apply),
     "reversed backward, features": Row(reversed_once),
     "tensor hook": at_input(defences.hooked),
-    "underflow, input": at_input(defences.underflowing),
-    "underflow, features": at_features(defences.underflowing),
+    "underflow, input": Row(partial(tiny_gradients, in_front, defences.half_precision)),
+    "underflow, features": Row(partial(tiny_gradients, inside, defences.huge_and_back)),
     "noise, input": random(partial(in_front, defences.noisy)),
     "noise, features": random(partial(inside, defences.noisy_features)),
     "resize and pad": random(partial(in_front, defences.resized_and_padded)),

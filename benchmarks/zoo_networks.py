@@ -203,7 +203,7 @@ class Networks:
         """The network in eval mode, frozen. A new one for each call."""
         path, recipe = self.weights / f"{name}.safetensors", RECIPES[name]
         torch.manual_seed(recipe.seed)
-        model = recipe.build().to(DEVICE, memory_format=torch.channels_last)
+        model = recipe.build().to(DEVICE).to(memory_format=torch.channels_last)
         if path.is_file():
             model.load_state_dict(load_file(path, device=str(DEVICE)))
         else:
