@@ -20,7 +20,7 @@ from typing import Any
 from accelerate import InitProcessGroupKwargs
 
 from robust_submission.api import run_evaluation
-from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.cli.command import Names, Ratio, Ratios, run
 from robust_submission.cli.errors import UserError
 from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.evaluation.jobs import EvaluationSettings
@@ -63,6 +63,9 @@ class Options(EvaluationSettings):
     """Images that each process reads at a time; changes no result."""
     num_workers: int = 0
     """Processes that read images; changes no result."""
+    fail_below: Ratio | None = None
+    """For CI: exit with status 1, after all is written, if the adaptive robust accuracy (0 to 1) is
+    lower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,13 +73,15 @@ class Options(EvaluationSettings):
             least = 0 if name == "num_workers" else 1
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"--{name}: expected at least {least}, found {value}.")
+        if self.fail_below is not None and not 0 <= self.fail_below <= 1:
+            raise UserError(f"--fail_below: expected 0 to 1, found {self.fail_below:g}.")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out: expected a folder, found the file {self.out}.")
 
     @property
     def shown(self) -> dict[str, Any]:
         """What the report gives as its settings."""
-        hidden = ("out", "batch_size", "num_workers", "data", "seed")
+        hidden = ("out", "batch_size", "num_workers", "data", "seed", "fail_below")
         values = {name: value for name, value in asdict(self).items() if name not in hidden}
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
@@ -101,6 +106,12 @@ def main(options: Options) -> None:
         print_table(report)
         print(options.out / "report.html")
     accelerator.end_training()
+    worth, wanted = report.adaptive.value, options.fail_below
+    if accelerator.is_main_process and wanted is not None and worth < wanted:
+        raise UserError(
+            f"--fail_below: expected an adaptive robust accuracy of at least {wanted:g}, found at "
+            f"most {worth:.4g}."
+        )
 
 
 if __name__ == "__main__":

@@ -200,6 +200,23 @@ def test_two_processes_give_the_same_report(small_run: Path, finished: Path, tmp
     assert done.stdout.count("Verdict: masked") == 1
 
 
+def test_too_low_a_number_fails_after_the_report_is_written(
+    small_run: Path, finished: Path, tmp_path: Path
+):
+    adaptive = json.loads((finished / "report.json").read_text())["adaptive"]
+    arguments = ["--checkpoint", small_run, "--attacks", "fgsm,pgd", "--steps", 3, "--limit", 140]
+    count, total = int(adaptive["count"]), int(adaptive["total"])
+    for wanted, status in ((f"{count}/{total}", 0), (f"{count + 1}/{total}", 1)):
+        out = tmp_path / str(status)
+        done = run_command(
+            "inference/evaluate.py", *arguments, "--out", out, "--fail_below", wanted
+        )
+        assert done.returncode == status, done.stderr
+        assert contents(out) == contents(finished) and "report.html" in done.stdout
+        assert done.stderr.count("error: --fail_below: expected an adaptive") == status
+        assert "Traceback" not in done.stderr
+
+
 def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
     small_run: Path, finished: Path, report_of: Run
 ):
@@ -219,6 +236,7 @@ def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
         (["--epsilon", "0.12345671,0.12345672"], 1, "epsilon: expected radii that differ in"),
         (["--limit", "0"], 1, "--limit: expected at least 1, found 0."),
         (["--seed", "-1"], 1, "seed: expected at least 0, found -1."),
+        (["--fail_below", "30"], 1, "--fail_below: expected 0 to 1, found 30."),
         (["--image_size", "16"], 1, "--image_size: expected 32, as "),
         (["--out", "an.png"], 1, "--out: expected a folder, found the file an.png."),
         (["--norm", "l3"], 2, "l3"),
