@@ -95,7 +95,8 @@ def build_views(
     outputs = try_model(named.name, model, images, len(class_names))
     if twin is not None:
         twin = _prepared(twin, device)
-        try_model("twin", twin, images, len(class_names))
+        if _are_probabilities(try_model("twin", twin, images, len(class_names))):
+            twin = LogProbabilities(twin)
     softmax = _are_probabilities(outputs)
     return Views(
         name=named.name,
@@ -117,11 +118,12 @@ def _seen_by(model: Model, twin: Model | None, softmax: bool) -> dict[Attacker, 
         Attacker.ADAPTIVE: LogProbabilities(revealed) if softmax else revealed,
     }
     if isinstance(model, nn.Module) and any(isinstance(stage, TRN) for stage in model.modules()):
-        seen[Attacker.ADAPTIVE_BPDA] = reveal(model, bypass=True)
-    twin = model if twin is None else twin
+        bypassed = reveal(model, bypass=True)
+        seen[Attacker.ADAPTIVE_BPDA] = LogProbabilities(bypassed) if softmax else bypassed
+    softmax, twin = (softmax, model) if twin is None else (False, twin)
     other = undefended(twin) if isinstance(twin, nn.Module) else twin
     if other is not model:
-        seen[Attacker.TRANSFER] = other
+        seen[Attacker.TRANSFER] = LogProbabilities(other) if softmax else other
     return seen
 
 

@@ -95,6 +95,17 @@ def test_probabilities_are_noticed_and_revealed_as_their_logarithms():
     assert LogProbabilities(lambda images: torch.zeros(1, 2))(IMAGES).isfinite().all()
 
 
+def test_every_view_of_a_softmax_model_but_the_oblivious_gives_logits():
+    classifier = RobustClassifier(class_names=NAMES, image_size=8, backbone=linear())
+    classifier.attach_trn(TRN(width=4, depth=1))  # it changes nothing before it is trained
+    soft = nn.Sequential(classifier, nn.Softmax(dim=1))
+    own, named = build(soft).seen_by, build(soft, twin=soft).seen_by
+    expected = linear()((IMAGES - classifier.normalize.mean) / classifier.normalize.std)
+    assert (own[OBLIVIOUS](IMAGES) - expected.softmax(dim=1)).abs().max() < 1e-5
+    for view in (own[ADAPTIVE], own[Attacker.ADAPTIVE_BPDA], own[TRANSFER], named[TRANSFER]):
+        torch.testing.assert_close(view(IMAGES), expected.log_softmax(dim=1))
+
+
 def test_a_model_without_gradients_is_noticed():
     assert not build(lambda images: linear()(images.detach()).detach()).differentiable
     assert not build(lambda images: linear()(images.detach())).differentiable
