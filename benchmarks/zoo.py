@@ -7,7 +7,7 @@ One line per model: clean, oblivious and adaptive robust accuracy and the verdic
 finds them, beside the true robust accuracy at 8/255. Of a masked model that is what withstands
 attacks that know the defence: PGD-50 and APGD-T on its twins, the worst case per image. Of an
 honest one it is what withstands AutoAttack (APGD-CE, APGD-T, Square). Both are upper bounds. The
-first run trains the networks, a minute or two for each on one CPU core.
+first run trains the networks, one to four minutes for each on one CPU core.
 """
 
 import time

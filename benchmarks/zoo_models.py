@@ -16,7 +16,7 @@ import zoo_defences as defences
 from robust_submission.attacks import Model
 from robust_submission.models.classifier import RobustClassifier, reveal
 from zoo_defences import Apply, Transform
-from zoo_networks import BLUR, CODE, Networks
+from zoo_networks import BLUR, CODE, Networks, robust_classifier
 
 Build = Callable[[Networks], Model]
 STAGES = (1, 2, 3, 4)
@@ -212,13 +212,18 @@ def tiny_gradients(
 
 def concealed(networks: Networks) -> RobustClassifier:
     """Our GCM in front of the natural network."""
-    return RobustClassifier(
-        class_names=[str(label) for label in range(10)],
-        backbone=natural(networks),
-        image_size=32,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
+    return robust_classifier(natural(networks))
+
+
+def revealed(build: Build, *, bypass: bool = False) -> Build:
+    """The view of an attacker who knows our stages."""
+
+    def build_view(networks: Networks) -> nn.Module:
+        model = build(networks)
+        assert isinstance(model, nn.Module)
+        return reveal(model, bypass=bypass)
+
+    return build_view
 
 
 def reversed_once(networks: Networks) -> nn.Module:
@@ -245,9 +250,7 @@ MASKED: dict[str, Row] = {
     "thermometer sum": at_input(defences.ThermometerSum()),
     "thermometer network": Row(thermometer, (thermometer_twin, natural)),
     "rounded features": at_features(defences.rounded_features),
-    "learned quantiser": Row(
-        learned_quantiser, (natural, partial(learned_quantiser, straight=True))
-    ),
+    "learned quantiser": Row(learned_quantiser, (natural, quantiser_twin)),
     "k winners take all": Row(network("k-wta"), (winners_twin, natural)),
     "jpeg": as_function(defences.jpeg),
     "numpy bit depth": as_function(defences.numpy_bit_depth),
@@ -257,20 +260,24 @@ MASKED: dict[str, Row] = {
     "fast sine": at_input(defences.fast_sine),
     "sawtooth": as_function(defences.sawtooth),
     "reflected gradient": at_input(defences.reflected),
-    "zero backward, input": at_input(defences.ZeroBackward.apply),
-    "zero backward, features": at_features(defences.ZeroBackward.apply),
-    "reversed backward, input": at_input(defences.ReversedBackward.apply),
-    "reversed backward, features": Row(reversed_once),
+    "zero backward at input": at_input(defences.ZeroBackward.apply),
+    "zero backward at features": at_features(defences.ZeroBackward.apply),
+    "reversed backward at input": at_input(defences.ReversedBackward.apply),
+    "reversed backward at features": Row(reversed_once),
     "tensor hook": at_input(defences.hooked),
-    "underflow, input": Row(partial(tiny_gradients, in_front, defences.half_precision)),
-    "underflow, features": Row(partial(tiny_gradients, inside, defences.huge_and_back)),
-    "noise, input": random(partial(in_front, defences.noisy)),
-    "noise, features": random(partial(inside, defences.noisy_features)),
+    "underflow at input": Row(partial(tiny_gradients, in_front, defences.half_precision)),
+    "underflow at features": Row(partial(tiny_gradients, inside, defences.huge_and_back)),
+    "noise at input": random(partial(in_front, defences.noisy)),
+    "noise at features": random(partial(inside, defences.noisy_features)),
     "resize and pad": random(partial(in_front, defences.resized_and_padded)),
     "purified": Row(purified, (natural, purified_twin)),
     "median filter": at_input(defences.median_filter),
     "total variation": at_input(defences.total_variation),
-    "GCM": Row(concealed, (natural, lambda networks: reveal(concealed(networks)))),
+    "GCM": Row(concealed, (natural, revealed(concealed))),
+    "TRN": Row(
+        network("trn"),
+        (natural, revealed(network("trn")), revealed(network("trn"), bypass=True)),
+    ),
 }
 
 HONEST: dict[str, Row] = {
