@@ -179,7 +179,6 @@ def tuned(loss: Callable[..., Tensor], **changes: Any) -> Recipe:
 
 
 _FIELDS = [each.name for each in fields(Recipe)]
-LONG = {"epochs": 10, "images": 8000, "lr": 0.1}
 RECIPES: dict[str, Recipe] = {
     "natural": Recipe(),
     "second": Recipe(seed=1, epochs=6),
@@ -191,9 +190,15 @@ RECIPES: dict[str, Recipe] = {
         natural_loss, front=CODE, build=partial(small_resnet, channels=3 * CODE.levels)
     ),
     "k-wta": tuned(natural_loss, build=partial(small_resnet, activation=WinnersTakeAll)),
-    "fgsm": tuned(adversarial_loss, attack=FFGSM(epsilon=8 / 255), **LONG),
-    "pgd-4": tuned(adversarial_loss, attack=PGD(epsilon=4 / 255, steps=3), **LONG),
-    "pgd-8": tuned(adversarial_loss, attack=PGD(epsilon=8 / 255, steps=3), **LONG),
+    "fgsm": tuned(adversarial_loss, attack=FFGSM(epsilon=8 / 255), epochs=6),
+    "pgd-4": tuned(adversarial_loss, attack=PGD(epsilon=4 / 255, steps=3), epochs=6),
+    "pgd-8": tuned(
+        adversarial_loss,
+        attack=PGD(epsilon=8 / 255, steps=3),
+        epochs=10,
+        images=8000,
+        lr=0.1,
+    ),
     "trn": tuned(
         restoration_loss,
         build=restoring,
