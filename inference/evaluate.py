@@ -57,6 +57,9 @@ class Options(EvaluationSettings):
     apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added."""
     epsilon: Ratios = Ratios("8/255")
     """Radii in pixel values from 0 to 1; the headline numbers are for the first."""
+    corruptions: Names = Names()
+    """Also measure accuracy on corrupted images, each kind at severities 1 to 5: all, or names such
+    as gaussian_noise,fog; by default none."""
     curve_images: int | None = None
     """Images of the curves; null for a tenth, at least 32 and at most 100."""
     batch_size: int = 64

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robust_submission.attacks import Model
 from robust_submission.cli.errors import UserError
+from robust_submission.data.corruptions import corruption_names
 from robust_submission.data.loader import micro_batch_size
 from robust_submission.evaluation.batch import ChunkEvaluator
 from robust_submission.evaluation.cache import (
@@ -58,6 +59,7 @@ def evaluate(
     eot: int = 10,
     curves: bool = True,
     curve_images: int | None = None,
+    corruptions: str | Sequence[str] = (),
     seed: int = 0,
     twin: Model | None = None,
     class_names: Sequence[str] | None = None,
@@ -85,6 +87,8 @@ def evaluate(
         eot: Draws of a random model that an adaptive attack averages over.
         curves: Also measure accuracy against epsilon and against steps.
         curve_images: How many images the curves use; None for a tenth, at least 32, at most 100.
+        corruptions: Also measure accuracy on corrupted images, each kind at severities 1 to 5:
+            "all", or names of `data.corruptions.CORRUPTIONS`. Images are rounded to 8 bits first.
         seed: Seed of every random draw.
         twin: A model to transfer from; None for the model itself without its defences.
         class_names: Names in label order; None for the model's `class_names`, or numbers.
@@ -104,6 +108,9 @@ def evaluate(
         draws=draws,
         eot=eot,
         curves=curves,
+        corruptions=corruption_names(
+            [corruptions] if isinstance(corruptions, str) else corruptions
+        ),
         seed=seed,
     )
     options = {**asdict(settings), "curve_images": curve_images}
@@ -169,6 +176,7 @@ def run_evaluation(
         evaluator=ChunkEvaluator(views, settings, fit),
         data=data,
         plan=plan,
+        corruptions=corruption_names(settings.corruptions),
         image_size=views.image_size,
         device=views.device,
         accelerator=accelerator,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,37 @@ def test_a_folder_gets_the_report(tmp_path: Path):
     assert ".journal" not in files
 
 
+def test_corrupted_accuracy_is_that_of_a_model_that_reads_brightness(tmp_path: Path):
+    """The corruption adds 0.1 per severity to grey images; above 0.5 they are of class 1."""
+    greys = np.arange(10, 251, 10)
+    images = torch.from_numpy(greys.astype(np.uint8))[:, None, None, None].repeat(1, 3, 8, 8)
+    after = greys[:, None] + 25.5 * np.arange(6)  # by severity, 0 for clean
+    right = (after > 127.5) == (greys > 127.5)[:, None]
+
+    def brightness(x: Tensor) -> Tensor:
+        mean = x.mean(dim=(1, 2, 3))
+        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
+
+    labels, out = (greys > 127.5).astype(int).tolist(), tmp_path / "report"
+    report = evaluate(
+        brightness,
+        images,
+        labels,
+        attacks=["fgsm"],
+        curves=False,
+        corruptions=["brightness"],
+        out=out,
+    )
+    assert report.corruptions is not None and report.clean.value == 1
+    (found,) = report.corruptions.kinds
+    assert [share.count for share in found.by_severity] == right[:, 1:].sum(axis=0).tolist()
+    assert found.mean == report.corruptions.mean and found.mean.total == 25
+    assert found.mean.value == pytest.approx(right[:, 1:].mean())
+    assert found.mean.low < found.mean.value < found.mean.high
+    table = pd.read_csv(out / "per_image.csv")
+    assert table["corrupted"].tolist() == pytest.approx(right[:, 1:].mean(axis=1).tolist())
+
+
 def test_a_callable_and_another_twin():
     model = network()
     images, labels = labelled(model)
@@ -125,6 +157,7 @@ def test_without_gradients_there_is_no_sign_of_masking():
         ({"labels": torch.full((24,), 4)}, "labels: expected 0 to 3, found 4 to 4"),
         ({"class_names": ["a", "b", "c", "d", "e"]}, "one logit for each of the data's 5 classes"),
         ({"attacks": ["pdg"]}, "nearest: pgd"),
+        ({"corruptions": "frost"}, "corruptions: expected all, or some of gaussian_noise.*'frost'"),
         ({"model": nn.Linear(5, 3)}, "Linear: expected logits of images"),
     ],
 )

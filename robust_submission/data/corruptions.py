@@ -7,7 +7,7 @@ spatter and elastic_transform are graded anew. Scores therefore do not compare w
 only with each other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
 }
 CORRUPTIONS: tuple[str, ...] = tuple(name for family in FAMILIES.values() for name in family)
+SEVERITIES = (1, 2, 3, 4, 5)
 
 WORKING_SIZE = 224
 """Blurs, weather and warps are sized in pixels of an image with this shorter side: a smaller image
@@ -170,6 +171,18 @@ def _at_working_size(corrupt: Callable[[np.ndarray], np.ndarray], image: np.ndar
     return cv2.resize(corrupt(large), (width, height), interpolation=cv2.INTER_AREA)
 
 
+def corruption_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The corruptions that a user names, each once, in the order of `CORRUPTIONS`; "all" is all.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if unknown := [name for name in names if name not in ("all", *CORRUPTIONS)]:
+        known = ", ".join(CORRUPTIONS)
+        raise UserError(f"corruptions: expected all, or some of {known}, found {unknown[0]!r}.")
+    return tuple(name for name in CORRUPTIONS if name in names or "all" in names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
     """One corruption at one severity."""
@@ -183,7 +196,7 @@ class Corruption:
         if self.name not in CORRUPTIONS:
             known = ", ".join(CORRUPTIONS)
             raise UserError(f"corruption: expected one of {known}, found {self.name!r}.")
-        if self.severity not in range(1, 6):
+        if self.severity not in SEVERITIES:
             raise UserError(f"severity: expected 1 to 5, found {self.severity}.")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -203,6 +216,23 @@ class Corruption:
             return transform(image=pixels)["image"]
 
         return _at_working_size(corrupt, image) if self.name in _SCALED else corrupt(image)
+
+    def seeds(self, seed: int, indices: Iterable[int]) -> Tensor:
+        """One seed per image for `batch`: a function of (seed, index, name, severity) alone.
+
+        Args:
+            seed: The seed of the whole evaluation, 0 or more.
+            indices: The images' places in their data source.
+
+        Returns:
+            int64 (B,).
+        """
+        name = int.from_bytes(self.name.encode(), "big")
+        states = [
+            np.random.SeedSequence([seed, int(index), name, self.severity]).generate_state(1)[0]
+            for index in indices
+        ]
+        return torch.tensor([int(state) for state in states], dtype=torch.int64)
 
     def batch(self, images: Tensor, seeds: Tensor) -> Tensor:
         """Corrupt a batch, each image by its own seed whatever the others are.

@@ -18,6 +18,7 @@ from robust_submission.attacks import (
 )
 from robust_submission.attacks.base import correct
 from robust_submission.attacks.losses import margin
+from robust_submission.data.corruptions import SEVERITIES, Corruption
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
 from robust_submission.evaluation.jobs import Attacker, EvaluationSettings, Job
@@ -61,6 +62,21 @@ class ChunkEvaluator:
             twin = self._predict(model, chunk.images)[: chunk.count]
         arrays = {"predictions": self._predictions(chunk, chunk.images), "twin": twin.numpy()}
         return arrays | (self._gradients(chunk) if self.views.differentiable else {})
+
+    def corrupted(self, kind: str, chunk: ImageChunk) -> Arrays:
+        """Predict the images corrupted by one of `CORRUPTIONS` at each severity, without an attack.
+
+        Returns:
+            `predictions` int64 (n, severities, draws), -1 for NaN.
+        """
+        predictions = list[np.ndarray]()
+        for severity in SEVERITIES:
+            corruption = Corruption(name=kind, severity=severity)
+            seeds = corruption.seeds(self.settings.seed, chunk.indices)
+            images = chunk.images.clone()
+            images[: chunk.count] = corruption.batch(images[: chunk.count], seeds)
+            predictions.append(self._predictions(chunk, images))
+        return {"predictions": np.stack(predictions, axis=1)}
 
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int = 0

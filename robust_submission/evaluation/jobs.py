@@ -10,6 +10,7 @@ from typing import Any, Literal
 from robust_submission.attacks import PGD, Attack, AutoAttack, build_attack
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import radius
+from robust_submission.data.corruptions import corruption_names
 
 BLACK_BOX = ("noise", "square")
 """Attacks that use no gradient."""
@@ -57,6 +58,9 @@ class EvaluationSettings:
     """Draws of a random model that an adaptive attack averages over; other ones than are scored."""
     curves: bool = True
     """Also measure accuracy against epsilon and against steps, for the checks that need them."""
+    corruptions: tuple[str, ...] = ()
+    """Also measure accuracy on corrupted images: all, or kinds such as gaussian_noise and fog, each
+    at severities 1 to 5."""
     seed: int = 0
     """Seed of every random draw."""
 
@@ -64,6 +68,7 @@ class EvaluationSettings:
         for name in ("steps", "draws", "eot"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name}: expected at least 1, found {value}.")
+        corruption_names(self.corruptions)
         if self.seed < 0:
             raise UserError(f"seed: expected at least 0, found {self.seed}.")
         if not self.attacks or not self.epsilon:

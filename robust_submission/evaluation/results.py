@@ -1,7 +1,8 @@
 """What was measured: per image as arrays, and as the numbers of a report."""
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -49,10 +50,15 @@ def share_of(count: float, total: int, by_draw: tuple[float, ...] = ()) -> Share
 
 
 def accuracy(robust: np.ndarray) -> Share:
-    """The share of images, by draw if there are several; `robust` is bool (n, draws)."""
-    total, draws = robust.shape
-    by_draw = tuple(float(value) for value in robust.mean(axis=0)) if total and draws > 1 else ()
-    return share_of(float(robust.sum() / draws), total, by_draw)
+    """The share of images, by draw if there are several.
+
+    Args:
+        robust: bool (n, draws); or (n, …, draws), for the mean per image over what is between.
+    """
+    total, draws = robust.shape[0], robust.shape[-1]
+    means = robust.reshape(-1, draws).mean(axis=0) if total and draws > 1 else ()
+    times = math.prod(robust.shape[1:])
+    return share_of(float(robust.sum() / times), total, tuple(float(value) for value in means))
 
 
 def attack_robustness(robust: np.ndarray, clean: np.ndarray) -> Share:
@@ -102,6 +108,27 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KindAccuracy:
+    """Accuracy on images with one kind of corruption."""
+
+    kind: str
+    """One of `CORRUPTIONS`."""
+    mean: Share
+    """The mean over severities; its interval is over images."""
+    by_severity: tuple[Share, ...]
+    """Severities 1 to 5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptedAccuracy:
+    """Accuracy of the model as it is deployed on corrupted images, without an attack."""
+
+    mean: Share
+    """The mean over kinds and severities; its interval is over images."""
+    kinds: tuple[KindAccuracy, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One sign that gradients are masked, or that the evaluation cannot be trusted."""
 
@@ -124,6 +151,8 @@ class Results:
     """How many of them, from the first on, the curves are measured on."""
     clean: Arrays
     """As `ChunkEvaluator.clean` returns it."""
+    corrupted: dict[str, np.ndarray] = field(default_factory=dict)
+    """By kind of corruption, predictions int64 (n, severities, draws)."""
     arrays: dict[Job, Arrays]
     """As `ChunkEvaluator.attacked` returns it for every job of the plan, without pictures, but with
     `fooled_by` int64 (n,): which of several parts, else -1. Jobs of the curves have the first
@@ -143,6 +172,12 @@ class Results:
         predictions = self.arrays[job]["predictions"]
         rows = len(predictions)
         return self.correct[:rows] & (predictions == self.labels[:rows, None])
+
+    @property
+    def correct_corrupted(self) -> np.ndarray:
+        """bool (n, kinds, severities, draws): which corrupted images are correct."""
+        predictions = np.stack(list(self.corrupted.values()), axis=1)
+        return predictions == self.labels[:, None, None, None]
 
     def on_curve(self, job: Job) -> np.ndarray:
         """`robust`, for the images of the curves."""

@@ -5,8 +5,9 @@ before the next one starts. The later parts of AutoAttack run on chunks of survi
 batches stay large and processes get equal work. All processes end with all results.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +34,8 @@ class Evaluator(Protocol):
 
     def clean(self, chunk: ImageChunk) -> Arrays: ...
 
+    def corrupted(self, kind: str, chunk: ImageChunk) -> Arrays: ...
+
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
     ) -> Arrays: ...
@@ -45,6 +48,8 @@ class Runner:
     evaluator: Evaluator
     data: EvaluationData
     plan: Plan
+    corruptions: Sequence[str] = ()
+    """Of `CORRUPTIONS`."""
     image_size: int
     device: torch.device
     accelerator: Accelerator | None = None
@@ -63,12 +68,13 @@ class Runner:
     def run(self) -> Results:
         """Do what the journal does not hold yet; every process must call it."""
         images = len(self.data.indices)
-        total = images + sum(min(images, self._limit(job)) for job in self.jobs)
+        total = images * (1 + len(self.corruptions))
+        total += sum(min(images, self._limit(job)) for job in self.jobs)
         hidden = self.accelerator is not None and not self.accelerator.is_main_process
         share = round(total / self._num_processes)
         labels = self.data.labels[self.data.indices]
         with tqdm(total=share, unit="image", smoothing=0.02, disable=hidden) as self._bar:
-            clean = self._run_clean()
+            clean, *corrupted = self._predict()
             self._right = (clean["predictions"] == labels[:, None]).any(axis=1)
             self._gallery = choose_gallery(clean["predictions"][:, 0], labels)
             found = self._run_attacks()
@@ -79,22 +85,32 @@ class Runner:
             labels=labels,
             curve_images=self.data.curve_images,
             clean=clean,
+            corrupted={
+                kind: arrays["predictions"]
+                for kind, arrays in zip(self.corruptions, corrupted, strict=True)
+            },
             arrays={job: found[source][0] for job, source in sources.items()},
             gallery=self._gallery,
             pictures={job: found[sources[job]][1] for job in everywhere},
         )
 
-    def _run_clean(self) -> Arrays:
-        parts = list[_Part]()
+    def _predict(self) -> list[Arrays]:
+        """Predict without an attack: the clean images, then those of each corruption."""
+        works: dict[str, Callable[[ImageChunk], Arrays]] = {"clean": self.evaluator.clean}
+        for kind in self.corruptions:
+            works[f"corrupted-{kind}"] = partial(self.evaluator.corrupted, kind)
+        parts = {key: list[_Part]() for key in works}
         rows = np.arange(len(self.data.indices))
         for chunk in self._chunks(rows, micro_batch_size(self.image_size)):
-            arrays = self._load("clean", chunk)
-            if arrays is None:
-                arrays = self.evaluator.clean(chunk)
-                self._save("clean", chunk, arrays)
-            parts.append((chunk.rows, arrays))
-            self._bar.update(chunk.count)
-        return self._gathered(parts, rows)
+            for key, work in works.items():
+                self._bar.set_description(key, refresh=False)
+                arrays = self._load(key, chunk)
+                if arrays is None:
+                    arrays = work(chunk)
+                    self._save(key, chunk, arrays)
+                parts[key].append((chunk.rows, arrays))
+                self._bar.update(chunk.count)
+        return [self._gathered(each, rows) for each in parts.values()]
 
     def _run_attacks(self) -> dict[Job, _Found]:
         rows, size = np.arange(len(self._right)), micro_batch_size(self.image_size)

@@ -16,7 +16,9 @@ from robust_submission.evaluation.checks import run_checks, verdict
 from robust_submission.evaluation.data import EvaluationData
 from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, EvaluationSettings, Job
 from robust_submission.evaluation.results import (
+    CorruptedAccuracy,
     Curve,
+    KindAccuracy,
     Measurement,
     Results,
     accuracy,
@@ -62,6 +64,7 @@ class ReportBuilder:
             adaptive_robustness=attack_robustness(adaptive, correct),
             measurements=tuple(self._measurement(job) for job in results.plan.main),
             curves=tuple(self._curves()),
+            corruptions=self._corrupted() if results.corrupted else None,
             checks=tuple(checks),
             verdict=verdict(checks),
             gallery=tuple(self._gallery()),
@@ -83,7 +86,7 @@ class ReportBuilder:
         """One row per image, in the order of the source.
 
         Robust columns hold 1 or 0, for a random model the share of draws; predictions are of draw
-        0.
+        0. `corrupted` holds the share of kinds and severities (and draws) that are correct.
         """
         results, order = self.results, np.argsort(self.data.indices)
         names = np.array([*self.data.class_names, ""], dtype=object)  # NaN is -1: the last
@@ -92,6 +95,8 @@ class ReportBuilder:
             "label": names[results.labels[order]],
             "clean prediction": names[results.clean["predictions"][order, 0]],
         }
+        if results.corrupted:
+            columns["corrupted"] = results.correct_corrupted.mean(axis=(1, 2, 3))[order]
         for job in results.plan.main:
             predictions = results.arrays[job]["predictions"]
             columns[f"{job.name} robust"] = _robust_column(results.robust(job)[order])
@@ -134,6 +139,18 @@ class ReportBuilder:
             attack_robustness=attack_robustness(robust, self.results.correct),
             largest_perturbation=float(arrays["distance"].max(initial=0)),
         )
+
+    def _corrupted(self) -> CorruptedAccuracy:
+        correct = self.results.correct_corrupted
+        kinds = tuple(
+            KindAccuracy(
+                kind=kind,
+                mean=accuracy(correct[:, place]),
+                by_severity=tuple(accuracy(each) for each in correct[:, place].swapaxes(0, 1)),
+            )
+            for place, kind in enumerate(self.results.corrupted)
+        )
+        return CorruptedAccuracy(mean=accuracy(correct), kinds=kinds)
 
     def _curves(self) -> Iterable[Curve]:
         plan = self.results.plan

@@ -18,7 +18,14 @@ from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import percent, plural
 from robust_submission.evaluation.checks import MaskingVerdict
 from robust_submission.evaluation.jobs import Attacker
-from robust_submission.evaluation.results import Check, Curve, Measurement, Outcome, Share
+from robust_submission.evaluation.results import (
+    Check,
+    CorruptedAccuracy,
+    Curve,
+    Measurement,
+    Outcome,
+    Share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,8 @@ class Report:
     adaptive_robustness: Share
     measurements: tuple[Measurement, ...]
     curves: tuple[Curve, ...]
+    corruptions: CorruptedAccuracy | None = None
+    """None where it was not asked for."""
     checks: tuple[Check, ...]
     verdict: MaskingVerdict
     gallery: tuple[GalleryImage, ...]
@@ -64,14 +73,16 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     """The options that decide the report: norm, epsilons, steps, draws; the headline numbers are
     for the first epsilon."""
-    schema: int = 2
+    schema: int = 3
 
     def __repr__(self) -> str:
         signs = len(self.checks_with("masking"))
         ran = len(self.checks) - len(self.checks_with("not run"))
+        mean = self.corruptions and self.corruptions.mean
         lines = [
             f"Report of {self.model.get('name')} on {plural(self.clean.total, 'image')}",
             f"clean accuracy {percent(self.clean.value)}",
+            *([f"corrupted accuracy {percent(mean.value)} (mean)"] if mean else []),
             f"robust accuracy {percent(self.oblivious.value)} (oblivious), "
             f"at most {percent(self.adaptive.value)} (adaptive)",
             f"{self.verdict}: {signs} of {plural(ran, 'check')} show{'s' * (signs == 1)} masking",

@@ -147,10 +147,12 @@ def print_table(report: Report, console: Console | None = None) -> None:
     console.print(Text(f"Verdict: {report.verdict}", style))
     console.print(Text(reason(report)))
     numbers = Table.grid(padding=(0, 2))
+    corrupted = report.corruptions
     for name, share in (
         ("Robust accuracy (oblivious)", report.oblivious),
         ("Robust accuracy (adaptive)", report.adaptive),
         ("Clean accuracy", report.clean),
+        *([("Corrupted accuracy (mean)", corrupted.mean)] if corrupted else []),
     ):
         value = Text(share_percent(share), "bold", justify="right")
         numbers.add_row(name, value, interval_percent(share), counted(share))

@@ -18,7 +18,8 @@ from robust_submission.cli import numbers
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.cli.numbers import NORM_SYMBOLS, number, plural, radius
-from robust_submission.evaluation.results import Curve, Measurement, Share
+from robust_submission.data.corruptions import FAMILIES
+from robust_submission.evaluation.results import Curve, KindAccuracy, Measurement, Share
 from robust_submission.report import text
 from robust_submission.report.curves import curve_svgs, write_curves
 from robust_submission.report.gallery import GalleryRow, Pictures, gallery_rows, write_gallery
@@ -87,6 +88,7 @@ def render_page(report: Report, rows: Sequence[GalleryRow], factor: int) -> str:
         factor=factor,
         figures=_curve_figures(report),
         levels=_levels(report),
+        families=_families(report),
         curve_points=_curve_points,
         exceeds=_exceeds,
         checks=text.checks_by_weight(report),
@@ -108,6 +110,15 @@ def _curve_figures(report: Report) -> list[dict[str, Any]]:
     return figures
 
 
+def _families(report: Report) -> dict[str, list[KindAccuracy]]:
+    """The accuracies on corrupted images by family of corruptions."""
+    kinds = report.corruptions.kinds if report.corruptions else ()
+    named = {
+        family: [kind for kind in kinds if kind.kind in FAMILIES[family]] for family in FAMILIES
+    }
+    return {family: kinds for family, kinds in named.items() if kinds}
+
+
 def _curve_points(curve: Curve) -> list[tuple[str, Share]]:
     """The points of a curve for reading: epsilon as in the table, steps as they are."""
     norm = curve.norm if curve.name == "epsilon" else ""
@@ -125,6 +136,8 @@ def _levels(report: Report) -> list[dict[str, Any]]:
     rows = [("clean", "clean", report.clean)]
     if report.twin_clean:
         rows.append(("twin", "clean, undefended twin", report.twin_clean))
+    if report.corruptions:
+        rows.append(("corrupted", "corrupted, mean", report.corruptions.mean))
     rows.append(("oblivious", "oblivious", report.oblivious))
     rows.append(("adaptive", "adaptive", report.adaptive))
     return [{"kind": kind, "name": name, "share": share} for kind, name, share in rows]

@@ -28,7 +28,14 @@ Run = Callable[..., dict[str, Any]]
 
 
 def options(checkpoint: Path, out: Path, **changes: Any) -> Options:
-    small = Options(checkpoint=checkpoint, out=out, attacks=Names("fgsm,pgd"), steps=3, limit=140)
+    small = Options(
+        checkpoint=checkpoint,
+        out=out,
+        attacks=Names("fgsm,pgd"),
+        steps=3,
+        limit=140,
+        corruptions=Names("fog,gaussian_noise"),
+    )
     return replace(small, **changes)
 
 
@@ -118,6 +125,10 @@ def test_the_parts_of_the_report_fit_together(finished: Path):
         assert measured["attack_robustness"]["value"] == pytest.approx(column.sum() / right.sum())
     assert table["worst case adaptive robust"].tolist() == table[robust].min(axis=1).tolist()
     assert table["worst case adaptive robust"].sum() == report["adaptive"]["count"]
+    corruptions = report["corruptions"]
+    assert [each["kind"] for each in corruptions["kinds"]] == ["gaussian_noise", "fog"]
+    assert table["corrupted"].mean() == pytest.approx(corruptions["mean"]["value"])
+    assert 0.1 < corruptions["mean"]["value"] < report["clean"]["value"]
     curve = next(each for each in report["curves"] if each["attacker"] == "adaptive")
     counts = [point["count"] for point in curve["accuracy"]]
     assert counts == sorted(counts, reverse=True) and counts[-1] <= 3
@@ -173,7 +184,7 @@ def test_killed_ten_times_the_report_is_the_same(small_run: Path, finished: Path
     for kill in range(10):
         before = written(chosen.out)
         process = start(chosen if kill else replace(chosen, attacks=Names("fgsm")))
-        wanted = before + draw.randint(0, 2) if kill else 11
+        wanted = before + draw.randint(0, 2) if kill else 15
         while process.is_alive() and written(chosen.out) < wanted:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.05))
@@ -194,6 +205,7 @@ def written(out: Path) -> int:
 def test_two_processes_give_the_same_report(small_run: Path, finished: Path, tmp_path: Path):
     arguments = ["--checkpoint", small_run, "--out", tmp_path / "report", "--attacks", "fgsm,pgd"]
     arguments += ["--steps", 3, "--limit", 140, "--batch_size", 7, "--num_workers", 1]
+    arguments += ["--corruptions", "fog,gaussian_noise"]
     done = run_command("inference/evaluate.py", *arguments, processes=2)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "report") == contents(finished)
@@ -231,6 +243,7 @@ def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
     ("arguments", "status", "message"),
     [
         (["--attacks", "pgd,autoatack"], 1, "'autoatack' (nearest: autoattack)"),
+        (["--corruptions", "fog,frost"], 1, "corruptions: expected all, or some of gaussian_noise"),
         (["--epsilon", "8"], 1, "for linf at most 1, as pixels are 0 to 1 (8/255), found 8."),
         (["--epsilon", "eight"], 2, "8/255"),
         (["--epsilon", "0.12345671,0.12345672"], 1, "epsilon: expected radii that differ in"),

@@ -82,6 +82,16 @@ def test_in_a_batch_each_image_depends_on_its_own_seed(name: str) -> None:
     assert corruption.batch(images[:0], seeds[:0]).shape == (0, 3, 10, 12)
 
 
+def test_every_seed_index_name_and_severity_has_its_own_draw() -> None:
+    corruptions = [
+        Corruption(name=name, severity=level) for name in CORRUPTIONS for level in (1, 5)
+    ]
+    seeds = [each.seeds(seed, range(50)).tolist() for each in corruptions for seed in (0, 1)]
+    assert len(set(itertools.chain(*seeds))) == 2 * 2 * 19 * 50
+    fog = Corruption(name="fog", severity=2)
+    assert fog.seeds(7, [3, 9]).tolist() == fog.seeds(7, range(10))[[3, 9]].tolist()
+
+
 def test_channels_and_axes_keep_their_order() -> None:
     images = torch.zeros(1, 3, 10, 20)
     images[0, 0], images[0, 2, :, :4] = 200 / 255, 1.0

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_submission.attacks import Model
+from robust_submission.data.corruptions import Corruption
 from robust_submission.evaluation.batch import ChunkEvaluator
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.checks.gradients import check_size, check_uphill
@@ -28,7 +30,7 @@ def network(*before: nn.Module) -> nn.Module:
     )
 
 
-def chunk(model: nn.Module) -> ImageChunk:
+def chunk(model: Model) -> ImageChunk:
     """Images with the labels that the model gives them, so that all are right when clean."""
     images = torch.zeros(SIZE, 3, 8, 8)
     images[:COUNT] = torch.rand(COUNT, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -69,6 +71,38 @@ def test_attacks_only_what_is_correct_and_keeps_the_rest():
     assert 1 <= np.abs(found["pictures"][0] - shown).max() <= 0.1 * 255 + 1
     first = evaluator.attacked(PGD, given, RIGHT[:6], SHOWN[:0])
     assert len(first["predictions"]) == len(first["distance"]) == len(first["fooled"]) == 6
+
+
+def test_corrupted_images_depend_on_seed_index_kind_and_severity_alone():
+    seen = list[Tensor]()
+
+    def model(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images.flatten(1)[:, :CLASSES]
+
+    whole = chunk(model)
+    evaluator = evaluator_of(model, whole.images)
+    some = torch.tensor([17, 4])
+    part = ImageChunk(
+        number=0,
+        rows=some.numpy(),
+        images=whole.images[some],
+        labels=whole.labels[some],
+        indices=some.numpy(),
+        digest="",
+    )
+    seen.clear()
+    found, again = (evaluator.corrupted("gaussian_noise", each) for each in (whole, part))
+    assert found["predictions"].shape == (COUNT, 5, 1)
+    assert (found["predictions"][some] == again["predictions"]).all()
+    pixels = (whole.images * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    for severity, (large, small) in enumerate(zip(seen[:5], seen[5:], strict=True), start=1):
+        corrupt = Corruption(name="gaussian_noise", severity=severity)
+        assert torch.equal(large[some], small)
+        for index, seed in enumerate(corrupt.seeds(0, range(COUNT)).tolist()):
+            expected = corrupt(pixels[index], np.random.default_rng(seed))
+            assert ((large[index] * 255).round().byte().permute(1, 2, 0).numpy() == expected).all()
+        assert (large[COUNT:] == 0).all()
 
 
 def test_a_part_of_several_says_whom_it_fooled():

@@ -29,10 +29,15 @@ class Attacked:
 
     def __init__(self) -> None:
         self.calls = list[tuple[Job, int, ImageChunk]]()
+        self.corruptions = list[str]()
 
     def clean(self, chunk: ImageChunk) -> Arrays:
         labels = chunk.labels[: chunk.count].numpy()
         return {"predictions": np.where(chunk.indices % 7 == 0, 9, labels)[:, None]}
+
+    def corrupted(self, kind: str, chunk: ImageChunk) -> Arrays:
+        self.corruptions.append(kind)
+        return {"predictions": np.tile(chunk.indices[:, None, None] + len(kind), (1, 5, 1))}
 
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
@@ -127,6 +132,22 @@ def test_a_curve_is_of_the_first_images(evaluation: Runner):
     found = evaluation.run().arrays[PGD]
     assert len(found["predictions"]) == LIMIT
     assert found["fooled"].tolist() == (FOOLED_BY[:LIMIT] == 0).tolist()
+
+
+def test_corruptions_come_in_the_order_of_the_images_and_from_the_journal(evaluation: Runner):
+    evaluation.corruptions = ("fog", "snow")
+    first = evaluation.run()
+    assert list(first.corrupted) == ["fog", "snow"]
+    for kind, found in first.corrupted.items():
+        assert found.shape == (NUMBER, 5, 1)
+        assert (found == INDICES[:, None, None] + len(kind)).all()
+    done = evaluation.evaluator.corruptions  # type: ignore[attr-defined]
+    done.clear()
+    assert evaluation.journal is not None
+    (evaluation.journal.folder / "corrupted-snow" / "00001.npz").unlink()
+    again = evaluation.run()
+    assert done == ["snow"]
+    assert all((again.corrupted[kind] == first.corrupted[kind]).all() for kind in first.corrupted)
 
 
 def test_done_parts_are_taken_from_the_journal(evaluation: Runner):

@@ -61,8 +61,8 @@ def test_json_is_the_report(folder, example):
 
 def test_a_report_of_another_schema_is_refused_by_its_number(tmp_path, example):
     text = json_text(example()).replace('"attacker"', '"through"')
-    (tmp_path / "report.json").write_text(text.replace('"schema": 2', '"schema": 1'))
-    with pytest.raises(ValueError, match="expected schema 2, found 1; evaluate again"):
+    (tmp_path / "report.json").write_text(text.replace('"schema": 3', '"schema": 2'))
+    with pytest.raises(ValueError, match="expected schema 3, found 2; evaluate again"):
         read_report(tmp_path)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from robust_submission.cli.numbers import SPACE
 from robust_submission.evaluation.jobs import Attacker
-from robust_submission.evaluation.results import share_of
+from robust_submission.evaluation.results import CorruptedAccuracy, KindAccuracy, share_of
 from robust_submission.report.curves import curve_svgs
 from robust_submission.report.text import print_table
 
@@ -75,6 +75,26 @@ def test_the_two_numbers_and_the_verdict_are_on_the_page(example, rendered):
         "Undefended twin 95.4 %",
     ):
         assert words in text, words
+
+
+def test_corruptions_are_beside_the_headline_numbers(tmp_path, example, rendered):
+    shares = tuple(share_of(count, 1000) for count in (900, 850, 800, 700, 550))
+    kinds = tuple(
+        KindAccuracy(kind=kind, mean=share_of(760, 1000), by_severity=shares)
+        for kind in ("shot_noise", "speckle_noise", "fog")
+    )
+    report = example(corruptions=CorruptedAccuracy(mean=share_of(755, 1000), kinds=kinds))
+    page = Page(rendered(report))
+    text = page.text.replace(SPACE, " ")
+    assert page.open == [] and page.by_id("corrupted")["data-value"] == "0.755"
+    assert all(header.get("scope") for header in page.all("th"))
+    for words in ("shot noise", "weather", "55.0 %", "beside 95.0 % clean and 0.3 % robust"):
+        assert words in text, words
+    console = Console(record=True, width=100, file=(tmp_path / "terminal").open("w"))
+    print_table(report, console)
+    (line,) = [each for each in console.export_text().splitlines() if "Corrupted" in each]
+    assert "75.5" in line and "75.5" in repr(report).splitlines()[2]
+    assert "corrupted" not in rendered(example()).partition("</style>")[2]
 
 
 def test_the_page_is_self_contained_and_accessible(example, rendered):
