@@ -29,7 +29,6 @@ from robust_submission.evaluation.cache import (
     code_digest,
     digest,
     model_digest,
-    source_digest,
 )
 from robust_submission.evaluation.chunks import FittingBatches
 from robust_submission.evaluation.data import EvaluationData, TensorSource, arrange_images
@@ -37,8 +36,9 @@ from robust_submission.evaluation.jobs import Attacker, EvaluationSettings
 from robust_submission.evaluation.plan import plan_jobs
 from robust_submission.evaluation.runner import Runner
 from robust_submission.evaluation.views import Views, build_views, try_model
+from robust_submission.models.digest import source_digest
 from robust_submission.models.load import LoadedModel
-from robust_submission.report.build import ReportBuilder
+from robust_submission.report.build import ReportBuilder, describe_model
 from robust_submission.report.schema import Report
 from robust_submission.report.write import write_report
 from robust_submission.runtime import provenance
@@ -164,7 +164,7 @@ def run_evaluation(
         UserError: an attack that the model or the norm does not allow, an image that cannot be
             read, a file that cannot be written, or too little memory for one image.
     """
-    plan = plan_jobs(settings, views)
+    plan, model = plan_jobs(settings, views), describe_model(views)
     main = accelerator is None or accelerator.is_main_process
     journal = Journal(out / ".journal", _journal_settings(views, data, settings)) if out else None
     if journal and main:
@@ -182,7 +182,7 @@ def run_evaluation(
         accelerator=accelerator,
         journal=journal,
     ).run()
-    built = ReportBuilder(results=results, views=views, data=data, settings=settings)
+    built = ReportBuilder(model=model, results=results, views=views, data=data, settings=settings)
     report = built.report(options)
     if out and journal and main:
         write_report(report, built.pictures(), built.per_image_table(), out)
@@ -196,8 +196,9 @@ def _journal_settings(
     """Everything that decides the results of a job on a chunk, under names that a user knows."""
     some = torch.zeros(2, 3, views.image_size, views.image_size, device=views.device)
     of_data = [data.indices.tobytes(), data.labels.tobytes(), "\n".join(data.source.ids).encode()]
-    # "package.module:function": the module's code can decide more than the tensors show.
-    code = source_digest(views.name.partition(":")[0])
+    # "package.module:function": what it imports can decide more than the model shows.
+    places = (views.name.rpartition(":")[0], getattr(views.model, "__module__", None) or "")
+    code = next(filter(None, map(source_digest, places)), "")
     return {
         "version": code_digest(CODE),
         "packages": provenance()["packages"],

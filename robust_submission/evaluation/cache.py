@@ -9,7 +9,6 @@ A file gets its name only when it is complete. The folder is removed once the re
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import nn
 from robust_submission.attacks.base import Model
 from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
+from robust_submission.models.digest import function_digest, module_digest
 
 Arrays = dict[str, np.ndarray]
 
@@ -110,26 +110,14 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def model_digest(model: Model | None, images: torch.Tensor) -> str:
-    """Name a model by its structure and tensors, or by its outputs if it is no module."""
+    """Name a model by what it consists of (see `models.digest`); a function by its outputs too."""
     if model is None:
         return "none"
-    if not isinstance(model, nn.Module):
-        with torch.no_grad():
-            return digest([str(model(images).float().cpu().numpy().round(3).tolist()).encode()])
-    return module_digest(model)
-
-
-def module_digest(module: nn.Module) -> str:
-    """Name a module by its structure, settings and tensors, wherever and however it is run."""
-    tensors = [module.state_dict()[name] for name in sorted(module.state_dict())]
-    raw = (each.detach().cpu().contiguous().view(-1).view(torch.uint8) for each in tensors)
-    return digest([repr(module).encode(), *(each.numpy().tobytes() for each in raw)])
-
-
-def source_digest(module: str) -> str:
-    """Name the source code of an imported module; empty if no such module is imported."""
-    path = getattr(sys.modules.get(module), "__file__", None)
-    return digest([Path(path).read_bytes()]) if path else ""
+    if isinstance(model, nn.Module):
+        return module_digest(model)
+    with torch.no_grad():
+        outputs = str(model(images).float().cpu().numpy().round(3).tolist())
+    return digest([outputs.encode(), function_digest(model).encode()])
 
 
 def code_digest(folder: Path) -> str:

@@ -13,10 +13,10 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from robust_submission.cli import numbers
 from robust_submission.cli.errors import UserError
 from robust_submission.data.sources import read_recipe
-from robust_submission.evaluation.cache import module_digest
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.results import Share
 from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.digest import module_digest
 from robust_submission.models.gcm import GCM
 from robust_submission.models.load import load_checkpoint
 from robust_submission.models.resize_pad import RandomResizePad
@@ -189,7 +189,7 @@ def _read_report_of(model: RobustClassifier, folder: Path, checkpoint: Path) -> 
     if found != expected:
         raise UserError(
             f"{folder / REPORT}: expected a report of the model in {checkpoint}, digest "
-            f"{expected}, found one of {report.model.get('name')}, digest {found}."
+            f"{expected}, found one of {report.model.get('name')}, digest {found}; evaluate again."
         )
     return report
 

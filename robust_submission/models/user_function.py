@@ -30,6 +30,12 @@ _NOT_THE_USERS = (
 """How the names of files begin that are Python's, installed or ours."""
 
 
+def is_users_file(path: str) -> bool:
+    """Whether a file is neither Python's, nor installed, nor ours."""
+    installed = {"site-packages", "dist-packages"} & set(Path(path).parts)
+    return not installed and not path.startswith(_NOT_THE_USERS)
+
+
 def call_function(name: str) -> object:
     """What the function of that name returns, called without arguments.
 
@@ -95,7 +101,7 @@ def _raised_at(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return ""  # its message ends so
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(_NOT_THE_USERS):
+        if is_users_file(frame.filename):
             path = Path(frame.filename)
             shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             return f" ({shown}, line {frame.lineno})"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from robust_submission.attacks import AutoAttack
 from robust_submission.cli.numbers import radius
 from robust_submission.data.images import resize_image
-from robust_submission.evaluation.cache import module_digest
 from robust_submission.evaluation.checks import run_checks, verdict
 from robust_submission.evaluation.data import EvaluationData
 from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, EvaluationSettings, Job
@@ -26,6 +25,7 @@ from robust_submission.evaluation.results import (
 )
 from robust_submission.evaluation.views import Views
 from robust_submission.models.classifier import random_stages
+from robust_submission.models.digest import module_digest
 from robust_submission.models.gcm import GCM
 from robust_submission.models.trn import TRN
 from robust_submission.report.schema import GalleryImage, Report
@@ -39,6 +39,8 @@ KNOWING = (*ADAPTIVE, Attacker.TRANSFER)
 class ReportBuilder:
     """Everything that was measured, and what it was measured with."""
 
+    model: dict[str, Any]
+    """`describe_model` of the views, before the attacks: running a model may change it."""
     results: Results
     views: Views
     data: EvaluationData
@@ -52,7 +54,7 @@ class ReportBuilder:
         twin = results.clean["twin"] == results.labels
         has_twin = Attacker.TRANSFER in self.views.seen_by
         return Report(
-            model=describe_model(self.views),
+            model=self.model,
             data=self.data.description,
             threat_model=threat_model(results.plan.main[0], self.views.random),
             seed=self.settings.seed,

@@ -2,19 +2,16 @@
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from robust_submission.cli.errors import log
-from robust_submission.evaluation.cache import Journal, code_digest, model_digest, source_digest
+from robust_submission.evaluation.cache import Journal, code_digest, model_digest
 
 SETTINGS = {"seed": 0, "model": "abc"}
 IMAGES = torch.zeros(2, 3, 4, 4)
@@ -92,32 +89,13 @@ def test_a_damaged_part_is_not_returned_and_all_can_be_removed(tmp_path: Path):
     assert not (tmp_path / "j").exists()
 
 
-def test_a_model_is_known_by_its_weights_and_structure():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    before = model_digest(model, IMAGES)
-    assert before == model_digest(model.eval(), IMAGES)
-    assert before != model_digest(nn.Sequential(nn.Flatten(), nn.ReLU(), model[1]), IMAGES)
-    with torch.no_grad():
-        model[1].bias[2] += 1e-3  # type: ignore[index]
-    assert before != model_digest(model, IMAGES)
+def test_a_plain_function_is_known_by_its_outputs_and_its_code():
+    def digest_with(scale: float) -> str:
+        return model_digest(lambda images: images.flatten(1)[:, :3] * scale, IMAGES)
 
-
-def test_a_plain_function_is_known_by_its_outputs():
-    one = model_digest(lambda images: images.flatten(1)[:, :3], IMAGES)
-    assert one == model_digest(lambda images: images.flatten(1)[:, 3:6], IMAGES)
-    assert one != model_digest(lambda images: images.flatten(1)[:, :3] + 1, IMAGES)
-
-
-def test_a_module_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    module = ModuleType("someones")
-    module.__file__ = str(tmp_path / "someones.py")
-    monkeypatch.setitem(sys.modules, "someones", module)
-    digests = set[str]()
-    for code in ("1", "2", "2"):
-        (tmp_path / "someones.py").write_text(code)
-        digests.add(source_digest("someones"))
-    assert len(digests) == 2 and source_digest("") == source_digest("hf-hub") == ""
+    assert digest_with(2) == digest_with(2) != digest_with(3)  # the outputs are zero
+    # Python cannot look into a compiled function: two with other outputs on these images.
+    assert model_digest(torch.sin, IMAGES[0]) != model_digest(torch.cos, IMAGES[0])
 
 
 def test_code_is_known_by_its_bytes_at_any_depth(tmp_path: Path):

@@ -88,3 +88,9 @@ def _faster(layer: nn.Module) -> type[nn.Module] | None:
     if isinstance(layer, nn.Conv2d) and not ProductConv2d.suits(layer):
         return None
     return _FASTER.get(type(layer))
+
+
+def original_type(layer: nn.Module) -> type[nn.Module]:
+    """The type of a layer before `optimize_for_cpu`."""
+    originals = {faster: kind for kind, faster in _FASTER.items()}
+    return originals.get(type(layer), type(layer))
