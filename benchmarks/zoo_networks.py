@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from robust_submission.attacks import FFGSM, PGD, Attack
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.sources import open_source, stratified_subset
-from robust_submission.models.classifier import RobustClassifier
 from zoo_defences import Thermometer, Transform, WinnersTakeAll
 
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -127,36 +126,6 @@ def trades_loss(
     return F.cross_entropy(clean, labels) + beta * divergence
 
 
-def robust_classifier(backbone: nn.Module, **stages: Any) -> RobustClassifier:
-    """Our classifier around a frozen network, with some of its stages."""
-    return RobustClassifier(
-        class_names=[str(label) for label in range(CLASSES)],
-        backbone=backbone.requires_grad_(False),
-        image_size=32,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        **stages,
-    )
-
-
-def restoring() -> RobustClassifier:
-    """The natural network behind a small TRN."""
-    restore = {"width": 16, "depth": 2}
-    return robust_classifier(small_resnet(), conceal=False, restore=restore)
-
-
-def restoration_loss(
-    model: RobustClassifier, images: Tensor, labels: Tensor, *, attack: Attack
-) -> Tensor:
-    """TRN's: what restored images lack, and the backbone's cross-entropy on them."""
-    seen = _attacked(attack, model.backbone, images, labels)
-    model.backbone.eval()
-    seen[::4] = images[::4]
-    restored = model.restored(seen)
-    missing = (restored - images).abs().mean()
-    return 10 * missing + F.cross_entropy(model.classify(restored), labels)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is trained."""
@@ -198,13 +167,6 @@ RECIPES: dict[str, Recipe] = {
         epochs=10,
         images=8000,
         lr=0.1,
-    ),
-    "trn": tuned(
-        restoration_loss,
-        build=restoring,
-        attack=PGD(epsilon=8 / 255, steps=3),
-        epochs=6,
-        lr=0.02,
     ),
     "trades": tuned(trades_loss, attack=PGD(epsilon=8 / 255, steps=3), epochs=6),
 }
@@ -287,7 +249,6 @@ class Networks:
 
 
 def _take_weights(model: nn.Module, other: nn.Module) -> None:
-    model = getattr(model, "backbone", model)
     own = model.state_dict()
     found = {
         name: each
