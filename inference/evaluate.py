@@ -101,7 +101,7 @@ def main(options: Options) -> None:
     named = load_named(options.checkpoint, options.model, options.image_size, options.trn)
     twin = load_named(options.twin, None).model if options.twin else None
     few = data.first_images(named.image_size)
-    views = build_views(named, twin, few, data.class_names, accelerator.device)
+    views = build_views(named, twin, few, data.class_names, accelerator.device, options)
     report = run_evaluation(
         views, data, options, options.shown, out=options.out, accelerator=accelerator
     )

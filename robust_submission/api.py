@@ -135,7 +135,7 @@ def evaluate(
         about = {"source": "tensors", "part": "all", "images": len(source), "of": len(source)}
         data = arrange_images(source, everything, curve_images, seed, about | {"chosen": "all"})
         few = data.first_images(named.image_size)
-        views = build_views(named, twin, few, data.class_names, device)
+        views = build_views(named, twin, few, data.class_names, device, settings)
         return run_evaluation(
             views, data, settings, options, out=None if out is None else Path(out)
         )

@@ -9,10 +9,24 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps logits (B, num_classes), float32, and labels (B,) to losses (B,)."""
 
+LARGEST_GAP = 12.0
+"""Difference of the two largest logits up to which cross-entropy has an exact gradient."""
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy; labels may also be probabilities (B, num_classes)."""
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def bounded_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits that are divided until the largest two differ by at most 12.
+
+    Further apart, the softmax is 0 and 1 in float32, and the gradient loses the label's logit or
+    vanishes. Equal to cross-entropy where they are closer.
+    """
+    largest = logits.detach().topk(2, dim=1).values
+    gaps = largest[:, :1] - largest[:, 1:]  # (B, 1)
+    return cross_entropy(logits / (gaps / LARGEST_GAP).clamp_min(1), labels)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -34,4 +48,9 @@ def logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": logits_ratio}
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "bounded-ce": bounded_cross_entropy,
+    "margin": margin,
+    "dlr": logits_ratio,
+}

@@ -52,12 +52,18 @@ def input_gradient(
         UserError: autograd cannot follow the logits back to the images.
     """
     images = images.detach().requires_grad_()
-    logits = model(images).float()
+    outputs = model(images)
+    logits, narrow = outputs.float(), outputs.dtype == torch.float16
     require_gradient(logits.requires_grad)
-    (outer,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
+    (outer,) = torch.autograd.grad(loss(logits, labels).sum(), logits, retain_graph=narrow)
     powers = outer.abs().amax(dim=1, keepdim=True).clamp(1e-30, 1e30).log2().floor().exp2()
-    (gradient,) = torch.autograd.grad(logits, images, outer / powers, allow_unused=True)
+    (gradient,) = torch.autograd.grad(
+        logits, images, outer / powers, allow_unused=True, retain_graph=narrow
+    )
     require_gradient(gradient is not None)
+    if narrow and not gradient.flatten(1).any(dim=1).all():  # underflow: as large as float16 allows
+        powers = powers / 2**14
+        (gradient,) = torch.autograd.grad(logits, images, outer / powers)
     return gradient * powers[:, :, None, None], logits.detach()
 
 
@@ -93,7 +99,8 @@ class PGD(BallAttack):
     """How much of the earlier gradients a step keeps (mu of Dong et al. 2018); 0 for none."""
 
     loss: str | Loss = "ce"
-    """The loss to maximise: "ce", "margin", "dlr", or a function from logits and labels to (B,)."""
+    """The loss to maximise: "ce", "bounded-ce", "margin", "dlr", or a function from logits and
+    labels to (B,)."""
 
     targeted: bool = False
     """Labels are target classes: the loss is minimised, and predicting the target is success."""

@@ -62,7 +62,7 @@ class EvaluationData:
     num_workers: int = 0
     """Processes that read images; changes no result."""
 
-    def first_images(self, image_size: int, count: int = 8) -> Tensor:
+    def first_images(self, image_size: int, count: int = 32) -> Tensor:
         """The first images, (B, 3, image_size, image_size), float32, 0 to 1, to try a model on."""
         rows = np.arange(min(count, len(self.indices)))
         return next(self.micro_batches(rows, image_size, len(rows), 0, 1))["images"]

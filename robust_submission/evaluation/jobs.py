@@ -16,6 +16,8 @@ BLACK_BOX = ("noise", "square")
 """Attacks that use no gradient."""
 ITERATIVE = ("bim", "mim", "pgd")
 """Attacks whose number of steps the user sets."""
+OWN_GRADIENT = ("fgsm", "ffgsm", *ITERATIVE)
+"""Attacks that maximise a loss which can be chosen."""
 
 
 class Attacker(StrEnum):
@@ -30,7 +32,8 @@ class Attacker(StrEnum):
     """Knows the defence and differentiates the model with its masking revealed: GCM by BPDA, TRN
     through its gradient map, random stages by their expectation."""
     ADAPTIVE_BPDA = "adaptive-bpda"
-    """The same, but passes the gradient straight through TRN as well."""
+    """The same, but passes the gradient straight through TRN as well, and through whatever else in
+    the model has no gradient that follows its values (see `models.bpda`)."""
     TRANSFER = "transfer"
     """Differentiates the undefended twin."""
 
@@ -97,6 +100,8 @@ class Job:
     epsilon: float
     steps: int | None = None
     """Of `ITERATIVE` attacks; None for the others."""
+    loss: str = "ce"
+    """What `OWN_GRADIENT` attacks maximise, of `attacks.LOSSES`."""
 
     @property
     def label(self) -> str:
@@ -111,7 +116,7 @@ class Job:
     @property
     def key(self) -> str:
         """A file name that no other job has."""
-        text = json.dumps([self.attack, self.attacker, self.norm, self.epsilon.hex(), self.steps])
+        text = json.dumps(asdict(self) | {"epsilon": self.epsilon.hex()}, sort_keys=True)
         return f"{self.label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @property
@@ -132,6 +137,8 @@ class Job:
         options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
         if early_stop and self.attack in ITERATIVE:
             options["early_stop"] = True
+        if self.attack in OWN_GRADIENT:
+            options["loss"] = self.loss
         return {name: build_attack(name, self.epsilon, self.norm, **options) for name in self.parts}
 
     def settings(self, early_stop: bool) -> dict[str, Any]:

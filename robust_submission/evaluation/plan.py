@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.evaluation.jobs import (
+    ADAPTIVE,
     BLACK_BOX,
     ITERATIVE,
+    OWN_GRADIENT,
     Attacker,
     EvaluationSettings,
     Job,
@@ -22,71 +24,93 @@ STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     """Plan the measurements and the curves.
 
+    A model that autograd cannot differentiate is attacked with gradients only by attackers who see
+    one, and with Square if there is no such attacker.
+
     Raises:
-        UserError: an unknown attack, one that refuses the norm, or one that needs gradients of a
-            model that has none.
+        UserError: an unknown attack, or one that refuses the norm.
     """
+    attacks = settings.attacks
+    if not views.differentiable and views.found is None and "square" not in attacks:
+        attacks = (*attacks, "square")
+        log.info("autograd cannot differentiate the model: square is run too")
     main = list[Job]()
     for epsilon in settings.epsilon:
-        main += _attacks(settings, epsilon, views) + _controls(settings, epsilon, views)
+        for attack in attacks:
+            _check(_job(attack, Attacker.OBLIVIOUS, settings, epsilon, None, views))
+            jobs = _by_each_attacker(attack, settings, epsilon, views)
+            if not jobs:
+                log.warning("%s needs a gradient and the model has none: not run", attack)
+            main += jobs
+        main += _controls(settings, epsilon, views)
     main = list(dict.fromkeys(main))
-    for job in main:
-        _check(job, views)
-    attackers = (Attacker.OBLIVIOUS, Attacker.ADAPTIVE)
-    curve = _Curve(settings, views.image_size)
-    drawn = attackers if settings.curves and views.differentiable else ()
+    curve = _Curve(settings, views)
+    drawn = [each for each in (Attacker.OBLIVIOUS, views.strongest) if views.has_gradient(each)]
+    if not settings.curves:
+        drawn = []
     plan = Plan(
         main=main,
         epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
         steps_curves={attacker: curve.over_steps(attacker) for attacker in drawn},
         same_as={},
     )
-    same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS) for job in plan.jobs}
+    same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS, loss="ce") for job in plan.jobs}
     return replace(plan, same_as={j: o for j, o in same_as.items() if _gains_nothing(j, views)})
 
 
 def _gains_nothing(job: Job, views: Views) -> bool:
     """Whether an adaptive attack finds exactly what the oblivious one does."""
-    outputs_only = job.attack in BLACK_BOX and not views.random
-    return job.attacker == Attacker.ADAPTIVE and (not views.hides or outputs_only)
+    if job.attacker != Attacker.ADAPTIVE or views.random:
+        return False
+    same_view = views.seen_by[Attacker.ADAPTIVE] is views.model
+    return job.attack in BLACK_BOX or (same_view and job.loss == "ce")
 
 
-def _attacks(settings: EvaluationSettings, epsilon: float, views: Views) -> list[Job]:
-    """Every attack by each attacker."""
-    jobs = list[Job]()
-    for attack in settings.attacks:
+def _by_each_attacker(
+    attack: str, settings: EvaluationSettings, epsilon: float, views: Views
+) -> list[Job]:
+    """One attack by each attacker that can make it."""
+    if attack in BLACK_BOX:
         attackers = [Attacker.OBLIVIOUS, Attacker.ADAPTIVE]
-        if Attacker.ADAPTIVE_BPDA in views.seen_by and attack not in BLACK_BOX:
-            attackers.append(Attacker.ADAPTIVE_BPDA)
-        steps = settings.steps if attack in ITERATIVE else None
-        jobs += [
-            Job(attack=attack, attacker=each, norm=settings.norm, epsilon=epsilon, steps=steps)
-            for each in attackers
-        ]
-    return jobs
+    else:
+        everyone = (Attacker.OBLIVIOUS, *ADAPTIVE)
+        attackers = [each for each in everyone if views.has_gradient(each)]
+    steps = settings.steps if attack in ITERATIVE else None
+    return [_job(attack, each, settings, epsilon, steps, views) for each in attackers]
+
+
+def _job(
+    attack: str,
+    attacker: Attacker,
+    settings: EvaluationSettings,
+    epsilon: float,
+    steps: int | None,
+    views: Views,
+) -> Job:
+    loss = views.loss(attacker) if attack in OWN_GRADIENT else "ce"
+    return Job(
+        attack=attack,
+        attacker=attacker,
+        norm=settings.norm,
+        epsilon=epsilon,
+        steps=steps,
+        loss=loss,
+    )
 
 
 def _controls(settings: EvaluationSettings, epsilon: float, views: Views) -> list[Job]:
     """Random noise, and PGD transferred from the undefended twin."""
-    norm, steps = settings.norm, settings.steps
-    noise = Job(attack="noise", attacker=Attacker.OBLIVIOUS, norm=norm, epsilon=epsilon)
+    noise = _job("noise", Attacker.OBLIVIOUS, settings, epsilon, None, views)
     if Attacker.TRANSFER not in views.seen_by:
         return [noise]
-    transfer = Attacker.TRANSFER
-    return [noise, Job(attack="pgd", attacker=transfer, norm=norm, epsilon=epsilon, steps=steps)]
+    return [noise, _job("pgd", Attacker.TRANSFER, settings, epsilon, settings.steps, views)]
 
 
-def _check(job: Job, views: Views) -> None:
+def _check(job: Job) -> None:
     try:
         job.attacks(early_stop=False)
     except UserError as error:
         raise UserError(f"attacks: {job.attack}: {error}") from error
-    without_gradient = job.attack in BLACK_BOX or job.attacker == Attacker.TRANSFER
-    if not views.differentiable and not without_gradient:
-        raise UserError(
-            f"attacks: {job.attack}: expected a model that autograd can differentiate, found one "
-            "that it cannot; use square, and a twin to transfer from."
-        )
 
 
 def unbounded(norm: str, image_size: int) -> float:
@@ -98,15 +122,15 @@ def unbounded(norm: str, image_size: int) -> float:
 @dataclass(frozen=True)
 class _Curve:
     settings: EvaluationSettings
-    image_size: int
+    views: Views
 
     def over_epsilon(self, attacker: Attacker) -> list[Job]:
         """PGD with growing epsilon; fewer points for the oblivious attacker.
 
         On a masked model no attack succeeds and stops early: each of its points is expensive.
         """
-        largest = unbounded(self.settings.norm, self.image_size)
-        multiples = EPSILONS if attacker == Attacker.ADAPTIVE else (0, 1, 4)
+        largest = unbounded(self.settings.norm, self.views.image_size)
+        multiples = (0, 1, 4) if attacker == Attacker.OBLIVIOUS else EPSILONS
         radii = [self.settings.epsilon[0] * multiple for multiple in multiples]
         radii = [*(each for each in radii if each < largest), largest]
         return [self._pgd(attacker, each, self.settings.steps) for each in radii]
@@ -114,11 +138,10 @@ class _Curve:
     def over_steps(self, attacker: Attacker) -> list[Job]:
         """PGD with growing steps; if adaptive, the last has twice the steps asked for."""
         steps, epsilon = self.settings.steps, self.settings.epsilon[0]
-        adaptive = attacker == Attacker.ADAPTIVE
+        adaptive = attacker != Attacker.OBLIVIOUS
         points = [number for number in (STEPS if adaptive else (1, 5)) if number < steps]
         points += [steps, 2 * steps] if adaptive else [steps]
         return [self._pgd(attacker, epsilon, number) for number in points]
 
     def _pgd(self, attacker: Attacker, epsilon: float, steps: int) -> Job:
-        norm = self.settings.norm
-        return Job(attack="pgd", attacker=attacker, norm=norm, epsilon=epsilon, steps=steps)
+        return _job("pgd", attacker, self.settings, epsilon, steps, self.views)

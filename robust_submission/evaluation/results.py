@@ -11,8 +11,9 @@ from scipy.stats import binomtest
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.jobs import Attacker, Job, Plan
 
-Outcome = Literal["ok", "masking", "warning", "not run"]
-"""Of a check: masking decides the verdict, warning is for the reader to weigh."""
+Outcome = Literal["ok", "masking", "failed", "warning", "not run"]
+"""Of a check. Masking and failed decide the verdict: the gradients of the model are masked, or the
+adaptive attack itself has failed. A warning is for the reader to weigh."""
 GALLERY = 8
 """Images whose pictures are kept."""
 
@@ -186,6 +187,11 @@ class Results:
     def worst_case(self, jobs: Iterable[Job]) -> np.ndarray:
         """bool (n, draws): which images withstand all of these jobs."""
         return np.logical_and.reduce([self.correct, *(self.robust(job) for job in jobs)])
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of the best constant answer: the share of the most frequent class."""
+        return float(np.bincount(self.labels).max() / len(self.labels))
 
     def survival(self, robust: np.ndarray) -> np.ndarray:
         """(m,): of each image that is correct when clean, the share of draws in `robust`."""

@@ -4,16 +4,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from robust_submission.attacks import Model, input_gradient
-from robust_submission.attacks.losses import margin
-from robust_submission.cli.errors import UserError
-from robust_submission.evaluation.jobs import Attacker
+from robust_submission.attacks import PGD, Model, input_gradient
+from robust_submission.attacks.losses import LARGEST_GAP, bounded_cross_entropy, margin
+from robust_submission.attacks.norms import rescaled
+from robust_submission.cli.errors import UserError, log
+from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, EvaluationSettings
+from robust_submission.models.bpda import BPDA, Through
 from robust_submission.models.classifier import random_stages, reveal, set_draw, undefended
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import LoadedModel
 from robust_submission.models.trn import TRN
+
+WAYS_THROUGH = (
+    Through.OPERATIONS,
+    Through.OPERATIONS | Through.IMAGES,
+    Through.OPERATIONS | Through.MASKS | Through.IMAGES,
+)
+"""What is tried on a model of which nothing is known."""
+TRIAL_STEPS = 10
+"""Steps of PGD that choose between them."""
+ALIKE = 0.999
+"""Cosine of two gradients that point the same way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +39,9 @@ class Views:
     """As deployed: every result is scored on it."""
     seen_by: Mapping[Attacker, Model]
     """What each attacker differentiates. ADAPTIVE has the same predictions as the model, and is the
-    model itself if that hides nothing known; ADAPTIVE_BPDA is missing without TRN, TRANSFER if the
-    model has no defences and no other twin was given."""
+    model itself if that hides nothing known; ADAPTIVE_BPDA is missing without TRN if no gradient
+    was found that needs replacing, TRANSFER if the model has no defences and no other twin was
+    given."""
     device: torch.device
     """Where the model and the twin are."""
     image_size: int
@@ -37,11 +52,35 @@ class Views:
     """The outputs are probabilities instead of logits."""
     differentiable: bool
     """autograd can differentiate the outputs with respect to the images."""
+    saturates: bool
+    """Logits of clean images lie so far apart that cross-entropy loses its gradient."""
 
     @property
     def hides(self) -> bool:
-        """Whether the adaptive attacker differentiates anything else than the oblivious one."""
-        return self.random or self.seen_by[Attacker.ADAPTIVE] is not self.model
+        """Whether the adaptive attacker maximises anything else than the oblivious one."""
+        known = self.seen_by[Attacker.ADAPTIVE] is not self.model
+        return known or self.random or self.saturates or self.found is not None
+
+    @property
+    def found(self) -> BPDA | None:
+        """The view with gradients that were found to need replacing; None if there are none."""
+        view = self.seen_by.get(Attacker.ADAPTIVE_BPDA)
+        return view if isinstance(view, BPDA) else None
+
+    @property
+    def strongest(self) -> Attacker:
+        """The adaptive attacker with the best gradient, by whom the curves are measured."""
+        return Attacker.ADAPTIVE if self.found is None else Attacker.ADAPTIVE_BPDA
+
+    def has_gradient(self, attacker: Attacker) -> bool:
+        """Whether the attacker sees a model that autograd can differentiate."""
+        return attacker in self.seen_by and (
+            self.differentiable or attacker in (Attacker.ADAPTIVE_BPDA, Attacker.TRANSFER)
+        )
+
+    def loss(self, attacker: Attacker) -> str:
+        """The loss that the attacker maximises, a name of `attacks.LOSSES`."""
+        return "bounded-ce" if attacker in ADAPTIVE and self.saturates else "ce"
 
     def stops_early(self, attacker: Attacker) -> bool:
         """Whether every image that fools what the attacker differentiates also fools the model."""
@@ -71,6 +110,7 @@ def build_views(
     images: Tensor,
     class_names: list[str],
     device: torch.device,
+    settings: EvaluationSettings,
 ) -> Views:
     """Try the model on a few images and prepare its views.
 
@@ -83,6 +123,7 @@ def build_views(
         images: Some of the evaluated ones, (B, 3, H, W), float32, 0 to 1.
         class_names: The data's.
         device: Where everything runs.
+        settings: Norm and epsilon of the attacks.
 
     Raises:
         UserError: the model fails on the images, does not have one logit per class, or has the
@@ -98,17 +139,80 @@ def build_views(
         if _are_probabilities(try_model("twin", twin, images, len(class_names))):
             twin = LogProbabilities(twin)
     softmax = _are_probabilities(outputs)
+    random, differentiable = _is_random(model, images), _is_differentiable(model, images)
+    seen_by = _seen_by(model, twin, softmax)
+    base = seen_by.get(Attacker.ADAPTIVE_BPDA, seen_by[Attacker.ADAPTIVE])
+    found = _straight_through(base, model, images, settings, random)
+    if found is not None:
+        seen_by[Attacker.ADAPTIVE_BPDA] = found
+    with torch.no_grad():
+        largest = (seen_by[Attacker.ADAPTIVE] if found is None else found)(images).float().topk(2)
+    gaps = largest.values[:, 0] - largest.values[:, 1]
     return Views(
         name=named.name,
         model=model,
-        seen_by=_seen_by(model, twin, softmax),
+        seen_by=seen_by,
         device=device,
         image_size=named.image_size,
         num_classes=len(class_names),
-        random=_is_random(model, images),
+        random=random,
         softmax=softmax,
-        differentiable=_is_differentiable(model, images),
+        differentiable=differentiable,
+        saturates=bool(gaps.max() > LARGEST_GAP),
     )
+
+
+def _straight_through(
+    base: Model, model: Model, images: Tensor, settings: EvaluationSettings, random: bool
+) -> BPDA | None:
+    """`base` with the gradients replaced that need it, if that makes an attack stronger.
+
+    Tried is what has other gradients than `base` at the images, and kept what fools the model on
+    the most images, if those are more than with `base`.
+    """
+    with torch.no_grad():
+        predictions = model(images).argmax(dim=1)
+    before = _direction(base, images, predictions)
+    candidates = list[BPDA]()
+    for through in WAYS_THROUGH:
+        view = BPDA(base, through)
+        after = _direction(view, images, predictions)
+        if after is None or not view.substituted:
+            continue
+        if before is None or bool((before * after).sum(dim=1).min() < ALIKE):
+            candidates.append(view)
+    attack = PGD(
+        norm=settings.norm, epsilon=settings.epsilon[0], steps=TRIAL_STEPS, loss="bounded-ce"
+    )
+
+    def fooled(view: Model) -> int:
+        set_seed(settings.seed)
+        found = attack(view, images, predictions)
+        with torch.no_grad():
+            return int((model(found).argmax(dim=1) != predictions).sum())
+
+    best, most = None, -1
+    if candidates and before is not None:
+        most = fooled(base)
+    for view in candidates:
+        if most < len(images) and (number := fooled(view)) > most:
+            best, most = view, number
+    return best
+
+
+def _direction(view: Model, images: Tensor, labels: Tensor) -> Tensor | None:
+    """The gradient of each image at length 1, (B, N); None if the view has none."""
+    set_seed(0)
+    try:
+        with torch.enable_grad():
+            gradient, _ = input_gradient(view, images, labels, bounded_cross_entropy)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the user's code under watch: anything
+        if not isinstance(error, UserError):
+            log.warning("no gradient of %s: %s", type(view).__name__, str(error)[:80])
+        return None
+    return torch.nn.functional.normalize(rescaled(gradient.nan_to_num()).flatten(1))
 
 
 def _seen_by(model: Model, twin: Model | None, softmax: bool) -> dict[Attacker, Model]:

@@ -50,6 +50,7 @@ class ReportBuilder:
         """The report; `options` are its `settings`."""
         results, correct = self.results, self.results.correct
         oblivious, adaptive = self._worst_cases().values()
+        worst = accuracy(adaptive)
         checks = run_checks(results, self.views, self.settings)
         twin = results.clean["twin"] == results.labels
         has_twin = Attacker.TRANSFER in self.views.seen_by
@@ -61,14 +62,14 @@ class ReportBuilder:
             clean=accuracy(correct),
             twin_clean=accuracy(twin[:, None]) if has_twin else None,
             oblivious=accuracy(oblivious),
-            adaptive=accuracy(adaptive),
+            adaptive=worst,
             oblivious_robustness=attack_robustness(oblivious, correct),
             adaptive_robustness=attack_robustness(adaptive, correct),
             measurements=tuple(self._measurement(job) for job in results.plan.main),
             curves=tuple(self._curves()),
             corruptions=self._corrupted() if results.corrupted else None,
             checks=tuple(checks),
-            verdict=verdict(checks),
+            verdict=verdict(checks, worst.value),
             gallery=tuple(self._gallery()),
             provenance=provenance(),
             settings=options,
@@ -215,6 +216,7 @@ def describe_model(views: Views) -> dict[str, Any]:
         "num_classes": views.num_classes,
         "random": views.random,
         "outputs": "probabilities" if views.softmax else "logits",
+        "substituted": [] if views.found is None else list(views.found.substituted),
         "digest": None if module is None else module_digest(module),
     }
 

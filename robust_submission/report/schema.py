@@ -44,8 +44,9 @@ class Report:
     """All that an evaluation found. Printed, it is a summary in a few lines."""
 
     model: dict[str, Any]
-    """name, parameters, stages in force, image_size, num_classes, random (bool), digest of its
-    structure and tensors (None if it is no nn.Module)."""
+    """name, parameters, stages in force, image_size, num_classes, random (bool), substituted (the
+    operations through which adaptive-bpda passes the gradient straight), digest of its structure
+    and tensors (None if it is no nn.Module)."""
     data: dict[str, Any]
     """source, part, images, how they were chosen."""
     threat_model: str
@@ -58,7 +59,7 @@ class Report:
     """Robust accuracy in the worst case per image over all oblivious attacks."""
     adaptive: Share
     """Robust accuracy in the worst case per image over all attacks, adaptive and transfer ones
-    too: what the model is worth once the attacker knows the defence."""
+    too: an upper bound of what the model is worth once the attacker knows the defence."""
     oblivious_robustness: Share
     """`oblivious` as AR: of the images classified correctly when clean."""
     adaptive_robustness: Share

@@ -23,6 +23,7 @@ from robust_submission.report.schema import Report
 
 NO_IMAGES = "no images"
 OUTCOMES: dict[Outcome, str] = {
+    "failed": "attack failed",
     "masking": "sign of masking",
     "warning": "warning",
     "ok": "passed",
@@ -114,7 +115,17 @@ def checks_by_weight(report: Report) -> list[Check]:
 
 def headline(report: Report) -> str:
     """The verdict as a heading."""
-    return "The gradients are masked." if report.verdict == "masked" else "No sign of masking."
+    return {
+        "masked": "The gradients are masked.",
+        "no sign of masking": "No sign of masking.",
+        "evaluation failed": "The evaluation failed.",
+    }[report.verdict]
+
+
+def at_most(report: Report) -> str:
+    """The adaptive number as the upper bound that it is: `at most 77.0 %`."""
+    bound = f"at most {share_percent(report.adaptive)}"
+    return f"{UNKNOWN}; {bound}" if report.verdict == "evaluation failed" else bound
 
 
 def reason(report: Report) -> str:
@@ -127,6 +138,12 @@ def reason(report: Report) -> str:
         if overlap:
             return f"{first} {_accuracies(report)} They lie {apart} apart, within their intervals."
         return f"{first} {_accuracies(report)} The {apart} between them are not robustness."
+    if report.verdict == "evaluation failed":
+        signs = plural(len(report.checks_with("failed")), "check")
+        return (
+            f"By {signs} of {ran} the adaptive attack was too weak for this model. "
+            f"{_accuracies(report)} What the model is worth is not known."
+        )
     first = f"None of {plural(ran, 'check')} found one." if ran else "No check was run."
     agree = "within their intervals" if overlap else "more than their intervals allow"
     return (
@@ -137,29 +154,29 @@ def reason(report: Report) -> str:
 
 def _accuracies(report: Report) -> str:
     oblivious, adaptive = share_percent(report.oblivious), share_percent(report.adaptive)
-    return f"Robust accuracy is {oblivious} (oblivious) and {adaptive} (adaptive)."
+    return f"Robust accuracy is {oblivious} (oblivious) and at most {adaptive} (adaptive)."
 
 
 def print_table(report: Report, console: Console | None = None) -> None:
     """Print the verdict, the headline numbers and every measurement, by attacker."""
     console = console or Console()
-    style = "bold red" if report.verdict == "masked" else "bold"
+    style = "bold" if report.verdict == "no sign of masking" else "bold red"
     console.print(Text(f"Verdict: {report.verdict}", style))
     console.print(Text(reason(report)))
     numbers = Table.grid(padding=(0, 2))
-    corrupted = report.corruptions
-    for name, share in (
-        ("Robust accuracy (oblivious)", report.oblivious),
-        ("Robust accuracy (adaptive)", report.adaptive),
-        ("Clean accuracy", report.clean),
-        *([("Corrupted accuracy (mean)", corrupted.mean)] if corrupted else []),
+    mean = report.corruptions.mean if report.corruptions else None
+    for name, shown, share in (
+        ("Robust accuracy (oblivious)", share_percent(report.oblivious), report.oblivious),
+        ("Robust accuracy (adaptive)", at_most(report), report.adaptive),
+        ("Clean accuracy", share_percent(report.clean), report.clean),
+        *([("Corrupted accuracy (mean)", share_percent(mean), mean)] if mean else []),
     ):
-        value = Text(share_percent(share), "bold", justify="right")
+        value = Text(shown, "bold", justify="right")
         numbers.add_row(name, value, interval_percent(share), counted(share))
     console.print(numbers)
     if report.measurements:
         console.print(_measurement_table(report))
-    for outcome in ("masking", "warning"):
+    for outcome in ("failed", "masking", "warning"):
         for check in report.checks_with(outcome):
             console.print(Text(f"{OUTCOMES[outcome]}: {check.question} {check.found}"))
 

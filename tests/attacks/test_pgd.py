@@ -116,11 +116,20 @@ def test_losses_against_numpy(linear):
         "margin": others - own,
         "dlr": -(own - others) / (ordered[:, -1] - ordered[:, -3]),
     }
+    expected["bounded-ce"] = expected["ce"]  # the largest two are less than 12 apart
     for name, loss in LOSSES.items():
         found = loss(torch.tensor(logits), torch.tensor(labels))
         np.testing.assert_allclose(found, expected[name], rtol=1e-9)
     with pytest.raises(ValueError, match="at least 3 classes, found 2"):
         PGD(loss="dlr")(linear, torch.rand(1, 3, 4, 4), torch.tensor([0]))
+
+
+def test_bounded_cross_entropy_has_the_gradient_of_a_softer_softmax():
+    logits = torch.tensor([[4000.0, 1000.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(LOSSES["bounded-ce"](logits, torch.tensor([0])).sum(), logits)
+    soft = np.exp(np.array([16.0, 4.0, 0.0]) - 16)
+    expected = (soft / soft.sum() - np.array([1, 0, 0])) * 12 / 3000
+    np.testing.assert_allclose(gradient[0], expected, rtol=1e-2)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

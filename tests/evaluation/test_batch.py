@@ -42,8 +42,8 @@ def chunk(model: Model) -> ImageChunk:
 
 def evaluator_of(model: object, images: Tensor) -> ChunkEvaluator:
     named = LoadedModel(name="it", model=model, image_size=8)  # type: ignore[arg-type]
-    views = build_views(named, None, images[:2], [str(i) for i in range(CLASSES)], CPU)
     settings = EvaluationSettings(epsilon=(0.1,), draws=3, eot=2)
+    views = build_views(named, None, images[:2], [str(i) for i in range(CLASSES)], CPU, settings)
     return ChunkEvaluator(views, settings, FittingBatches(SIZE))
 
 

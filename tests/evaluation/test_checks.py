@@ -81,7 +81,8 @@ def test_outputs_without_logits_gradients_or_repetition_are_warnings():
     for check, good, bad in (
         (outputs.check_outputs, (False,), (True,)),
         (outputs.check_deterministic, (False, 1, 1), (True, 5, 10)),
-        (gradients.check_gradient_exists, (True,), (False,)),
+        (gradients.check_gradient_exists, (True, False), (False, True)),
+        (gradients.check_optimises, (False,), (True,)),
     ):
         assert check(*good).outcome == "ok" and check(*bad).outcome == "warning"
     assert "5 other draws" in outputs.check_deterministic(True, 5, 10).found
@@ -131,18 +132,20 @@ def test_a_significant_gap_below_a_point_is_no_masking():
 
 
 @pytest.mark.parametrize(
-    ("count", "total", "classes", "outcome"),
+    ("count", "total", "chance", "outcome"),
     [
-        (0, 32, 10, "ok"),
-        (3, 32, 10, "ok"),
-        (12, 32, 10, "masking"),
-        (15, 32, 2, "ok"),
-        (0, 0, 10, "not run"),
+        (0, 32, 0.1, "ok"),
+        (3, 32, 0.1, "ok"),
+        (12, 32, 0.1, "masking"),
+        (15, 32, 0.5, "ok"),
+        (0, 0, 0.1, "not run"),
     ],
 )
-def test_large_epsilon(count: int, total: int, classes: int, outcome: str):
+def test_large_epsilon(count: int, total: int, chance: float, outcome: str):
     robust = (np.arange(total) < count)[:, None]
-    found = curves.check_large_epsilon(robust, 0.5, classes, Attacker.OBLIVIOUS)
+    adaptive = curves.check_large_epsilon(robust, 0.5, chance, Attacker.ADAPTIVE_BPDA)
+    assert adaptive.outcome == {"masking": "failed"}.get(outcome, outcome)
+    found = curves.check_large_epsilon(robust, 0.5, chance, Attacker.OBLIVIOUS)
     assert found.outcome == outcome and found.name == "large epsilon, oblivious"
     assert "epsilon 0.5" in found.expected
 
@@ -170,12 +173,24 @@ def test_ball_forgives_rounding_only():
 
 
 def test_clean_accuracy_at_chance():
-    assert outputs.check_clean_accuracy(share_of(80, 100), 10).outcome == "ok"
-    chance = outputs.check_clean_accuracy(share_of(11, 100), 10)
+    assert outputs.check_clean_accuracy(share_of(80, 100), 0.1).outcome == "ok"
+    chance = outputs.check_clean_accuracy(share_of(11, 100), 0.1)
     assert chance.outcome == "warning" and "normalisation" in chance.found
 
 
 def test_any_sign_of_masking_decides_the_verdict():
     passed, warning = outputs.check_outputs(False), outputs.check_outputs(True)
-    assert verdict([passed, warning]) == "no sign of masking"
-    assert verdict([passed, comparisons.check_gap(survival(95), survival(2))]) == "masked"
+    assert verdict([passed, warning], 0.4) == "no sign of masking"
+    assert verdict([passed, comparisons.check_gap(survival(95), survival(2))], 0.4) == "masked"
+
+
+def test_a_failed_attack_decides_the_verdict_unless_nothing_was_left():
+    failed = gradients.check_gradient_exists(False, False)
+    checks = [failed, comparisons.check_gap(survival(95), survival(2))]
+    assert verdict(checks, 0.4) == "evaluation failed"
+    assert verdict(checks, 0.02) == "masked"
+
+
+def test_adaptive_gradients_that_lose_to_black_boxes_have_failed():
+    assert comparisons.check_adaptive(*apart(12, 0)).outcome == "failed"
+    assert comparisons.check_adaptive(*apart(2, 40)).outcome == "ok"

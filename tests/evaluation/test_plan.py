@@ -10,6 +10,7 @@ from robust_submission.attacks import PGD
 from robust_submission.evaluation.jobs import Attacker, EvaluationSettings, Job, Plan
 from robust_submission.evaluation.plan import plan_jobs, unbounded
 from robust_submission.evaluation.views import Views
+from robust_submission.models import bpda
 
 OBLIVIOUS, ADAPTIVE, BPDA, TRANSFER = Attacker
 
@@ -23,7 +24,7 @@ def views(**changes: Any) -> Views:
     masked = {OBLIVIOUS: identity, ADAPTIVE: nn.Identity(), TRANSFER: nn.Identity()}
     values = {"name": "model", "model": identity, "seen_by": masked, "image_size": 32}
     values |= {"device": torch.device("cpu"), "num_classes": 10}
-    values |= {"random": False, "softmax": False, "differentiable": True}
+    values |= {"random": False, "softmax": False, "differentiable": True, "saturates": False}
     return Views(**(values | changes))
 
 
@@ -113,7 +114,6 @@ def test_parts_and_settings_repeat_the_attack():
     [
         ("autoatack", {}, r"'autoatack' \(nearest: autoattack\)"),
         ("cw", {}, "attacks: cw: .*l2"),
-        ("pgd", {"differentiable": False}, "expected a model that autograd can"),
     ],
 )
 def test_impossible_attacks_are_refused_before_anything_runs(
@@ -124,9 +124,27 @@ def test_impossible_attacks_are_refused_before_anything_runs(
 
 
 def test_a_model_without_gradients_is_attacked_by_square_and_transfer():
-    found = plan("square", {"differentiable": False}, curves=True)
+    found = plan("pgd", {"differentiable": False}, curves=True)
     assert [each.attack for each in found.main] == ["square", "square", "noise", "pgd"]
     assert not found.epsilon_curves
+
+
+def test_who_found_what_hides_the_gradient_attacks_with_it_and_draws_the_curves():
+    found = {
+        OBLIVIOUS: identity,
+        ADAPTIVE: identity,
+        BPDA: bpda.BPDA(identity, bpda.Through.IMAGES),
+    }
+    changes = {"seen_by": found, "differentiable": False}
+    planned = plan("pgd", changes, curves=True)
+    assert [each.attacker for each in planned.main if each.attack == "pgd"] == [BPDA]
+    assert list(planned.steps_curves) == [BPDA]
+
+
+def test_saturated_logits_get_a_loss_that_does_not_saturate():
+    planned = plan("pgd", HONEST | {"saturates": True})
+    losses = {each.attacker: each.loss for each in planned.distinct() if each.attack == "pgd"}
+    assert losses == {OBLIVIOUS: "ce", ADAPTIVE: "bounded-ce"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_submission.evaluation.jobs import Attacker
+from robust_submission.evaluation.jobs import Attacker, EvaluationSettings
 from robust_submission.evaluation.views import LogProbabilities, Views, build_views
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
@@ -15,6 +15,7 @@ from robust_submission.models.trn import TRN
 
 OBLIVIOUS, ADAPTIVE, TRANSFER = Attacker.OBLIVIOUS, Attacker.ADAPTIVE, Attacker.TRANSFER
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SETTINGS = EvaluationSettings()
 NAMES = ["a", "b", "c"]
 
 
@@ -26,7 +27,7 @@ def linear(*before: nn.Module) -> nn.Module:
 def build(model: object, class_names: list[str] | None = None, twin: object = None) -> Views:
     named = LoadedModel(name="it", model=model, image_size=8)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
-    return build_views(named, twin, IMAGES, class_names or NAMES, cpu)  # type: ignore[arg-type]
+    return build_views(named, twin, IMAGES, class_names or NAMES, cpu, SETTINGS)  # type: ignore[arg-type]
 
 
 def test_a_plain_model_hides_nothing_and_has_no_twin():
@@ -144,5 +145,5 @@ def test_classes_in_another_order_are_refused():
     named = LoadedModel(name="it", model=linear(), image_size=8, class_names=["0", "1", "10"])
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"label 1 is '1'\), found '10'"):
-        build_views(named, None, IMAGES, ["0", "10", "1"], cpu)
-    build_views(named, None, IMAGES, ["zero", "one", "ten"], cpu)
+        build_views(named, None, IMAGES, ["0", "10", "1"], cpu, SETTINGS)
+    build_views(named, None, IMAGES, ["zero", "one", "ten"], cpu, SETTINGS)

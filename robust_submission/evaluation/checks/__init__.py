@@ -17,7 +17,9 @@ from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.results import Check, Results
 from robust_submission.evaluation.views import Views
 
-MaskingVerdict = Literal["masked", "no sign of masking"]
+MaskingVerdict = Literal["masked", "no sign of masking", "evaluation failed"]
+NEEDS_NO_PROOF = 0.05
+"""Adaptive accuracy up to which it does not matter how much stronger an attack could be."""
 
 
 def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> list[Check]:
@@ -30,7 +32,14 @@ def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> 
     ]
 
 
-def verdict(checks: Iterable[Check]) -> MaskingVerdict:
-    """What the checks say together."""
-    masked = any(check.outcome == "masking" for check in checks)
-    return "masked" if masked else "no sign of masking"
+def verdict(checks: Iterable[Check], adaptive: float) -> MaskingVerdict:
+    """What the checks say together.
+
+    Args:
+        checks: All of them.
+        adaptive: Robust accuracy (adaptive), 0 to 1.
+    """
+    outcomes = {check.outcome for check in checks}
+    if "failed" in outcomes and adaptive > NEEDS_NO_PROOF:
+        return "evaluation failed"
+    return "masked" if "masking" in outcomes else "no sign of masking"

@@ -49,6 +49,18 @@ def check_black_box(black: np.ndarray, white: np.ndarray, attack: str) -> Findin
 
 
 @rule(
+    "adaptive beats black box",
+    "Do adaptive gradients find what attacks without gradients find?",
+    "only attacks without gradients fool no more than 2 % of images, beyond chance",
+)
+def check_adaptive(black: np.ndarray, adaptive: np.ndarray) -> Finding:
+    """Compare survival (n,) of attacks without gradients, and of adaptive ones with them."""
+    alone = share_of(int((adaptive - black >= 0.5).sum()), len(black))
+    found = f"only attacks without gradients fool {alone.count:g} of {plural(alone.total, 'image')}"
+    return when(alone.low > 0.02, "failed"), found
+
+
+@rule(
     "many steps beat one, {attacker}",
     "Do many steps fool what one step fools?",
     "many at least as strong as one, within chance",
@@ -71,8 +83,12 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
         return results.survival(results.worst_case(jobs))
 
     oblivious, adaptive = by(Attacker.OBLIVIOUS), by(*ADAPTIVE)
-    if oblivious:
-        yield check_gap(survival(oblivious), survival(adaptive))
+    everything = results.plan.headline(Attacker.OBLIVIOUS)
+    if adaptive:
+        # Without a gradient of the model, the oblivious attacker has the others alone.
+        yield check_gap(survival(oblivious or everything), survival(adaptive))
+        black_box = [job for job in everything if job.attack in BLACK_BOX]
+        yield check_adaptive(survival(black_box), survival(adaptive))
     white = [job for job in oblivious if job.attack not in SINGLE_STEP]
     if white:
         gradients = np.logical_and.reduce([_without_square(results, job) for job in white])

@@ -16,10 +16,20 @@ blown up (with GCM about 1e-12), as pixels are 0 to 1 in steps of 1/255."""
 
 
 @rule("differentiable", "Can autograd differentiate the model?", "yes")
-def check_gradient_exists(differentiable: bool) -> Finding:
+def check_gradient_exists(differentiable: bool, replaced: bool) -> Finding:
     """Check that autograd can differentiate the outputs with respect to the images."""
-    found = "yes" if differentiable else "no: no attack used the model's own gradient"
-    return when(not differentiable, "warning"), found
+    if differentiable:
+        return "ok", "yes"
+    if replaced:
+        return "warning", "no: only adaptive attacks had a gradient, passed through what cuts it"
+    return "failed", "no: no attack had a gradient of the model"
+
+
+@rule("autograd in the model", "Does the model optimise when it is called?", "no")
+def check_optimises(optimises: bool) -> Finding:
+    """Check that the model does not call autograd itself, as purification does."""
+    found = "yes: attacks need more steps and other losses than these" if optimises else "no"
+    return when(optimises, "warning"), found
 
 
 @rule("finite gradients", "Is every gradient a finite number?", "no NaN")
@@ -75,7 +85,8 @@ def examine_gradients(results: Results, views: Views) -> Iterable[Check]:
         results.clean.get(name, none) for name in ("gradient", "margin", "rises")
     )
     known = np.isfinite(gradient) & (gradient > 0) & (margin != 0)
-    yield check_gradient_exists(views.differentiable)
+    yield check_gradient_exists(views.differentiable, views.found is not None)
+    yield check_optimises(views.found is not None and views.found.optimises)
     yield check_finite(gradient)
     yield check_zero(gradient)
     yield check_size(gradient[known] / np.abs(margin[known]))
