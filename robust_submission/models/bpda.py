@@ -6,6 +6,7 @@ operations of a forward pass, and passes the gradient straight through those tha
 that has nothing to do with their values. It changes no prediction.
 """
 
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from enum import Flag, auto
@@ -95,8 +96,9 @@ class BPDA(nn.Module):
         if self._join is None and Through.IMAGES in self.through:
             self._join = self._watched(images)[1].last_made
         outputs, watch = self._watched(images)
+        outputs = watch.with_gradient(outputs)
         self.substituted, self.optimises = tuple(watch.found), watch.optimises
-        return watch.unsquashed(watch.with_gradient(outputs))
+        return watch.unsquashed(outputs)
 
     def _watched(self, images: Tensor) -> tuple[Tensor, "_Watch"]:
         with _Watch(images.view_as(images), self.through, self._join) as watch:
@@ -166,9 +168,13 @@ class _WatchSquashing(TorchFunctionMode):
         """What was squashed to these outputs, if its largest entry is everywhere the largest."""
         if id(outputs) not in self._squashed:
             return outputs
-        raw = self._squashed[id(outputs)][1]
+        raw, predicted = self._squashed[id(outputs)][1], outputs.argmax(dim=1, keepdim=True)
         best = outputs.gather(1, raw.argmax(dim=1, keepdim=True)).squeeze(1)
-        return raw if bool((best >= outputs.amax(dim=1)).all()) else outputs
+        if bool((best < outputs.amax(dim=1)).any()):
+            return outputs
+        # Outputs that are equal when squashed: the prediction stays the model's.
+        lead = (raw.amax(dim=1, keepdim=True) - raw.gather(1, predicted)).detach()
+        return raw.scatter_add(1, predicted, lead * (1 + 1e-3))
 
 
 class _Watch(_WatchSquashing):
@@ -231,7 +237,9 @@ class _Watch(_WatchSquashing):
         if cut is None or cut.source is None:
             return outputs
         self._note("outputs without a gradient")
-        return _linked(outputs, cut.source)
+        linked = _linked(outputs, cut.source)
+        self._squashed[id(linked)] = linked, cut.source
+        return linked
 
     def _examined(
         self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, output: Tensor
@@ -271,10 +279,15 @@ class _Watch(_WatchSquashing):
         masked = name not in PRODUCTS or any(id(each) in self._cut for each in tensors)
         if Through.MASKS in self._through and name in REPLACING and masked:
             return self._substituted(name, output, source)
-        if name not in UNCHANGED:
-            for earlier in self._recent.get(output.shape, ()):
-                if earlier.dtype == output.dtype and _is_same(earlier, output):
-                    return self._substituted(name, output, earlier)
+        return output if name in UNCHANGED else self._restored(name, tensors, output)
+
+    def _restored(self, name: str, tensors: list[Tensor], output: Tensor) -> Tensor:
+        """Give what equals an earlier tensor the gradient of the identity."""
+        for earlier in self._recent.get(output.shape, ()):
+            if earlier.dtype == output.dtype and _is_same(earlier, output):
+                if any(each is earlier for each in tensors) and _is_identity(output, earlier):
+                    return output
+                return self._substituted(name, output, earlier)
         return output
 
     def _sloped(self, name: str, output: Tensor, source: Tensor) -> Tensor:
@@ -335,7 +348,10 @@ class _Watch(_WatchSquashing):
             values = each if each.is_floating_point() else each.to(cut.source.dtype)
             return _linked(values, cut.source)
 
+        before = list(_tensors_in((args, kwargs)))
         args, kwargs = _with_tensors((args, kwargs), link)
+        if all(map(operator.is_, before, _tensors_in((args, kwargs)))):
+            return None
         try:
             joined = func(*args, **kwargs)
         except (RuntimeError, TypeError, IndexError):
@@ -428,6 +444,12 @@ class _Watch(_WatchSquashing):
 def _is_same(first: Tensor, second: Tensor) -> bool:
     scale = first.detach().abs().amax()
     return bool((first.detach() - second.detach()).abs().amax() <= EQUAL * scale)
+
+
+def _is_identity(output: Tensor, source: Tensor) -> bool:
+    """Whether the gradient of one operation, added up, is about that of the identity."""
+    (gradient,) = torch.autograd.grad(output.sum(), source, retain_graph=True)
+    return bool((gradient - 1).abs().amax() < 0.1)
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:

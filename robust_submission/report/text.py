@@ -122,10 +122,14 @@ def headline(report: Report) -> str:
     }[report.verdict]
 
 
+def bound(report: Report) -> str:
+    """What the adaptive number is: the words before it."""
+    return f"{UNKNOWN}; at most" if report.verdict == "evaluation failed" else "at most"
+
+
 def at_most(report: Report) -> str:
     """The adaptive number as the upper bound that it is: `at most 77.0 %`."""
-    bound = f"at most {share_percent(report.adaptive)}"
-    return f"{UNKNOWN}; {bound}" if report.verdict == "evaluation failed" else bound
+    return f"{bound(report)} {share_percent(report.adaptive)}"
 
 
 def reason(report: Report) -> str:
