@@ -170,3 +170,23 @@ def test_a_bad_argument_is_named(changes: dict[str, Any], message: str):
     arguments = {"model": model, "images": images, "labels": labels} | changes
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
+
+
+def test_autoattack_on_unseeded_noise_and_the_numbers_of_its_draws():
+    """Only images that the noise alone gets wrong in some draw differ in the worst of the draws."""
+    inner = network()[1:]
+    images, labels = labelled(inner, 12)
+
+    def noisy(images: Tensor) -> Tensor:
+        return inner(images + 0.02 * torch.randn_like(images))
+
+    given = {"attacks": ("pgd", "autoattack"), "steps": 3, "epsilon": 0.01}
+    report = evaluate(noisy, images, labels, **given)
+    by_name = {one.name: one for one in report.measurements}
+    rand = by_name["autoattack-rand linf 0.01 adaptive"]
+    assert list(rand.settings["fooled_first_by"]) == ["apgd-ce", "apgd-dlr", "an earlier attack"]
+    assert report.adaptive.value <= rand.robust_accuracy.value
+    assert report.adaptive_worst_draw and report.adaptive_fixed
+    assert report.adaptive_worst_draw.value <= min(report.adaptive.by_draw)
+    assert report.settings["eot_on_curves"] == 2 and len(report.curves) == 4
+    assert json_text(report) == json_text(evaluate(noisy, images, labels, **given))

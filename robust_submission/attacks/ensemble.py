@@ -5,10 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from robust_submission.attacks.base import Attack, Model, attacking, correct
 from robust_submission.attacks.losses import cross_entropy
+
+UNCLEAR = 0.01
+"""Probability up to which a decision that counts as clear may be wrong, by Student's t-test."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,43 @@ class EOT:
     set_draw: Callable[[int], object]
     """`set_draw(k)` makes the model use its k-th draw from then on."""
 
+    enough: int | None = None
+    """Draws after which an image gets no more if its decision is clear: if the two largest average
+    probabilities differ by more than chance explains (t-test over the draws, one-sided, error
+    `UNCLEAR`). At least 2; None gives every image all draws."""
+
     def __post_init__(self) -> None:
         if not len(self.draws):
             raise ValueError("draws: expected at least one, found none.")
+        if self.enough is not None and self.enough < 2:
+            raise ValueError(f"enough: expected at least 2 draws or None, found {self.enough}.")
 
     def __call__(self, images: Tensor) -> Tensor:
+        first = self._drawn(images, self.draws[: self.enough])
+        average = first.logsumexp(dim=0) - math.log(len(first))
+        if len(first) == len(self.draws):
+            return average
+        rows = _unclear(first.detach()).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return average
+        others = self._drawn(images[rows], self.draws[self.enough :])
+        every = torch.cat([first[:, rows], others])
+        return average.index_copy(0, rows, every.logsumexp(dim=0) - math.log(len(every)))
+
+    def _drawn(self, images: Tensor, draws: Sequence[int]) -> Tensor:
+        """Logarithms of the probabilities in each draw, (draws, B, num_classes)."""
         outputs = list[Tensor]()
-        for draw in self.draws:
+        for draw in draws:
             self.set_draw(draw)
             outputs.append(self.model(images).float().log_softmax(dim=1))
-        return torch.stack(outputs).logsumexp(dim=0) - math.log(len(outputs))
+        return torch.stack(outputs)
+
+
+def _unclear(logarithms: Tensor) -> Tensor:
+    """(B,) bool: whether chance may explain which class is the likeliest in (draws, B, classes)."""
+    draws, probabilities = len(logarithms), logarithms.double().exp()
+    first, second = probabilities.mean(dim=0).topk(2, dim=1).indices.T  # (B,) each
+    rows = torch.arange(len(first), device=first.device)
+    gaps = probabilities[:, rows, first] - probabilities[:, rows, second]  # (draws, B)
+    errors = gaps.std(dim=0) / math.sqrt(draws)
+    return gaps.mean(dim=0) < float(stdtrit(draws - 1, 1 - UNCLEAR)) * errors

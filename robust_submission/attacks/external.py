@@ -157,6 +157,8 @@ class AutoAttack(BallAttack):
     """
 
     STANDARD: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t", "fab-t", "square")
+    RANDOM: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-dlr")
+    """The authors' "rand" version, for a model whose calls differ: give it as its average (EOT)."""
     KNOWN: ClassVar[tuple[str, ...]] = (*STANDARD, "apgd-dlr", "fab")
 
     norm: str = "linf"

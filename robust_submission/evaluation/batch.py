@@ -26,6 +26,10 @@ from robust_submission.evaluation.views import Views
 
 ATTACK_DRAW = 1_000_000
 """The first of the draws that attackers see; the scored draws start at 0."""
+ENOUGH = 4
+"""Draws that attackers average over on images whose decision is clear after them."""
+CURVE_EOT = 2
+"""Draws that attackers average over on the curves."""
 SPARED_STEPS = 100
 """Steps of PGD on the images that AutoAttack skips, as many as its APGD makes."""
 SMALL_STEP = 1 / 8
@@ -78,6 +82,41 @@ class ChunkEvaluator:
             predictions.append(self._predictions(chunk, images))
         return {"predictions": np.stack(predictions, axis=1)}
 
+    def fixed(self, job: Job, chunk: ImageChunk) -> Arrays:
+        """Attack and score a random model that makes the same draw in every call.
+
+        That is draw 0 of its own stages, with the global generators seeded anew before each call.
+        Where they fill a tensor of the whole batch, the noise of an image depends on its place
+        there: it is attacked and scored in one batch.
+
+        Args:
+            job: PGD.
+            chunk: The images.
+
+        Returns:
+            `robust` bool (n,): which are correct both before the attack and after it.
+        """
+        (attack,) = job.attacks(early_stop=False).values()
+        seen = self._held(chunk, self.views.seen_by[job.attacker])
+        model = self._held(chunk, self.views.model)
+
+        def robust(rows: Tensor) -> Tensor:
+            images, labels = chunk.images[rows], chunk.labels[rows]
+            seeds = image_seeds(self.settings.seed, chunk.indices[rows.numpy()])
+            right = _is_correct(model, images, labels)
+            found = attack(seen, images, labels, seeds=seeds)
+            return (right & _is_correct(model, found, labels)).cpu()
+
+        return {"robust": self.fit(robust, torch.arange(chunk.count)).numpy()}
+
+    def _held(self, chunk: ImageChunk, model: Model) -> Model:
+        def call(images: Tensor) -> Tensor:
+            self.views.set_draw(0)
+            self._seed(chunk, 1)
+            return model(images)
+
+        return call
+
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int = 0
     ) -> Arrays:
@@ -114,7 +153,7 @@ class ChunkEvaluator:
         moved = (found - chunk.images)[:count]
         pictures = (255 * found[torch.from_numpy(shown)].permute(0, 2, 3, 1)).round()
         return {
-            "predictions": self._predictions(chunk, found)[:count],
+            "predictions": self._predictions(chunk, found, job.few_draws)[:count],
             "distance": NORMS[job.norm].size(moved).double().cpu().numpy(),
             "fooled": fooled.numpy(),
             "loss": losses.numpy(),
@@ -128,7 +167,7 @@ class ChunkEvaluator:
 
         The last two, (B,), on the CPU, are zeros unless `scored`.
         """
-        seen = self._seen_by(job.attacker)
+        seen = self._seen_by(job.attacker, job.few_draws)
         images, labels = chunk.images[rows], chunk.labels[rows]
         seeds = image_seeds(self.settings.seed, chunk.indices[rows.numpy()])
         model = self.views.model
@@ -153,20 +192,22 @@ class ChunkEvaluator:
                 fooled[spared] = scored & ~_is_correct(model, found[spared], labels).cpu()
         return found, fooled, losses
 
-    def _seen_by(self, attacker: Attacker) -> Model:
+    def _seen_by(self, attacker: Attacker, few_draws: bool = False) -> Model:
         """What an attacker differentiates; of a random model the average over draws."""
         view = self.views.seen_by[attacker]
         if not self.views.random or attacker == Attacker.TRANSFER:
             return view
-        return self._averaged(view, 1 if attacker == Attacker.OBLIVIOUS else self.settings.eot)
+        draws = min(CURVE_EOT, self.settings.eot) if few_draws else self.settings.eot
+        return self._averaged(view, 1 if attacker == Attacker.OBLIVIOUS else draws)
 
     def _averaged(self, model: Model, draws: int) -> Model:
-        return EOT(model, range(ATTACK_DRAW, ATTACK_DRAW + draws), self.views.set_draw)
+        seen = range(ATTACK_DRAW, ATTACK_DRAW + draws)
+        return EOT(model, seen, self.views.set_draw, enough=ENOUGH)
 
-    def _predictions(self, chunk: ImageChunk, images: Tensor) -> np.ndarray:
+    def _predictions(self, chunk: ImageChunk, images: Tensor, one_draw: bool = False) -> np.ndarray:
         """int64 (count, draws): the deployed model's predictions, always in the one batch shape."""
         predictions = list[Tensor]()
-        for draw in range(self.draws):
+        for draw in range(1 if one_draw else self.draws):
             self.views.set_draw(draw)
             self._seed(chunk, 1 + draw)
             predictions.append(self._predict(self.views.model, images)[: chunk.count])

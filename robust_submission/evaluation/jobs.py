@@ -20,6 +20,10 @@ OWN_GRADIENT = ("fgsm", "ffgsm", *ITERATIVE)
 """Attacks that maximise a loss which can be chosen."""
 
 
+RANDOM_AUTOATTACK = "autoattack-rand"
+"""AutoAttack on a random model: its authors' "rand" version, after all other attacks."""
+
+
 class Attacker(StrEnum):
     """Who attacks: what the attacker knows of the defence, and so differentiates.
 
@@ -58,7 +62,8 @@ class EvaluationSettings:
     draws: int = 5
     """Draws of a random model that are scored."""
     eot: int = 10
-    """Draws of a random model that an adaptive attack averages over; other ones than are scored."""
+    """Draws of a random model that an adaptive attack averages over, at most; other ones than are
+    scored."""
     curves: bool = True
     """Also measure accuracy against epsilon and against steps, for the checks that need them."""
     corruptions: tuple[str, ...] = ()
@@ -94,7 +99,7 @@ class Job:
     """One attack by one attacker, on all images or on those of the curves."""
 
     attack: str
-    """A name of `attacks.ATTACKS`."""
+    """A name of `attacks.ATTACKS`, or `RANDOM_AUTOATTACK`."""
     attacker: Attacker
     norm: str
     epsilon: float
@@ -102,6 +107,8 @@ class Job:
     """Of `ITERATIVE` attacks; None for the others."""
     loss: str = "ce"
     """What `OWN_GRADIENT` attacks maximise, of `attacks.LOSSES`."""
+    few_draws: bool = False
+    """On a curve of a random model: fewer draws are averaged, and one is scored."""
 
     @property
     def label(self) -> str:
@@ -122,7 +129,19 @@ class Job:
     @property
     def parts(self) -> tuple[str, ...]:
         """The attacks it consists of; each is run on the images that withstood those before."""
-        return AutoAttack.STANDARD if self.attack == "autoattack" else (self.attack,)
+        several = {"autoattack": AutoAttack.STANDARD, RANDOM_AUTOATTACK: AutoAttack.RANDOM}
+        return several.get(self.attack, (self.attack,))
+
+    @property
+    def skips(self) -> bool:
+        """Whether it leaves out images that an earlier attack fools in every scored draw."""
+        return self.attack == RANDOM_AUTOATTACK
+
+    def follows(self, other: "Job") -> bool:
+        """Whether its attacker also knows the other job's adversarial images of the same ball."""
+        known = (self.attacker, *([Attacker.OBLIVIOUS] if self.attacker in ADAPTIVE else []))
+        same = (self.norm, self.epsilon) == (other.norm, other.epsilon)
+        return same and other.attacker in known and not other.few_draws
 
     def attacks(self, early_stop: bool) -> Mapping[str, Attack]:
         """Build its parts.
@@ -148,7 +167,7 @@ class Job:
         if isinstance(first, PGD) and first.step_size is None:
             settings["step_size"] = first.stride * self.epsilon / max(first.steps, 1)
         if others:
-            settings["attacks"] = AutoAttack.STANDARD
+            settings["attacks"] = self.parts
         return settings
 
 
@@ -164,6 +183,8 @@ class Plan:
     """PGD with growing steps, on the images of the curves."""
     same_as: dict[Job, Job]
     """Jobs that need no run, each with the job that has the same results."""
+    fixed: Job | None = None
+    """PGD on a random model whose randomness is held fixed; None for a deterministic one."""
 
     @property
     def jobs(self) -> list[Job]:

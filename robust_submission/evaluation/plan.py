@@ -8,6 +8,7 @@ from robust_submission.evaluation.jobs import (
     BLACK_BOX,
     ITERATIVE,
     OWN_GRADIENT,
+    RANDOM_AUTOATTACK,
     Attacker,
     EvaluationSettings,
     Job,
@@ -48,11 +49,15 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     drawn = [each for each in (Attacker.OBLIVIOUS, views.strongest) if views.has_gradient(each)]
     if not settings.curves:
         drawn = []
+    fixed = None
+    if views.random and views.has_gradient(views.strongest):
+        fixed = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
     plan = Plan(
         main=main,
         epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
         steps_curves={attacker: curve.over_steps(attacker) for attacker in drawn},
         same_as={},
+        fixed=fixed,
     )
     same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS, loss="ce") for job in plan.jobs}
     return replace(plan, same_as={j: o for j, o in same_as.items() if _gains_nothing(j, views)})
@@ -88,6 +93,8 @@ def _job(
     views: Views,
 ) -> Job:
     loss = views.loss(attacker) if attack in OWN_GRADIENT else "ce"
+    if attack == "autoattack" and views.random:
+        attack = RANDOM_AUTOATTACK
     return Job(
         attack=attack,
         attacker=attacker,
@@ -133,7 +140,7 @@ class _Curve:
         multiples = (0, 1, 4) if attacker == Attacker.OBLIVIOUS else EPSILONS
         radii = [self.settings.epsilon[0] * multiple for multiple in multiples]
         radii = [*(each for each in radii if each < largest), largest]
-        return [self._pgd(attacker, each, self.settings.steps) for each in radii]
+        return [self.pgd(attacker, each, self.settings.steps) for each in radii]
 
     def over_steps(self, attacker: Attacker) -> list[Job]:
         """PGD with growing steps; if adaptive, the last has twice the steps asked for."""
@@ -141,7 +148,9 @@ class _Curve:
         adaptive = attacker != Attacker.OBLIVIOUS
         points = [number for number in (STEPS if adaptive else (1, 5)) if number < steps]
         points += [steps, 2 * steps] if adaptive else [steps]
-        return [self._pgd(attacker, epsilon, number) for number in points]
+        return [self.pgd(attacker, epsilon, number) for number in points]
 
-    def _pgd(self, attacker: Attacker, epsilon: float, steps: int) -> Job:
-        return _job("pgd", attacker, self.settings, epsilon, steps, self.views)
+    def pgd(self, attacker: Attacker, epsilon: float, steps: int) -> Job:
+        """PGD, on a random model with few draws."""
+        job = _job("pgd", attacker, self.settings, epsilon, steps, self.views)
+        return replace(job, few_draws=self.views.random)

@@ -154,6 +154,9 @@ class Results:
     """As `ChunkEvaluator.clean` returns it."""
     corrupted: dict[str, np.ndarray] = field(default_factory=dict)
     """By kind of corruption, predictions int64 (n, severities, draws)."""
+    fixed: np.ndarray | None = None
+    """bool (n,): which images are correct with and without PGD, the randomness held fixed; None for
+    a deterministic model."""
     arrays: dict[Job, Arrays]
     """As `ChunkEvaluator.attacked` returns it for every job of the plan, without pictures, but with
     `fooled_by` int64 (n,): which of several parts, else -1. Jobs of the curves have the first
@@ -169,10 +172,11 @@ class Results:
         return self.clean["predictions"] == self.labels[:, None]
 
     def robust(self, job: Job) -> np.ndarray:
-        """bool (n, draws): which images are correct both without the attack and after it."""
+        """bool (n, draws): which images are correct both without the attack and after it; on a
+        curve of a random model in its first draw alone, (n, 1)."""
         predictions = self.arrays[job]["predictions"]
-        rows = len(predictions)
-        return self.correct[:rows] & (predictions == self.labels[:rows, None])
+        rows, draws = predictions.shape
+        return self.correct[:rows, :draws] & (predictions == self.labels[:rows, None])
 
     @property
     def correct_corrupted(self) -> np.ndarray:
@@ -195,9 +199,17 @@ class Results:
 
     def survival(self, robust: np.ndarray) -> np.ndarray:
         """(m,): of each image that is correct when clean, the share of draws in `robust`."""
-        correct = self.correct[: len(robust)]
+        correct = self.correct[: len(robust), : robust.shape[1]]
         kept = correct.any(axis=1)
         return robust[kept].sum(axis=1) / correct[kept].sum(axis=1)
+
+
+def every_draw(robust: np.ndarray) -> Share:
+    """The share of images that are right in all draws of `robust`, bool (n, draws).
+
+    An attacker may submit an image again and again: one draw in which the model is wrong will do.
+    """
+    return accuracy(np.logical_and.reduce(robust, axis=1, keepdims=True))
 
 
 def choose_gallery(predictions: np.ndarray, labels: np.ndarray, count: int = GALLERY) -> list[int]:

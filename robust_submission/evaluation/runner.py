@@ -1,11 +1,12 @@
 """Runs all jobs on all chunks of images, over any number of processes.
 
 Chunk k, a micro-batch, belongs to process k % P. The results of a job on a chunk are in the journal
-before the next one starts. The later parts of AutoAttack run on chunks of survivors only, so that
-batches stay large and processes get equal work. All processes end with all results.
+before the next one starts. The later parts of AutoAttack, and all of it on a random model, run on
+chunks of survivors only, so that batches stay large and processes get equal work. All processes
+end with all results.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -25,6 +26,7 @@ from robust_submission.evaluation.results import Results, choose_gallery
 from robust_submission.runtime import release_freed_memory
 
 _RELEASED_AFTER = 16  # chunks
+_Work = tuple[int, Callable[[ImageChunk], Arrays]]  # for so many images, from the first on
 _Part = tuple[np.ndarray, Arrays]  # rows of images, and their results
 _Found = tuple[Arrays, np.ndarray]  # of all its images, and pictures of those of the gallery
 
@@ -35,6 +37,8 @@ class Evaluator(Protocol):
     def clean(self, chunk: ImageChunk) -> Arrays: ...
 
     def corrupted(self, kind: str, chunk: ImageChunk) -> Arrays: ...
+
+    def fixed(self, job: Job, chunk: ImageChunk) -> Arrays: ...
 
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
@@ -59,6 +63,8 @@ class Runner:
     jobs: dict[Job, bool] = field(init=False)
     """The jobs to run, each with whether it is on all images or on those of the curves."""
     _bar: tqdm = field(init=False)
+    _labels: np.ndarray = field(init=False)
+    _clean: np.ndarray = field(init=False)  # (n, draws), predictions
     _right: np.ndarray = field(init=False)  # bool (n,): correct when clean, in any draw
     _gallery: list[int] = field(init=False)  # rows
 
@@ -67,73 +73,118 @@ class Runner:
 
     def run(self) -> Results:
         """Do what the journal does not hold yet; every process must call it."""
-        images = len(self.data.indices)
-        total = images * (1 + len(self.corruptions))
-        total += sum(min(images, self._limit(job)) for job in self.jobs)
+        works = self._works()
+        total = sum(limit for limit, _ in works.values())
+        total += sum(self._limit(job) for job in self.jobs if not job.skips)
         hidden = self.accelerator is not None and not self.accelerator.is_main_process
         share = round(total / self._num_processes)
-        labels = self.data.labels[self.data.indices]
+        self._labels = labels = self.data.labels[self.data.indices]
         with tqdm(total=share, unit="image", smoothing=0.02, disable=hidden) as self._bar:
-            clean, *corrupted = self._predict()
-            self._right = (clean["predictions"] == labels[:, None]).any(axis=1)
-            self._gallery = choose_gallery(clean["predictions"][:, 0], labels)
+            done = self._work(works)
+            self._clean = done["clean"]["predictions"]
+            self._right = (self._clean == labels[:, None]).any(axis=1)
+            self._gallery = choose_gallery(self._clean[:, 0], labels)
             found = self._run_attacks()
+        fixed = self.plan.fixed
         sources = {job: self.plan.same_as.get(job, job) for job in self.plan.jobs}
         everywhere = [job for job in self.plan.main if self._gallery]
         return Results(
             plan=self.plan,
             labels=labels,
             curve_images=self.data.curve_images,
-            clean=clean,
-            corrupted={
-                kind: arrays["predictions"]
-                for kind, arrays in zip(self.corruptions, corrupted, strict=True)
-            },
+            clean=done["clean"],
+            corrupted={kind: done[f"corrupted-{kind}"]["predictions"] for kind in self.corruptions},
+            fixed=fixed and done[f"fixed-{fixed.label}"]["robust"],
             arrays={job: found[source][0] for job, source in sources.items()},
             gallery=self._gallery,
             pictures={job: found[sources[job]][1] for job in everywhere},
         )
 
-    def _predict(self) -> list[Arrays]:
-        """Predict without an attack: the clean images, then those of each corruption."""
-        works: dict[str, Callable[[ImageChunk], Arrays]] = {"clean": self.evaluator.clean}
+    def _works(self) -> dict[str, _Work]:
+        """What is done but the attacks: on the clean images, then on those of each corruption."""
+        images = len(self.data.indices)
+        works: dict[str, _Work] = {"clean": (images, self.evaluator.clean)}
         for kind in self.corruptions:
-            works[f"corrupted-{kind}"] = partial(self.evaluator.corrupted, kind)
+            works[f"corrupted-{kind}"] = images, partial(self.evaluator.corrupted, kind)
+        if (job := self.plan.fixed) is not None:
+            works[f"fixed-{job.label}"] = images, partial(self.evaluator.fixed, job)
+        return works
+
+    def _work(self, works: Mapping[str, _Work]) -> dict[str, Arrays]:
         parts = {key: list[_Part]() for key in works}
         rows = np.arange(len(self.data.indices))
         for chunk in self._chunks(rows, micro_batch_size(self.image_size)):
-            for key, work in works.items():
+            for key, (limit, work) in works.items():
+                mine = chunk.rows[chunk.rows < limit]
+                if len(mine) == 0:
+                    continue
                 self._bar.set_description(key, refresh=False)
                 arrays = self._load(key, chunk)
                 if arrays is None:
                     arrays = work(chunk)
                     self._save(key, chunk, arrays)
-                parts[key].append((chunk.rows, arrays))
-                self._bar.update(chunk.count)
-        return [self._gathered(each, rows) for each in parts.values()]
+                parts[key].append((mine, arrays))
+                self._bar.update(len(mine))
+        return {key: self._gathered(parts[key], rows[rows < works[key][0]]) for key in works}
 
     def _run_attacks(self) -> dict[Job, _Found]:
         rows, size = np.arange(len(self._right)), micro_batch_size(self.image_size)
-        found = self._attack(list(self.jobs), 0, rows, size)
+        found = self._attack([job for job in self.jobs if not job.skips], 0, rows, size)
         for job, (arrays, pictures) in found.items():
             arrays["fooled_by"] = np.where(arrays["fooled"], 0, -1)
             for part in range(1, len(job.parts)):
                 self._attack_survivors(job, part, arrays, pictures)
+        for job in self.jobs:
+            if job.skips:
+                found[job] = self._fooled_before(job, found)
+                for part in range(len(job.parts)):
+                    self._attack_survivors(job, part, *found[job])
         return found
+
+    def _fooled_before(self, job: Job, found: dict[Job, _Found]) -> _Found:
+        """What a job that skips starts with: clean images, or what fools them in every draw."""
+        arrays = {
+            "predictions": self._clean.copy(),
+            "distance": np.zeros(len(self._clean)),
+            "fooled": np.zeros(len(self._clean), dtype=bool),
+            "loss": np.where(self._right, -1.0, 0.0).astype(np.float32),  # any attack's is larger
+            "fooled_by": np.full(len(self._clean), -1),
+        }
+        size = self.image_size
+        pictures = np.zeros((len(self._gallery), size, size, 3), dtype=np.uint8)
+        for other in list(self.jobs)[: list(self.jobs).index(job)]:
+            if not (job.follows(other) and self.jobs[other]):
+                continue
+            earlier, shown = found[other]
+            new = self._withstood(arrays) & ~self._withstood(earlier)
+            for name in ("predictions", "distance", "loss"):
+                arrays[name][new] = earlier[name][new]
+            arrays["fooled_by"][new] = len(job.parts)
+            pictures[new[self._gallery]] = shown[new[self._gallery]]
+        return arrays, pictures
+
+    def _withstood(self, arrays: Arrays) -> np.ndarray:
+        """bool (n,): images that are right when clean, and after an attack in any draw."""
+        rows = len(arrays["predictions"])
+        right = arrays["predictions"] == self._labels[:rows, None]
+        return self._right[:rows] & right.any(axis=1)
 
     def _attack_survivors(self, job: Job, part: int, arrays: Arrays, pictures: np.ndarray) -> None:
         """Run a later part of a job on the images that withstood those before; as `WorstCase`."""
         right, gallery = self._right[: self._limit(job)], self._shown(job)
-        survivors = np.flatnonzero(right & (arrays["fooled_by"] < 0))
+        before = arrays["fooled_by"] >= 0
+        survivors = np.flatnonzero(self._withstood(arrays) if job.skips else right & ~before)
         if len(survivors) == 0:
             return
+        before = before[survivors]
         self._bar.total += round(len(survivors) / self._num_processes)
         size = even_size(len(survivors), micro_batch_size(self.image_size))
         tried, shown = self._attack([job], part, survivors, size)[job]
-        worse = tried["fooled"] | (tried["loss"] > arrays["loss"][survivors])
+        worse = tried["loss"] > arrays["loss"][survivors]
+        worse = (tried["fooled"] & ~before) | ((tried["fooled"] == before) & worse)
         for name, values in tried.items():
             arrays[name][survivors[worse]] = values[worse]
-        arrays["fooled_by"][survivors[tried["fooled"]]] = part
+        arrays["fooled_by"][survivors[tried["fooled"] & ~before]] = part
         changed = np.isin(gallery, survivors[worse])
         pictures[changed] = shown[changed[np.isin(gallery, survivors)]]
 

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from robust_submission.attacks import AutoAttack
+from robust_submission.attacks.ensemble import UNCLEAR
 from robust_submission.cli.numbers import radius
 from robust_submission.data.images import resize_image
+from robust_submission.evaluation.batch import CURVE_EOT, ENOUGH
 from robust_submission.evaluation.checks import run_checks, verdict
 from robust_submission.evaluation.data import EvaluationData
 from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, EvaluationSettings, Job
@@ -22,6 +23,7 @@ from robust_submission.evaluation.results import (
     Results,
     accuracy,
     attack_robustness,
+    every_draw,
 )
 from robust_submission.evaluation.views import Views
 from robust_submission.models.classifier import random_stages
@@ -31,6 +33,11 @@ from robust_submission.models.trn import TRN
 from robust_submission.report.schema import GalleryImage, Report
 from robust_submission.runtime import provenance
 
+SKIPPED = (
+    "images that an earlier attack fools in every scored draw; they keep that attack's result and "
+    "count as not robust"
+)
+"""What AutoAttack on a random model does not attack."""
 KNOWING = (*ADAPTIVE, Attacker.TRANSFER)
 """The attackers that count for the adaptive number only."""
 
@@ -63,6 +70,8 @@ class ReportBuilder:
             twin_clean=accuracy(twin[:, None]) if has_twin else None,
             oblivious=accuracy(oblivious),
             adaptive=worst,
+            adaptive_worst_draw=every_draw(adaptive),
+            adaptive_fixed=None if results.fixed is None else accuracy(results.fixed[:, None]),
             oblivious_robustness=attack_robustness(oblivious, correct),
             adaptive_robustness=attack_robustness(adaptive, correct),
             measurements=tuple(self._measurement(job) for job in results.plan.main),
@@ -72,7 +81,7 @@ class ReportBuilder:
             verdict=verdict(checks, worst.value),
             gallery=tuple(self._gallery()),
             provenance=provenance(),
-            settings=options,
+            settings=options | (_random_settings(self.settings) if self.views.random else {}),
         )
 
     def pictures(self) -> dict[str, list[np.ndarray]]:
@@ -126,11 +135,14 @@ class ReportBuilder:
             settings["draws_scored"] = self.settings.draws
             if job.attacker in ADAPTIVE:
                 settings["draws_averaged"] = self.settings.eot
-        if job.attack == "autoattack":
-            parts = arrays["fooled_by"]
+                settings["draws_averaged_if_clear"] = min(ENOUGH, self.settings.eot)
+        if len(job.parts) > 1:
+            names = [*job.parts, "an earlier attack"] if job.skips else job.parts
             settings["fooled_first_by"] = {
-                part: int((parts == place).sum()) for place, part in enumerate(AutoAttack.STANDARD)
+                name: int((arrays["fooled_by"] == place).sum()) for place, name in enumerate(names)
             }
+        if job.skips:
+            settings["skipped"] = SKIPPED
         return Measurement(
             name=job.name,
             attack=job.label,
@@ -195,6 +207,16 @@ class ReportBuilder:
         fooling = [job for job in jobs if not self.results.robust(job)[row, 0]]
         guided = [job for job in jobs if job.attack not in BLACK_BOX]
         return (fooling or guided[::-1] or jobs)[0]
+
+
+def _random_settings(settings: EvaluationSettings) -> dict[str, Any]:
+    """How a random model is attacked, beyond the options."""
+    return {
+        "eot_if_clear": min(ENOUGH, settings.eot),
+        "eot_error": UNCLEAR,
+        "eot_on_curves": min(CURVE_EOT, settings.eot),
+        "draws_on_curves": 1,
+    }
 
 
 def _robust_column(robust: np.ndarray) -> np.ndarray:

@@ -60,6 +60,12 @@ class Report:
     adaptive: Share
     """Robust accuracy in the worst case per image over all attacks, adaptive and transfer ones
     too: an upper bound of what the model is worth once the attacker knows the defence."""
+    adaptive_worst_draw: Share | None = None
+    """The same, but only images that are right in every scored draw count: the attacker may submit
+    an image again. Equal to `adaptive` for a deterministic model."""
+    adaptive_fixed: Share | None = None
+    """What withstands adaptive PGD alone, attacked and scored with the randomness held fixed: not
+    part of `adaptive`. None for a deterministic model."""
     oblivious_robustness: Share
     """`oblivious` as AR: of the images classified correctly when clean."""
     adaptive_robustness: Share

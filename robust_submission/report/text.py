@@ -161,6 +161,17 @@ def _accuracies(report: Report) -> str:
     return f"Robust accuracy is {oblivious} (oblivious) and at most {adaptive} (adaptive)."
 
 
+def random_shares(report: Report) -> list[tuple[str, Share]]:
+    """The other adaptive numbers of a random model: an attacker who may retry, or fixes it."""
+    if not report.model.get("random"):
+        return []
+    shares = {
+        "right in every draw": report.adaptive_worst_draw,
+        "randomness fixed, PGD": report.adaptive_fixed,
+    }
+    return [(name, share) for name, share in shares.items() if share is not None]
+
+
 def print_table(report: Report, console: Console | None = None) -> None:
     """Print the verdict, the headline numbers and every measurement, by attacker."""
     console = console or Console()
@@ -172,6 +183,7 @@ def print_table(report: Report, console: Console | None = None) -> None:
     for name, shown, share in (
         ("Robust accuracy (oblivious)", share_percent(report.oblivious), report.oblivious),
         ("Robust accuracy (adaptive)", at_most(report), report.adaptive),
+        *((f"  {name}", share_percent(share), share) for name, share in random_shares(report)),
         ("Clean accuracy", share_percent(report.clean), report.clean),
         *([("Corrupted accuracy (mean)", share_percent(mean), mean)] if mean else []),
     ):

@@ -99,6 +99,23 @@ def test_worst_case_is_the_worst_of_its_attacks_and_names_the_one(digits):
     assert torch.equal(result.images[wrong], digits.images[wrong])
 
 
+def test_images_whose_decision_is_clear_get_no_more_draws():
+    """Probabilities 0.9, 0.1 in every draw are clear; 0.9 and 0.2 in turns (t = 0.25) are not."""
+    drawn = list[int]()
+    pairs = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.2, 0.8]]])  # (B, 2 draws, C)
+
+    def model(images):
+        drawn.append(len(images))
+        return pairs[images[:, 0, 0, 0].long(), (len(drawn) - 1) % 2].log()
+
+    images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    outputs = EOT(model, range(8), lambda draw: None, enough=4)(images)
+    assert drawn == [2, 2, 2, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(outputs.exp(), torch.tensor([[0.9, 0.1], [0.55, 0.45]]))
+    with pytest.raises(ValueError, match="enough: expected at least 2"):
+        EOT(model, range(8), lambda draw: None, enough=1)
+
+
 def test_worst_case_shows_an_attack_only_the_survivors(digits):
     seen = {}
 

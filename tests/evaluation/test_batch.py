@@ -1,5 +1,7 @@
 """One job on one chunk: what it depends on, memory that runs out, unknown masking."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,26 @@ def test_noise_from_global_generators_is_repeated():
     at_zero = Job(attack="pgd", attacker=Attacker.OBLIVIOUS, norm="linf", epsilon=0.0, steps=4)
     unmoved = evaluator.attacked(at_zero, given, RIGHT, SHOWN)["predictions"]
     assert np.array_equal(unmoved, evaluator.clean(given)["predictions"])
+
+
+@pytest.mark.parametrize("noise", [0.1, 3.0])
+def test_noise_held_fixed_hides_nothing(noise: float):
+    """The noise of the held draw is taken off again: the model is then the network."""
+    inner = network()
+    given = chunk(inner)
+    plain = evaluator_of(inner, given.images)
+    plain._seed(given, 1)
+    held = torch.randn(3, 8, 8)
+
+    def noisy(images: Tensor) -> Tensor:
+        return inner(images + noise * (torch.randn(3, 8, 8) - held))
+
+    evaluator = evaluator_of(noisy, given.images)
+    found = evaluator.fixed(PGD, given)["robust"]
+    expected = plain.attacked(PGD, given, RIGHT, SHOWN)["predictions"][:, 0]
+    assert np.array_equal(found, expected == given.labels[:COUNT].numpy()) and not found.all()
+    few = evaluator.attacked(replace(PGD, few_draws=True), given, RIGHT, SHOWN)
+    assert few["predictions"].shape == (COUNT, 1)
 
 
 def test_out_of_memory_halves_and_finds_the_same():

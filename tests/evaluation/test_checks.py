@@ -85,7 +85,7 @@ def test_outputs_without_logits_gradients_or_repetition_are_warnings():
         (gradients.check_optimises, (False,), (True,)),
     ):
         assert check(*good).outcome == "ok" and check(*bad).outcome == "warning"
-    assert "5 other draws" in outputs.check_deterministic(True, 5, 10).found
+    assert "5 others" in outputs.check_deterministic(True, 5, 10).found
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,19 @@ def test_a_model_that_hides_nothing_is_attacked_once_and_has_no_twin():
     assert {each.attacker for each in random.distinct()} == {OBLIVIOUS, ADAPTIVE}
 
 
+def test_a_random_model_gets_few_draws_on_curves_and_the_rand_version_of_autoattack():
+    found = plan("pgd autoattack", HONEST | {"random": True}, curves=True)
+    rand = [job for job in found.main if job.attack.startswith("autoattack")]
+    assert [job.parts for job in rand] == [("apgd-ce", "apgd-dlr")] * 2
+    assert all(job.skips for job in rand) and not any(job.few_draws for job in found.main)
+    curves = [*found.epsilon_curves[ADAPTIVE], *found.steps_curves[OBLIVIOUS]]
+    assert all(job.few_draws for job in curves) and not set(curves) & set(found.main)
+    assert found.fixed is not None and found.fixed.name == "pgd-7 linf 8/255 adaptive"
+    assert found.fixed not in found.main and plan("pgd").fixed is None
+    oblivious, adaptive = rand
+    assert adaptive.follows(found.main[0]) and not oblivious.follows(found.main[1])
+
+
 @pytest.mark.parametrize("random", [False, True])
 def test_square_uses_outputs_only_which_revealing_does_not_change(random: bool):
     found = plan("square", {"random": random})

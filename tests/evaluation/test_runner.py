@@ -1,5 +1,6 @@
 """The parts of a job: which images are attacked with which, in what chunks, and what is kept."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ class Attacked:
     def clean(self, chunk: ImageChunk) -> Arrays:
         labels = chunk.labels[: chunk.count].numpy()
         return {"predictions": np.where(chunk.indices % 7 == 0, 9, labels)[:, None]}
+
+    def fixed(self, job: Job, chunk: ImageChunk) -> Arrays:
+        return {"robust": chunk.indices % 3 > 0}
 
     def corrupted(self, kind: str, chunk: ImageChunk) -> Arrays:
         self.corruptions.append(kind)
@@ -126,6 +130,26 @@ def test_what_fooled_is_kept_else_what_came_nearest(evaluation: Runner):
     assert len(results.gallery) == 8
     assert results.pictures[AUTOATTACK][:, 0, 0, 0].tolist() == kept[results.gallery].tolist()
     assert list(results.pictures) == [AUTOATTACK]
+
+
+def test_autoattack_on_a_random_model_leaves_out_what_an_earlier_attack_fools(evaluation: Runner):
+    rand = replace(AUTOATTACK, attack="autoattack-rand")
+    evaluation.plan = Plan(main=[PGD, rand], epsilon_curves={}, steps_curves={}, same_as={})
+    evaluation.jobs = evaluation.plan.distinct()
+    results = evaluation.run()
+    seen = [chunk.indices % 5 for job, part, chunk in calls_of(evaluation) if job == rand]
+    withstood = RIGHT & (INDICES % 5 > 0)
+    assert sum(map(len, seen)) == 2 * withstood.sum()  # both parts
+    assert all((fives > 0).all() for fives in seen)
+    found = results.arrays[rand]
+    fives = np.where(RIGHT, INDICES % 5, 9)
+    expected = np.select([fives == 0, fives == 1], [2, 1], -1)
+    assert found["fooled_by"].tolist() == expected.tolist()
+    assert (found["predictions"][expected > 0] == 8).all()
+    assert (results.robust(rand)[:, 0] == (expected < 0) & RIGHT).all()
+    shown = expected[results.gallery]
+    assert results.pictures[rand][shown == 2, 0, 0, 0].tolist() == [0] * (shown == 2).sum()
+    assert (results.pictures[rand][shown != 2, 0, 0, 0] == 1).all()
 
 
 def test_a_curve_is_of_the_first_images(evaluation: Runner):

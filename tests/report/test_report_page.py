@@ -187,6 +187,17 @@ def test_a_random_model_shows_its_draws(example, rendered):
     assert "500.5 of 1,000 images" in text
 
 
+def test_a_random_model_shows_what_a_retry_and_fixed_randomness_leave(tmp_path, example, rendered):
+    changes = {"adaptive_worst_draw": share_of(2, 1000), "adaptive_fixed": share_of(1, 1000)}
+    report = example(model={"name": "it", "random": True}, **changes)
+    print_table(report, Console(file=(tmp_path / "terminal").open("w"), width=120))
+    for shown in (rendered(report), (tmp_path / "terminal").read_text()):
+        plain = " ".join(shown.replace('<span class="whole">', "").split())
+        assert re.search(r"[Rr]ight in every draw 0\.2", plain)
+        assert re.search(r"[Rr]andomness fixed, PGD 0\.1", plain)
+    assert "every draw" not in rendered(example(**changes))
+
+
 def test_oblivious_and_adaptive_of_one_attack_stand_together(example, measured):
     stronger = measured("pgd", Attacker.OBLIVIOUS, 900, epsilon=16 / 255)
     groups = example(measurements=(*example().measurements, stronger)).groups

@@ -63,7 +63,8 @@ def examine_curves(results: Results, views: Views) -> Iterable[Check]:
             yield check_large_epsilon(robust, jobs[-1].epsilon, results.chance, attacker)
     for jobs in list(plan.epsilon_curves.values())[:1]:
         predictions = results.arrays[jobs[0]]["predictions"]
-        yield check_epsilon_zero(results.clean["predictions"][: len(predictions)], predictions)
+        rows, draws = predictions.shape
+        yield check_epsilon_zero(results.clean["predictions"][:rows, :draws], predictions)
     if jobs := plan.steps_curves.get(views.strongest):
         once, twice = (results.survival(results.on_curve(job)) for job in jobs[-2:])
         yield check_converged(once, twice, jobs[-2].steps or 0)

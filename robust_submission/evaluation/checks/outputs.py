@@ -21,7 +21,7 @@ def check_outputs(softmax: bool) -> Finding:
 @rule("deterministic", "Does the model give the same answer twice?", "the same answer")
 def check_deterministic(random: bool, draws: int, eot: int) -> Finding:
     """Check that two calls do not differ."""
-    found = f"it is random: adaptive attacks average {eot} draws, {draws} other draws are scored"
+    found = f"it is random: adaptive attacks average up to {eot} draws, {draws} others are scored"
     return when(random, "warning"), found if random else "the same answer"
 
 
