@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from robust_submission.attacks import PGD, Model, input_gradient
 from robust_submission.attacks.losses import LARGEST_GAP, bounded_cross_entropy, margin
@@ -145,9 +146,12 @@ def build_views(
     found = _straight_through(base, model, images, settings, random)
     if found is not None:
         seen_by[Attacker.ADAPTIVE_BPDA] = found
-    with torch.no_grad():
-        largest = (seen_by[Attacker.ADAPTIVE] if found is None else found)(images).float().topk(2)
-    gaps = largest.values[:, 0] - largest.values[:, 1]
+    best = seen_by[Attacker.ADAPTIVE] if found is None else found
+    differentiated = _differentiated(best, images, outputs.argmax(dim=1))
+    saturates = False
+    if differentiated is not None and outputs.shape[1] > 1:
+        largest = differentiated[1].topk(2).values
+        saturates = bool((largest[:, 0] - largest[:, 1]).max() > LARGEST_GAP)
     return Views(
         name=named.name,
         model=model,
@@ -158,7 +162,7 @@ def build_views(
         random=random,
         softmax=softmax,
         differentiable=differentiable,
-        saturates=bool(gaps.max() > LARGEST_GAP),
+        saturates=saturates,
     )
 
 
@@ -172,14 +176,14 @@ def _straight_through(
     """
     with torch.no_grad():
         predictions = model(images).argmax(dim=1)
-    before = _direction(base, images, predictions)
+    before = _differentiated(base, images, predictions)
     candidates = list[BPDA]()
     for through in WAYS_THROUGH:
         view = BPDA(base, through)
-        after = _direction(view, images, predictions)
+        after = _differentiated(view, images, predictions)
         if after is None or not view.substituted:
             continue
-        if before is None or bool((before * after).sum(dim=1).min() < ALIKE):
+        if before is None or bool((before[0] * after[0]).sum(dim=1).min() < ALIKE):
             candidates.append(view)
     attack = PGD(
         norm=settings.norm, epsilon=settings.epsilon[0], steps=TRIAL_STEPS, loss="bounded-ce"
@@ -200,19 +204,19 @@ def _straight_through(
     return best
 
 
-def _direction(view: Model, images: Tensor, labels: Tensor) -> Tensor | None:
-    """The gradient of each image at length 1, (B, N); None if the view has none."""
+def _differentiated(view: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The gradient of each image at length 1, (B, N), and the logits; None if there are none."""
     set_seed(0)
     try:
         with torch.enable_grad():
-            gradient, _ = input_gradient(view, images, labels, bounded_cross_entropy)
+            gradient, logits = input_gradient(view, images, labels, bounded_cross_entropy)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the user's code under watch: anything
         if not isinstance(error, UserError):
             log.warning("no gradient of %s: %s", type(view).__name__, str(error)[:80])
         return None
-    return torch.nn.functional.normalize(rescaled(gradient.nan_to_num()).flatten(1))
+    return normalize(rescaled(gradient.nan_to_num()).flatten(1)), logits
 
 
 def _seen_by(model: Model, twin: Model | None, softmax: bool) -> dict[Attacker, Model]:

@@ -9,6 +9,7 @@ that has nothing to do with their values. It changes no prediction.
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Flag, auto
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
 FLAT = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "floor_divide", "__floordiv__"}
@@ -25,8 +27,6 @@ SLOPED = {
     *("frac", "remainder", "fmod", "__mod__", "clamp", "clip", "hardtanh", "hardsigmoid", "relu6"),
 }
 """Operations on single values whose derivative may be far from the slope of their values."""
-SQUASHING = {"softmax", "log_softmax", "sigmoid", "tanh", "softsign", "hardsigmoid", "atan", "erf"}
-"""Operations that keep the order of the outputs and flatten their differences."""
 RISING = {"gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"}
 FALLING = {"lt", "le", "less", "less_equal", "__lt__", "__le__"}
 """Comparisons, by the sign of their slope in the first argument."""
@@ -41,6 +41,8 @@ POINTWISE = {
     *("__get__", "__lshift__", "__rshift__", *FLAT, *SLOPED, *PRODUCTS),
 }
 """Operations after which a value without a gradient still stands for the value before them."""
+LOOKUPS = {"embedding", "__getitem__", "one_hot", "index_select", "gather", "take"}
+"""Operations that read values at integer places."""
 UNCHANGED = {"clone", "contiguous", "dropout", "to", "float", "view", "reshape", "requires_grad_"}
 """Operations that change no value in eval mode, with the gradient of the identity."""
 EXPORTS = {"numpy", "tolist", "__array__", "item"}
@@ -69,8 +71,8 @@ class Through(Flag):
 class BPDA(nn.Module):
     """A model with the gradient passed straight through what hides it.
 
-    Gives the model's outputs, or what goes into the last operation that only squashes them, with
-    the same predictions.
+    With gradients, gives the model's outputs, or the first values in the same order that they were
+    made from, as the logits before a softmax; predictions are the model's.
 
     Args:
         model: From images (B, 3, H, W), float32, 0 to 1, to outputs (B, num_classes).
@@ -86,23 +88,28 @@ class BPDA(nn.Module):
         super().__init__()
         self.model = model
         self.through = through
+        # Found in the first pass, then kept: results must not depend on the batch.
         self._join: int | None = None
+        self._raw: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         if not (images.requires_grad and torch.is_grad_enabled()):
-            with _WatchSquashing() as watch:
-                outputs = self.model(images)
-            return watch.unsquashed(outputs)
-        if self._join is None and Through.IMAGES in self.through:
-            self._join = self._watched(images)[1].last_made
+            return self.model(images)
+        if self._raw is None:
+            outputs, watch = self._watched(images)
+            self._raw = watch.before_squashing(outputs)
+            self._join = watch.last_made if Through.IMAGES in self.through else None
         outputs, watch = self._watched(images)
-        outputs = watch.with_gradient(outputs)
+        outputs = watch.unsquashed(outputs, self._raw)
         self.substituted, self.optimises = tuple(watch.found), watch.optimises
-        return watch.unsquashed(outputs)
+        return outputs
 
     def _watched(self, images: Tensor) -> tuple[Tensor, "_Watch"]:
-        with _Watch(images.view_as(images), self.through, self._join) as watch:
-            return self.model(watch.images), watch
+        watch = _Watch(images.view_as(images), self.through, self._join)
+        with _without_backward_hooks(self.model) as hooked, watch:
+            outputs = self.model(watch.images)
+        watch.found |= dict.fromkeys(hooked)
+        return watch.with_gradient(outputs), watch
 
 
 class _Link(torch.autograd.Function):
@@ -139,45 +146,7 @@ class _NoHook:
         """Nothing is there to remove."""
 
 
-class _WatchSquashing(TorchFunctionMode):
-    """Remembers what goes into operations that only squash outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._squashed = dict[int, tuple[Tensor, Tensor]]()  # by id: squashed, and before
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        self._squashes(func.__name__, args, output)
-        return output
-
-    def _squashes(self, name: str, args: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            return
-        for each in _tensors_in(args):
-            if each.shape != output.shape:
-                continue
-            if id(each) in self._squashed and name in POINTWISE | SQUASHING | {"log", "clamp_min"}:
-                self._squashed[id(output)] = output, self._squashed[id(each)][1]
-            elif name in SQUASHING:
-                self._squashed[id(output)] = output, each
-
-    def unsquashed(self, outputs: Tensor) -> Tensor:
-        """What was squashed to these outputs, if its largest entry is everywhere the largest."""
-        if id(outputs) not in self._squashed:
-            return outputs
-        raw, predicted = self._squashed[id(outputs)][1], outputs.argmax(dim=1, keepdim=True)
-        best = outputs.gather(1, raw.argmax(dim=1, keepdim=True)).squeeze(1)
-        if bool((best < outputs.amax(dim=1)).any()):
-            return outputs
-        # Outputs that are equal when squashed: the prediction stays the model's.
-        lead = (raw.amax(dim=1, keepdim=True) - raw.gather(1, predicted)).detach()
-        return raw.scatter_add(1, predicted, lead * (1 + 1e-3))
-
-
-class _Watch(_WatchSquashing):
+class _Watch(TorchFunctionMode):
     """Sees every operation of one forward pass, and gives its output the gradient it should have.
 
     A tensor is *connected* if autograd follows it back to the images, and *cut* if it was made from
@@ -200,6 +169,8 @@ class _Watch(_WatchSquashing):
         self._constants = dict[int, Tensor]()
         self._recent = {images.shape: [images]}
         self._exported = False
+        self._rows = list[Tensor]()
+        """All connected tensors of two dimensions, in order."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -228,7 +199,6 @@ class _Watch(_WatchSquashing):
                 connected = any(map(self._connected, _tensors_in((args, kwargs))))
                 for each in _tensors_in(output):
                     self._remember(each, connected)
-        self._squashes(name, args, output)
         return output
 
     def with_gradient(self, outputs: Tensor) -> Tensor:
@@ -237,9 +207,23 @@ class _Watch(_WatchSquashing):
         if cut is None or cut.source is None:
             return outputs
         self._note("outputs without a gradient")
-        linked = _linked(outputs, cut.source)
-        self._squashed[id(linked)] = linked, cut.source
-        return linked
+        return _linked(outputs, cut.source)
+
+    def before_squashing(self, outputs: Tensor) -> int:
+        """Number of the first tensor whose classes are everywhere in the outputs' order."""
+        ordered = (number for number, raw in enumerate(self._rows) if _in_order(raw, outputs).all())
+        return next(ordered, -1)
+
+    def unsquashed(self, outputs: Tensor, number: int) -> Tensor:
+        """What was squashed to these outputs, with the predictions of the outputs."""
+        if number < 0 or number >= len(self._rows) or self._rows[number] is outputs:
+            return outputs
+        raw, predicted = self._rows[number].to(outputs.dtype), outputs.argmax(dim=1, keepdim=True)
+        # Values that are equal when squashed: the prediction stays the model's.
+        lead = (raw.amax(dim=1, keepdim=True) - raw.gather(1, predicted)).detach()
+        raw = raw.scatter_add(1, predicted, lead * (1 + 1e-3))
+        self.found["what squashes the outputs"] = None
+        return torch.where(_in_order(raw, outputs)[:, None], raw, outputs)
 
     def _examined(
         self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, output: Tensor
@@ -254,7 +238,7 @@ class _Watch(_WatchSquashing):
                 self._cut[id(output)] = _Cut(output, self._stands_for(name, args, tensors, output))
         elif any(id(each) in self._cut for each in tensors):
             output = self._rejoined(func, name, args, kwargs, output)
-        elif self._exported and tensors and output.shape in self._recent:
+        elif self._exported and tensors and self._comes_back(output):
             self._cut[id(output)] = _Cut(output, self._nearest(output))
         else:
             self._constants[id(output)] = output
@@ -326,6 +310,11 @@ class _Watch(_WatchSquashing):
         cuts = [cut for each in _tensors_in((args, kwargs)) if (cut := self._cut.get(id(each)))]
         sources = [cut.source for cut in cuts if cut.source is not None]
         same = next((each for each in sources if each.shape == output.shape), None)
+        if name in LOOKUPS and sources:
+            joined = self._looked_up(func, args, kwargs, output)
+            if joined is not None:
+                self._note(name)
+                return joined
         if name not in POINTWISE and sources:
             joined = self._repeated(func, args, kwargs, output)
             if joined is not None and not output.is_floating_point():
@@ -358,6 +347,26 @@ class _Watch(_WatchSquashing):
             return None
         good = isinstance(joined, Tensor) and joined.requires_grad and joined.shape == output.shape
         return joined if good and _is_same(joined.to(output.dtype), output) else None
+
+    def _looked_up(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, output: Tensor
+    ) -> Tensor | None:
+        """Values read at integers made from the images, with the slope between their neighbours."""
+        places = [each for each in _tensors_in((args, kwargs)) if not each.is_floating_point()]
+        cut = self._cut.get(id(places[0])) if len(places) == 1 else None
+        if cut is None or cut.source is None or output.shape[: cut.tensor.ndim] != cut.tensor.shape:
+            return None
+        place, sides = places[0], list[Tensor]()
+        for step in (1, -1):
+
+            def moved(each: Tensor, step: int = step) -> Tensor:
+                return (each + step).clamp(place.min(), place.max()) if each is place else each
+
+            with torch.no_grad():
+                sides.append(func(*_with_tensors(args, moved), **_with_tensors(kwargs, moved)))
+        slope = (sides[0] - sides[1]).to(cut.source.dtype) / 2
+        moving = cut.source.view(*place.shape, *[1] * (output.ndim - place.ndim))
+        return _linked(output.to(slope.dtype), slope * moving)
 
     def _to_images(self, name: str, output: Tensor) -> Tensor:
         """Count what is made of the images, image by image; link the chosen one to them."""
@@ -394,7 +403,7 @@ class _Watch(_WatchSquashing):
             self._note(type(each.grad_fn).__name__.removesuffix("Backward"))
             return _linked(each, source)
         unseen = id(each) not in self._cut and id(each) not in self._constants
-        if self._exported and unseen and not each.requires_grad and each.shape in self._recent:
+        if self._exported and unseen and not each.requires_grad and self._comes_back(each):
             self._cut[id(each)] = _Cut(each, self._nearest(each))
         return each
 
@@ -429,16 +438,58 @@ class _Watch(_WatchSquashing):
         recent = self._recent.get(like.shape, ())
         return next((each for each in reversed(recent) if not self._is_foreign(each)), None)
 
+    def _comes_back(self, each: Tensor) -> bool:
+        """Whether a tensor from outside torch may be made from the images, at any size."""
+        if each.shape in self._recent:
+            return True
+        like = each.ndim == 4 and each.shape[:2] == self.images.shape[:2]
+        if not like or not each.is_floating_point():
+            return False
+        resized = interpolate(self.images, each.shape[2:], mode="bilinear")
+        pairs = (values.detach().flatten(1).double() for values in (resized, each))
+        if bool((_correlation(*pairs) < RELATED).any()):
+            return False
+        self._recent[each.shape] = [resized]
+        return True
+
     def _remember(self, output: Tensor, connected: bool) -> None:
         if connected and output.is_floating_point() and output.requires_grad:
             kept = self._recent.setdefault(output.shape, [])
             kept.append(output)
             del kept[:-4]
+            if output.ndim == 2:
+                self._rows.append(output)
         elif connected:
             self._cut.setdefault(id(output), _Cut(output, self._nearest(output)))
 
     def _note(self, what: str) -> None:
         self.found[f"{what} in {_place()}"] = None
+
+
+def _in_order(raw: Tensor, outputs: Tensor) -> Tensor:
+    """(B,) bool: whether the outputs never fall where `raw`, of the same shape, rises."""
+    if raw.shape != outputs.shape:
+        return torch.zeros(len(outputs), dtype=torch.bool, device=outputs.device)
+    rising = outputs.detach().gather(1, raw.detach().argsort(dim=1)).diff(dim=1)
+    slack = 1e-6 * outputs.detach().abs().amax(dim=1, keepdim=True)
+    return (rising >= -slack).all(dim=1)
+
+
+@contextmanager
+def _without_backward_hooks(model: Callable[[Tensor], Tensor]) -> Iterator[list[str]]:
+    """Call the model without the hooks that change its modules' gradients; yields their owners."""
+    kept, names = list[tuple[dict, dict]](), list[str]()
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        for hooks in (module._backward_hooks, module._backward_pre_hooks):
+            if hooks:
+                kept.append((hooks, dict(hooks)))
+                names.append(f"a backward hook of {type(module).__name__}")
+                hooks.clear()
+    try:
+        yield names
+    finally:
+        for hooks, before in kept:
+            hooks.update(before)
 
 
 def _is_same(first: Tensor, second: Tensor) -> bool:
