@@ -58,14 +58,20 @@ class ChunkEvaluator:
             `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,), the twin's. If autograd
             can differentiate the model, also `gradient` float64 (n,), L1 norms of the margin's
             gradient, NaN where not finite; `margin` float64 (n,); `rises` bool (n,), whether a
-            small step along the gradient raises the margin.
+            small step along the gradient raises the margin. `adaptive_gradient` is that of what
+            the strongest adaptive attacker sees.
         """
         twin = torch.full((chunk.count,), -1)
         if (model := self.views.seen_by.get(Attacker.TRANSFER)) is not None:
             self._seed(chunk, 0)
             twin = self._predict(model, chunk.images)[: chunk.count]
         arrays = {"predictions": self._predictions(chunk, chunk.images), "twin": twin.numpy()}
-        return arrays | (self._gradients(chunk) if self.views.differentiable else {})
+        strongest = self.views.strongest
+        if self.views.has_gradient(Attacker.OBLIVIOUS):
+            arrays |= self._gradients(chunk, Attacker.OBLIVIOUS)
+        if self.views.has_gradient(strongest):
+            arrays["adaptive_gradient"] = self._gradients(chunk, strongest)["gradient"]
+        return arrays
 
     def corrupted(self, kind: str, chunk: ImageChunk) -> Arrays:
         """Predict the images corrupted by one of `CORRUPTIONS` at each severity, without an attack.
@@ -222,9 +228,9 @@ class ChunkEvaluator:
 
         return self.fit(predict, torch.arange(len(images)))
 
-    def _gradients(self, chunk: ImageChunk) -> Arrays:
+    def _gradients(self, chunk: ImageChunk, attacker: Attacker) -> Arrays:
         norm, epsilon = NORMS[self.settings.norm], self.settings.epsilon[0]
-        seen = self._seen_by(Attacker.OBLIVIOUS)
+        seen = self._seen_by(attacker)
 
         def examine(rows: Tensor) -> Tensor:
             images, labels = chunk.images[rows], chunk.labels[rows]

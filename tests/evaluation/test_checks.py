@@ -45,6 +45,8 @@ def test_finite(gradient: list[float], outcome: str):
 def test_zero(zero: int, total: int, outcome: str):
     gradient = np.where(np.arange(total) < zero, 0.0, 1.0)
     assert gradients.check_zero(gradient).outcome == outcome
+    adaptive = gradients.check_adaptive_gradient(np.where(gradient == 0, NAN, 1)).outcome
+    assert adaptive == {"masking": "failed"}.get(outcome, outcome)
 
 
 @pytest.mark.parametrize(

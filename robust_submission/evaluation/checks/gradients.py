@@ -52,6 +52,18 @@ def check_zero(gradient: np.ndarray) -> Finding:
 
 
 @rule(
+    "adaptive gradients there",
+    "Do gradients of what the adaptive attacker sees reach the image?",
+    "zero or NaN on less than 10 % of images, beyond chance",
+)
+def check_adaptive_gradient(gradient: np.ndarray) -> Finding:
+    """Look for zeros and NaN among L1 norms (n,)."""
+    useless = share_of(int((~(gradient > 0)).sum()), len(gradient))
+    found = f"zero or NaN on {useless.count:g} of {plural(useless.total, 'image')}"
+    return when(useless.low > 0.1, "failed"), found
+
+
+@rule(
     "size of gradients",
     "Are gradients of a size that fits the logits?",
     f"a linear model would be fooled at an epsilon from {1 / RATIO_RANGE[1]:g} to "
@@ -89,5 +101,6 @@ def examine_gradients(results: Results, views: Views) -> Iterable[Check]:
     yield check_optimises(views.found is not None and views.found.optimises)
     yield check_finite(gradient)
     yield check_zero(gradient)
+    yield check_adaptive_gradient(results.clean.get("adaptive_gradient", none))
     yield check_size(gradient[known] / np.abs(margin[known]))
     yield check_uphill(rises, views.random)
