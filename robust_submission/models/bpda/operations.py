@@ -1,4 +1,4 @@
-"""What is known of torch's operations: those with a gradient that may mislead, by name; and calls of them."""
+"""What is known of torch's operations by name, and the arguments of their calls."""
 
 import sys
 from collections.abc import Callable, Iterator
