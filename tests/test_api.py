@@ -190,3 +190,16 @@ def test_autoattack_on_unseeded_noise_and_the_numbers_of_its_draws():
     assert report.adaptive_worst_draw.value <= min(report.adaptive.by_draw)
     assert report.settings["eot_on_curves"] == 2 and len(report.curves) == 4
     assert json_text(report) == json_text(evaluate(noisy, images, labels, **given))
+
+
+def test_indicators_are_of_the_curves_images_that_are_right_when_clean(tmp_path: Path):
+    model = network()[1:]
+    images, labels = labelled(model)
+    labels[::2] = (labels[::2] + 1) % 4
+    report = evaluate(model, images, labels, **FEW, curve_images=9, out=tmp_path)
+    table = pd.read_csv(tmp_path / "per_image.csv")
+    names = ["noise fools", "loss still rising", "silent success", "fools view only"]
+    known = table[[*names, "gradient cosine"]].notna()
+    assert (known.sum() == report.curves[0].accuracy[0].count).all()  # right at epsilon 0
+    assert not known[table["id"] % 2 == 0].any(axis=None)
+    assert table["gradient cosine"].dropna().between(-1, 1).all()

@@ -7,6 +7,7 @@ images. Pass the bare module, not DistributedDataParallel, whose reducer waits f
 to the parameters that an attack does not make.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -117,6 +118,11 @@ class PGD(BallAttack):
     stride: ClassVar[float] = 2.5
     """The default step size, in units of epsilon / steps."""
 
+    observe: Callable[[Tensor, Tensor, Tensor], object] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Called at each step with the points, their gradient and logits; see `Trajectory`."""
+
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, list(NORMS))
         check_at_least("epsilon", self.epsilon, 0)
@@ -149,6 +155,8 @@ class PGD(BallAttack):
         early_stop = EarlyStop(points) if self.early_stop else None
         for _ in range(self.steps):
             gradient, logits = input_gradient(model, points, labels, self._objective)
+            if self.observe:
+                self.observe(points, gradient, logits)
             velocity = self._momentum(velocity, gradient)
             if early_stop:
                 points, images, labels, velocity = early_stop.drop(

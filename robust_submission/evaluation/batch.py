@@ -1,5 +1,7 @@
 """Predicts and attacks one chunk of images: a function of the seed, the chunk and the job alone."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate.utils import set_seed
@@ -12,12 +14,14 @@ from robust_submission.attacks import (
     Attack,
     AutoAttack,
     Model,
+    UniformNoise,
     WorstCase,
     image_seeds,
     input_gradient,
 )
 from robust_submission.attacks.base import correct
-from robust_submission.attacks.losses import margin
+from robust_submission.attacks.losses import LOSSES, margin
+from robust_submission.attacks.trajectory import Trajectory
 from robust_submission.data.corruptions import SEVERITIES, Corruption
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
@@ -30,6 +34,8 @@ ENOUGH = 4
 """Draws that attackers average over on images whose decision is clear after them."""
 CURVE_EOT = 2
 """Draws that attackers average over on the curves."""
+NOISES = 5
+"""Random points of the ball with which watched PGD is compared."""
 SPARED_STEPS = 100
 """Steps of PGD on the images that AutoAttack skips, as many as its APGD makes."""
 SMALL_STEP = 1 / 8
@@ -114,6 +120,47 @@ class ChunkEvaluator:
             return (right & _is_correct(model, found, labels)).cpu()
 
         return {"robust": self.fit(robust, torch.arange(chunk.count)).numpy()}
+
+    def watched(self, job: Job, limit: int, chunk: ImageChunk) -> Arrays:
+        """Watch PGD, which goes on after it fools, and compare it with noise.
+
+        Args:
+            job: PGD.
+            limit: How many of all images, from the first on, the job is for.
+            chunk: The images.
+
+        Returns:
+            float64 (n,) each: `fooled`, whether the first point that fools the attacker's view, or
+            the last, fools the model; `unstable`, whether one of `NOISES` random points does;
+            `silent`, `rise` and `cosine` as in `Trajectory`; `view_only`, whether a point fools the
+            view and `fooled` is false.
+        """
+        seen, model = self._seen_by(job.attacker, job.few_draws), self.views.model
+        if self.views.random:
+            model = self._averaged(model, self.settings.eot)
+        noise = UniformNoise(norm=job.norm, epsilon=job.epsilon)
+        options: dict[str, Any] = {"norm": job.norm, "epsilon": job.epsilon, "steps": job.steps}
+
+        def examine(rows: Tensor) -> Tensor:
+            images, labels = chunk.images[rows], chunk.labels[rows]
+            seeds = image_seeds(self.settings.seed, chunk.indices[rows.numpy()])
+            path = Trajectory(labels, LOSSES[job.loss])
+            last = PGD(**options, loss=job.loss, observe=path)(seen, images, labels, seeds=seeds)
+            with torch.no_grad():
+                path.end(last, seen(last).float())
+            right = _is_correct(model, path.first, labels) & _is_correct(model, last, labels)
+            stable = torch.ones_like(right)
+            for k in range(1, 1 + NOISES):
+                points = noise(seen, images, labels, seeds=seeds ^ k)
+                stable &= _is_correct(model, points, labels)
+            flags = (~right, ~stable, path.silent, path.fooled & right)
+            return torch.stack([*(f.double() for f in flags), path.rise, path.cosine], dim=1).cpu()
+
+        self._seed(chunk, 0)
+        count = int((chunk.rows < limit).sum())
+        names = ("fooled", "unstable", "silent", "view_only", "rise", "cosine")
+        found = self.fit(examine, torch.arange(count)).numpy()
+        return dict(zip(names, found.T, strict=True))
 
     def _held(self, chunk: ImageChunk, model: Model) -> Model:
         def call(images: Tensor) -> Tensor:

@@ -164,6 +164,7 @@ class Job:
         """Everything that is needed to repeat the attack."""
         (first, *others) = self.attacks(early_stop).values()
         settings = asdict(first)  # pyright: ignore[reportArgumentType]
+        settings.pop("observe", None)
         if isinstance(first, PGD) and first.step_size is None:
             settings["step_size"] = first.stride * self.epsilon / max(first.steps, 1)
         if others:
@@ -185,6 +186,8 @@ class Plan:
     """Jobs that need no run, each with the job that has the same results."""
     fixed: Job | None = None
     """PGD on a random model whose randomness is held fixed; None for a deterministic one."""
+    watched: Job | None = None
+    """PGD whose steps are examined, on the images of the curves; None without curves."""
 
     @property
     def jobs(self) -> list[Job]:

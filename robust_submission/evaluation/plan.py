@@ -52,12 +52,16 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     fixed = None
     if views.random and views.has_gradient(views.strongest):
         fixed = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
+    watched = None
+    if views.strongest in drawn:
+        watched = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
     plan = Plan(
         main=main,
         epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
         steps_curves={attacker: curve.over_steps(attacker) for attacker in drawn},
         same_as={},
         fixed=fixed,
+        watched=watched,
     )
     same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS, loss="ce") for job in plan.jobs}
     return replace(plan, same_as={j: o for j, o in same_as.items() if _gains_nothing(j, views)})

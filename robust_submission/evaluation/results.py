@@ -157,6 +157,8 @@ class Results:
     fixed: np.ndarray | None = None
     """bool (n,): which images are correct with and without PGD, the randomness held fixed; None for
     a deterministic model."""
+    indicators: Arrays = field(default_factory=dict)
+    """As `ChunkEvaluator.watched` returns it, of the images of the curves; empty without curves."""
     arrays: dict[Job, Arrays]
     """As `ChunkEvaluator.attacked` returns it for every job of the plan, without pictures, but with
     `fooled_by` int64 (n,): which of several parts, else -1. Jobs of the curves have the first
@@ -177,6 +179,11 @@ class Results:
         predictions = self.arrays[job]["predictions"]
         rows, draws = predictions.shape
         return self.correct[:rows, :draws] & (predictions == self.labels[:rows, None])
+
+    @property
+    def examined(self) -> np.ndarray:
+        """bool (m,): which images of the curves have indicators, being correct when clean."""
+        return np.logical_or.reduce(self.correct[: self.curve_images], axis=1)
 
     @property
     def correct_corrupted(self) -> np.ndarray:

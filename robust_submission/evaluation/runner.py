@@ -40,6 +40,8 @@ class Evaluator(Protocol):
 
     def fixed(self, job: Job, chunk: ImageChunk) -> Arrays: ...
 
+    def watched(self, job: Job, limit: int, chunk: ImageChunk) -> Arrays: ...
+
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
     ) -> Arrays: ...
@@ -85,7 +87,7 @@ class Runner:
             self._right = (self._clean == labels[:, None]).any(axis=1)
             self._gallery = choose_gallery(self._clean[:, 0], labels)
             found = self._run_attacks()
-        fixed = self.plan.fixed
+        fixed, watched = self.plan.fixed, self.plan.watched
         sources = {job: self.plan.same_as.get(job, job) for job in self.plan.jobs}
         everywhere = [job for job in self.plan.main if self._gallery]
         return Results(
@@ -95,6 +97,7 @@ class Runner:
             clean=done["clean"],
             corrupted={kind: done[f"corrupted-{kind}"]["predictions"] for kind in self.corruptions},
             fixed=fixed and done[f"fixed-{fixed.label}"]["robust"],
+            indicators=done[f"watched-{watched.label}"] if watched else {},
             arrays={job: found[source][0] for job, source in sources.items()},
             gallery=self._gallery,
             pictures={job: found[sources[job]][1] for job in everywhere},
@@ -108,6 +111,10 @@ class Runner:
             works[f"corrupted-{kind}"] = images, partial(self.evaluator.corrupted, kind)
         if (job := self.plan.fixed) is not None:
             works[f"fixed-{job.label}"] = images, partial(self.evaluator.fixed, job)
+        if (job := self.plan.watched) is not None:
+            limit = self.data.curve_images
+            work = partial(self.evaluator.watched, job, limit)
+            works[f"watched-{job.label}"] = min(images, limit), work
         return works
 
     def _work(self, works: Mapping[str, _Work]) -> dict[str, Arrays]:

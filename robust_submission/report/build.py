@@ -13,6 +13,7 @@ from robust_submission.cli.numbers import radius
 from robust_submission.data.images import resize_image
 from robust_submission.evaluation.batch import CURVE_EOT, ENOUGH
 from robust_submission.evaluation.checks import run_checks, verdict
+from robust_submission.evaluation.checks.indicators import STILL_RISING
 from robust_submission.evaluation.data import EvaluationData
 from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, EvaluationSettings, Job
 from robust_submission.evaluation.results import (
@@ -38,6 +39,14 @@ SKIPPED = (
     "count as not robust"
 )
 """What AutoAttack on a random model does not attack."""
+INDICATORS = {
+    "unstable": "noise fools",
+    "rise": "loss still rising",
+    "silent": "silent success",
+    "view_only": "fools view only",
+    "cosine": "gradient cosine",
+}
+"""Columns of watched PGD."""
 KNOWING = (*ADAPTIVE, Attacker.TRANSFER)
 """The attackers that count for the adaptive number only."""
 
@@ -113,9 +122,25 @@ class ReportBuilder:
             predictions = results.arrays[job]["predictions"]
             columns[f"{job.name} robust"] = _robust_column(results.robust(job)[order])
             columns[f"{job.name} prediction"] = names[predictions[order, 0]]
+        columns |= {name: found[order] for name, found in self._indicator_columns()}
         for name, robust in self._worst_cases().items():
             columns[f"worst case {name} robust"] = _robust_column(robust[order])
         return pd.DataFrame(columns)
+
+    def _indicator_columns(self) -> Iterable[tuple[str, Any]]:
+        """Why watched PGD failed; missing for images that it was not run on or are wrong when
+        clean."""
+        indicators, examined = self.results.indicators, np.zeros(len(self.results.labels), bool)
+        if not indicators:
+            return
+        examined[: self.results.curve_images] = self.results.examined
+        flags = {name: found > 0 for name, found in indicators.items()}
+        flags["rise"] = indicators["rise"] > STILL_RISING
+        for key, name in INDICATORS.items():
+            column = np.full(len(examined), np.nan)
+            column[: len(flags[key])] = indicators[key] if key == "cosine" else flags[key]
+            column[~examined] = np.nan
+            yield name, pd.array(column, dtype="Float64" if key == "cosine" else "Int64")
 
     def _worst_cases(self) -> dict[str, np.ndarray]:
         """bool (n, draws): which images withstand all oblivious attacks, and all attacks."""

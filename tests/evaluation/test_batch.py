@@ -190,6 +190,25 @@ def test_noise_held_fixed_hides_nothing(noise: float):
     assert few["predictions"].shape == (COUNT, 1)
 
 
+def test_pgd_is_watched_on_the_images_of_the_curves():
+    model = network()
+    given = chunk(model)
+    honest = evaluator_of(model, given.images)
+    found = honest.watched(PGD, 12, given)
+    attacked = honest.attacked(PGD, given, RIGHT[:12], SHOWN[:0])["predictions"][:, 0]
+    fooled = attacked != given.labels[:12].numpy()
+    assert (found["fooled"] == fooled).all() and fooled.sum() > 0
+    assert (found["cosine"] > 0.5).all() and not found["view_only"].any()
+    shattered = network(Shattered())
+    assert np.median(evaluator_of(shattered, given.images).watched(PGD, 12, given)["cosine"]) < 0.05
+
+    evaluator = evaluator_of(model, given.images)
+    evaluator.views = replace(
+        evaluator.views, model=lambda images: model(given.images[: len(images)])
+    )
+    assert (evaluator.watched(PGD, 12, given)["view_only"] == found["fooled"]).all()
+
+
 def test_out_of_memory_halves_and_finds_the_same():
     model, seen = network(), list[int]()
     given = chunk(model)

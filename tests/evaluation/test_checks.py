@@ -1,9 +1,18 @@
 """Every check both ways: what an honest model of 100 images shows, and what a masked one does."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from robust_submission.evaluation.checks import comparisons, curves, gradients, outputs, verdict
+from robust_submission.evaluation.checks import (
+    comparisons,
+    curves,
+    gradients,
+    indicators,
+    outputs,
+    verdict,
+)
 from robust_submission.evaluation.checks.rule import only_fooled_by
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.results import share_of
@@ -131,6 +140,62 @@ def test_gap_of_a_random_model_within_its_noise():
 
 def test_a_significant_gap_below_a_point_is_no_masking():
     assert comparisons.check_gap(survival(5030, 10_000), survival(5000, 10_000)).outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("pgd", "autoattack", "outcome"),
+    [(49, 34, "warning"), (50, 48, "ok"), (50, 44, "ok"), (34, 49, "ok"), (0, 0, "ok")],
+)
+def test_autoattack_over_pgd(pgd: int, autoattack: int, outcome: str):
+    assert comparisons.check_autoattack(survival(pgd), survival(autoattack)).outcome == outcome
+
+
+def test_a_significant_gap_of_pgd_up_to_three_points_is_no_warning():
+    assert comparisons.check_autoattack(survival(5290, 10_000), survival(5000, 10_000)).outcome == (
+        "ok"
+    )
+
+
+@pytest.mark.parametrize(
+    ("check", "values", "outcome", "random"),
+    [
+        (indicators.check_unstable, (1, 30), "ok", "ok"),
+        (indicators.check_unstable, (4, 30), "warning", "warning"),
+        (indicators.check_silent, (2, 30), "ok", "ok"),
+        (indicators.check_silent, (6, 100), "failed", "warning"),
+        (indicators.check_view, (0, 30), "ok", "ok"),
+        (indicators.check_view, (6, 100), "failed", "warning"),
+    ],
+)
+def test_signs_that_should_be_rare(check: Any, values: tuple[int, int], outcome: str, random: str):
+    seen = np.arange(values[1]) < values[0]
+    others = [()] if check is indicators.check_unstable else [(False,), (True,)]
+    expected = [outcome, random]
+    assert [check(seen, *more).outcome for more in others] == expected[: len(others)]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "outcome", "random"),
+    [
+        (0.9, "ok", "ok"),  # honest models: 0.7 to 0.99
+        (0.1, "ok", "ok"),
+        (0.002, "failed", "warning"),
+        (-0.3, "failed", "warning"),
+    ],
+)
+def test_direction_of_gradients(cosine: float, outcome: str, random: str):
+    values = cosine + np.linspace(-0.01, 0.01, 30)
+    assert indicators.check_direction(values, False).outcome == outcome
+    assert indicators.check_direction(values, True).outcome == random
+
+
+@pytest.mark.parametrize(
+    ("rising", "total", "outcome"),
+    [(0, 10, "ok"), (4, 10, "ok"), (6, 10, "warning"), (30, 100, "ok"), (0, 0, "not run")],
+)
+def test_loss_that_still_rises(rising: int, total: int, outcome: str):
+    rise = np.where(np.arange(total) < rising, 0.25, 0.07)  # steady; of adversarial training
+    assert indicators.check_rising(rise).outcome == outcome
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def test_attacks_with_gradients_are_also_passed_straight_through_a_trn():
         "pgd-7 linf 8/255 transfer",
     ]
     assert list(found.steps_curves) == [OBLIVIOUS, ADAPTIVE]
+    assert found.watched and found.watched.name == "pgd-7 linf 8/255 adaptive"
+    assert plan("pgd").watched is None
 
 
 def test_curves_share_their_points_with_the_attacks_on_all_images():

@@ -39,6 +39,9 @@ class Attacked:
     def fixed(self, job: Job, chunk: ImageChunk) -> Arrays:
         return {"robust": chunk.indices % 3 > 0}
 
+    def watched(self, job: Job, limit: int, chunk: ImageChunk) -> Arrays:
+        return {"cosine": chunk.indices[chunk.rows < limit].astype(float)}
+
     def corrupted(self, kind: str, chunk: ImageChunk) -> Arrays:
         self.corruptions.append(kind)
         return {"predictions": np.tile(chunk.indices[:, None, None] + len(kind), (1, 5, 1))}
@@ -156,6 +159,13 @@ def test_a_curve_is_of_the_first_images(evaluation: Runner):
     found = evaluation.run().arrays[PGD]
     assert len(found["predictions"]) == LIMIT
     assert found["fooled"].tolist() == (FOOLED_BY[:LIMIT] == 0).tolist()
+
+
+def test_fixed_randomness_is_of_all_images_and_watched_pgd_of_the_curves(evaluation: Runner):
+    evaluation.plan = replace(evaluation.plan, fixed=PGD, watched=PGD)
+    results = evaluation.run()
+    assert results.fixed is not None and results.fixed.tolist() == (INDICES % 3 > 0).tolist()
+    assert results.indicators["cosine"].tolist() == INDICES[:LIMIT].tolist()
 
 
 def test_corruptions_come_in_the_order_of_the_images_and_from_the_journal(evaluation: Runner):

@@ -3,7 +3,8 @@
 Each check is a pure function of measured numbers. One that compares attacks does so per image, and
 is suspicious only if chance does not explain the difference: an honest model evaluated on 100
 images passes.
-Sources: Athalye et al. 2018, Carlini et al. 2019, Tramèr et al. 2020, Croce & Hein 2020.
+Sources: Athalye et al. 2018, Carlini et al. 2019, Tramèr et al. 2020, Croce & Hein 2020, Pintor et
+al. 2022.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import Literal
 from robust_submission.evaluation.checks.comparisons import compare_attackers
 from robust_submission.evaluation.checks.curves import examine_curves
 from robust_submission.evaluation.checks.gradients import examine_gradients
+from robust_submission.evaluation.checks.indicators import examine_indicators
 from robust_submission.evaluation.checks.outputs import examine_outputs
 from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.results import Check, Results
@@ -28,6 +30,7 @@ def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> 
         *compare_attackers(results, views),
         *examine_gradients(results, views),
         *examine_curves(results, views),
+        *examine_indicators(results, views),
         *examine_outputs(results, views, settings),
     ]
 
