@@ -6,10 +6,11 @@ report.oblivious.value, report.adaptive.value
 """
 
 import copy
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from robust_submission.attacks import Model
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
+from robust_submission.cli.numbers import duration
+from robust_submission.cli.progress import WorkBar
 from robust_submission.data.corruptions import corruption_names
 from robust_submission.data.loader import micro_batch_size
 from robust_submission.evaluation.batch import ChunkEvaluator
@@ -172,8 +175,10 @@ def run_evaluation(
     if accelerator:
         accelerator.wait_for_everyone()
     fit = FittingBatches(micro_batch_size(views.image_size))
-    results = Runner(
-        evaluator=ChunkEvaluator(views, settings, fit),
+    bar = WorkBar(hidden=not main)
+    evaluator = ChunkEvaluator(views, settings, fit, bar.tick)
+    runner = Runner(
+        evaluator=evaluator,
         data=data,
         plan=plan,
         corruptions=corruption_names(settings.corruptions),
@@ -181,7 +186,13 @@ def run_evaluation(
         device=views.device,
         accelerator=accelerator,
         journal=journal,
-    ).run()
+        bar=bar,
+    )
+    if main and log.isEnabledFor(logging.INFO):
+        few = replace(data, num_workers=0).first_images(views.image_size)
+        longest = duration(runner.expected() * evaluator.seconds_per_pass(few))
+        log.info("%s; at most about %s", runner.summary(), longest)
+    results = runner.run()
     built = ReportBuilder(model=model, results=results, views=views, data=data, settings=settings)
     report = built.report(options)
     if out and journal and main:

@@ -10,7 +10,7 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from robust_submission.attacks.base import Attack, Model, image_seeds
+from robust_submission.attacks.base import Attack, BallAttack, Model, image_seeds
 from robust_submission.attacks.ensemble import EOT, WorstCase, WorstCaseResult
 from robust_submission.attacks.external import AutoAttack, CarliniWagner
 from robust_submission.attacks.norms import NORMS
@@ -28,6 +28,7 @@ __all__ = [
     "PGD",
     "Attack",
     "AutoAttack",
+    "BallAttack",
     "CarliniWagner",
     "Model",
     "UniformNoise",
@@ -51,7 +52,7 @@ ATTACKS: dict[str, type[PGD | CarliniWagner | AutoAttack]] = {
 }
 
 
-def build_attack(name: str, epsilon: float, norm: str | None = None, **options: Any) -> Attack:
+def build_attack(name: str, epsilon: float, norm: str | None = None, **options: Any) -> BallAttack:
     """Build an attack from its name, for what a user asks for.
 
     Args:

@@ -75,6 +75,10 @@ class BallAttack(ABC):
             return self._perturb(model, images, labels, draws)
 
     @abstractmethod
+    def passes(self, num_classes: int) -> int:
+        """About how many forward and backward passes of the model it makes per image, at most."""
+
+    @abstractmethod
     def _perturb(self, model: Model, images: Tensor, labels: Tensor, draws: "Draws") -> Tensor:
         """Attack a batch that is not empty, within a ball that is more than a point."""
 

@@ -23,6 +23,9 @@ from robust_submission.attacks.base import (
 )
 from robust_submission.attacks.norms import NORMS
 
+_APGD_PASSES, _FAB_PASSES = 210, 310
+"""Of one run, counted: 100 iterations, in FAB each with a search along the way back."""
+
 
 class _InputGradient(torch.autograd.Function):
     """The model with a graph of its own: backward reaches the images, never a parameter.
@@ -124,6 +127,9 @@ class CarliniWagner(BallAttack):
         check_at_least("initial_const", self.initial_const, 0)
         check_at_least("confidence", self.confidence, 0)
 
+    def passes(self, num_classes: int) -> int:
+        return 2 * self.binary_search_steps * self.steps
+
     def _perturb(self, model: Model, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         # foolbox takes seconds to import: only where it is used.
         from foolbox.attacks.carlini_wagner import L2CarliniWagnerAttack
@@ -184,6 +190,18 @@ class AutoAttack(BallAttack):
             raise ValueError(f"attacks: expected a tuple of names, found {self.attacks!r}.")
         for attack in self.attacks:
             check_choice("attacks", attack, self.KNOWN)
+
+    def passes(self, num_classes: int) -> int:
+        runs, targets = (5, 5) if self.norm == "l1" else (1, 9)
+        known = {
+            "apgd-ce": _APGD_PASSES * runs,
+            "apgd-dlr": _APGD_PASSES * runs,
+            "apgd-t": _APGD_PASSES * min(targets, num_classes - 1),
+            "fab": _FAB_PASSES,
+            "fab-t": _FAB_PASSES * min(9, num_classes - 1),
+            "square": self.queries,
+        }
+        return sum(known[attack] for attack in self._possible(num_classes))
 
     def _perturb(self, model: Model, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         images = images.contiguous()

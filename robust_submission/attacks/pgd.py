@@ -136,6 +136,9 @@ class PGD(BallAttack):
         if self.restarts > 1 and not self.random_start:
             raise ValueError("random_start: expected True with restarts above 1, found False.")
 
+    def passes(self, num_classes: int) -> int:
+        return (2 * self.steps + (self.restarts > 1)) * self.restarts
+
     def _perturb(self, model: Model, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """Labels may be probabilities (B, num_classes) with "ce", unless fooling has to be tested
         for early stop or restarts."""

@@ -29,6 +29,18 @@ def plural(count: float, noun: str) -> str:
     return f"{number(count)} {noun}{'s' * (count != 1)}"
 
 
+def duration(seconds: float) -> str:
+    """Format a time in two digits, rounded up: `40 s`, `25 min`, `3.4 h`."""
+    unit, size = next(
+        (unit, size)
+        for unit, size, least in (("h", 3600, 5400), ("min", 60, 90), ("s", 1, 0))
+        if seconds >= least
+    )
+    value = seconds / size
+    shown = math.ceil(value) if unit != "h" or value >= 10 else math.ceil(10 * value) / 10
+    return f"{number(shown)}{SPACE}{unit}"
+
+
 def chance(num_classes: int) -> str:
     """Format how often a guess is correct: `10 %`, `0.1 %`, `0.00458 %`."""
     return f"{100 / num_classes:.3g}{SPACE}%"

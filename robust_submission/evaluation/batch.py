@@ -1,5 +1,7 @@
 """Predicts and attacks one chunk of images: a function of the seed, the chunk and the job alone."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from robust_submission.attacks.trajectory import Trajectory
 from robust_submission.data.corruptions import SEVERITIES, Corruption
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
-from robust_submission.evaluation.jobs import Attacker, EvaluationSettings, Job
+from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, EvaluationSettings, Job
 from robust_submission.evaluation.views import Views
 
 ATTACK_DRAW = 1_000_000
@@ -45,17 +47,58 @@ SMALL_STEP = 1 / 8
 class ChunkEvaluator:
     """Predicts and attacks chunks of images.
 
+    Counts passes: a forward pass of one image, and a backward pass as much.
+
     Args:
         views: The model and what each attacker differentiates.
         settings: Norm, epsilon, seed and draws.
         fit: Splits batches that do not fit in memory.
+        tick: Called with a number of passes whenever they have been made.
     """
 
-    def __init__(self, views: Views, settings: EvaluationSettings, fit: FittingBatches) -> None:
+    def __init__(
+        self,
+        views: Views,
+        settings: EvaluationSettings,
+        fit: FittingBatches,
+        tick: Callable[[int], None] = lambda passes: None,
+    ) -> None:
         self.views = views
         self.settings = settings
         self.fit = fit
+        self.tick = tick
         self.draws = settings.draws if views.random else 1
+
+    def passes(self, job: Job | None, part: int = 0) -> int:
+        """At most about so many passes per image make a part of a job, or a prediction (None)."""
+        if job is None:
+            return self.draws
+        attacks = list(job.attacks(early_stop=False).values())
+        scored = 2 * (self.settings.eot if self.views.random else 1) if len(attacks) > 1 else 0
+        seen = attacks[part].passes(self.views.num_classes) * self._draws_seen(
+            job.attacker, job.few_draws
+        )
+        return seen + scored + self.draws
+
+    def seconds_per_pass(self, images: Tensor) -> float:
+        """The time of a pass as the adaptive attacker makes it, measured on a few images (B, …).
+
+        On a GPU, where a few take as long as many, they are repeated to fill a batch.
+        """
+        device, view = self.views.device, self.views.seen_by[Attacker.ADAPTIVE]
+        rows = torch.arange(len(images) if device.type == "cpu" else self.fit.limit) % len(images)
+
+        def work(some: Tensor) -> Tensor:
+            batch = images[some].to(device)
+            with torch.set_grad_enabled(self.views.differentiable):
+                if self.views.differentiable:
+                    labels = torch.zeros(len(some), dtype=torch.int64, device=device)
+                    return input_gradient(view, batch, labels, margin)[1].cpu()
+                return view(batch).cpu()
+
+        start = time.perf_counter()
+        FittingBatches(self.fit.limit)(work, rows)
+        return (time.perf_counter() - start) / (1 + self.views.differentiable) / len(rows)
 
     def clean(self, chunk: ImageChunk) -> Arrays:
         """Predict without an attack, and examine the gradients.
@@ -168,7 +211,7 @@ class ChunkEvaluator:
             self._seed(chunk, 1)
             return model(images)
 
-        return call
+        return self._counted(call)
 
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int = 0
@@ -223,9 +266,9 @@ class ChunkEvaluator:
         seen = self._seen_by(job.attacker, job.few_draws)
         images, labels = chunk.images[rows], chunk.labels[rows]
         seeds = image_seeds(self.settings.seed, chunk.indices[rows.numpy()])
-        model = self.views.model
+        model = self._counted(self.views.model)
         if self.views.random:
-            model = self._averaged(model, self.settings.eot)
+            model = self._averaged(self.views.model, self.settings.eot)
         if scored:
             result = WorstCase(attacks={"fooled": attack}).run(
                 seen, images, labels, seeds=seeds, scored_on=model
@@ -249,13 +292,28 @@ class ChunkEvaluator:
         """What an attacker differentiates; of a random model the average over draws."""
         view = self.views.seen_by[attacker]
         if not self.views.random or attacker == Attacker.TRANSFER:
-            return view
-        draws = min(CURVE_EOT, self.settings.eot) if few_draws else self.settings.eot
-        return self._averaged(view, 1 if attacker == Attacker.OBLIVIOUS else draws)
+            return self._counted(view)
+        return self._averaged(view, self._draws_seen(attacker, few_draws))
+
+    def _draws_seen(self, attacker: Attacker, few_draws: bool) -> int:
+        if not self.views.random or attacker not in ADAPTIVE:
+            return 1
+        return min(CURVE_EOT, self.settings.eot) if few_draws else self.settings.eot
+
+    def _counted(self, model: Model) -> Model:
+        """The same model, whose calls tick."""
+
+        def call(images: Tensor) -> Tensor:
+            outputs = model(images)
+            backward = torch.is_grad_enabled() and images.requires_grad
+            self.tick(len(images) * (2 if backward else 1))
+            return outputs
+
+        return call
 
     def _averaged(self, model: Model, draws: int) -> Model:
         seen = range(ATTACK_DRAW, ATTACK_DRAW + draws)
-        return EOT(model, seen, self.views.set_draw, enough=ENOUGH)
+        return EOT(self._counted(model), seen, self.views.set_draw, enough=ENOUGH)
 
     def _predictions(self, chunk: ImageChunk, images: Tensor, one_draw: bool = False) -> np.ndarray:
         """int64 (count, draws): the deployed model's predictions, always in the one batch shape."""
@@ -269,7 +327,7 @@ class ChunkEvaluator:
     def _predict(self, model: Model, images: Tensor) -> Tensor:
         def predict(rows: Tensor) -> Tensor:
             with torch.no_grad():
-                logits = model(images[rows]).float()
+                logits = self._counted(model)(images[rows]).float()
             predictions = logits.argmax(dim=1)
             return torch.where(correct(logits, predictions), predictions, -1).cpu()
 

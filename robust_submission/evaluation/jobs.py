@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-from robust_submission.attacks import PGD, Attack, AutoAttack, build_attack
+from robust_submission.attacks import PGD, AutoAttack, BallAttack, build_attack
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import radius
 from robust_submission.data.corruptions import corruption_names
@@ -143,7 +143,7 @@ class Job:
         same = (self.norm, self.epsilon) == (other.norm, other.epsilon)
         return same and other.attacker in known and not other.few_draws
 
-    def attacks(self, early_stop: bool) -> Mapping[str, Attack]:
+    def attacks(self, early_stop: bool) -> Mapping[str, BallAttack]:
         """Build its parts.
 
         Args:

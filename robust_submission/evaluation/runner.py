@@ -14,8 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
+from robust_submission.cli.numbers import plural
+from robust_submission.cli.progress import WorkBar
+from robust_submission.data.corruptions import SEVERITIES
 from robust_submission.data.gather import gather_by_index
 from robust_submission.data.loader import even_size, micro_batch_size
 from robust_submission.evaluation.cache import Arrays, Journal, digest
@@ -26,7 +28,8 @@ from robust_submission.evaluation.results import Results, choose_gallery
 from robust_submission.runtime import release_freed_memory
 
 _RELEASED_AFTER = 16  # chunks
-_Work = tuple[int, Callable[[ImageChunk], Arrays]]  # for so many images, from the first on
+_Work = tuple[int, int, Callable[[ImageChunk], Arrays]]
+"""For how many images, from the first on; passes per image; what is done."""
 _Part = tuple[np.ndarray, Arrays]  # rows of images, and their results
 _Found = tuple[Arrays, np.ndarray]  # of all its images, and pictures of those of the gallery
 
@@ -46,6 +49,8 @@ class Evaluator(Protocol):
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
     ) -> Arrays: ...
 
+    def passes(self, job: Job | None, part: int = 0) -> int: ...
+
 
 @dataclass(kw_only=True)
 class Runner:
@@ -62,29 +67,31 @@ class Runner:
     """The processes that share the work; None for this one alone."""
     journal: Journal | None = None
     """Where results are kept; None keeps none."""
+    bar: WorkBar = field(default_factory=lambda: WorkBar(hidden=True))
+    """Shows the progress, in the evaluator's passes."""
     jobs: dict[Job, bool] = field(init=False)
     """The jobs to run, each with whether it is on all images or on those of the curves."""
-    _bar: tqdm = field(init=False)
     _labels: np.ndarray = field(init=False)
     _clean: np.ndarray = field(init=False)  # (n, draws), predictions
-    _right: np.ndarray = field(init=False)  # bool (n,): correct when clean, in any draw
+    _right: np.ndarray = field(
+        init=False
+    )  # bool (n,): correct when clean, in any draw; at first all
     _gallery: list[int] = field(init=False)  # rows
 
     def __post_init__(self) -> None:
         self.jobs = self.plan.distinct()
+        self._right = np.ones(len(self.data.indices), dtype=bool)
 
     def run(self) -> Results:
         """Do what the journal does not hold yet; every process must call it."""
         works = self._works()
-        total = sum(limit for limit, _ in works.values())
-        total += sum(self._limit(job) for job in self.jobs if not job.skips)
-        hidden = self.accelerator is not None and not self.accelerator.is_main_process
-        share = round(total / self._num_processes)
         self._labels = labels = self.data.labels[self.data.indices]
-        with tqdm(total=share, unit="image", smoothing=0.02, disable=hidden) as self._bar:
+        with self.bar.over(self.expected()):
             done = self._work(works)
             self._clean = done["clean"]["predictions"]
-            self._right = (self._clean == labels[:, None]).any(axis=1)
+            right = (self._clean == labels[:, None]).any(axis=1)
+            self.bar.expect(self._attacks_expected(right) - self._attacks_expected(self._right))
+            self._right = right
             self._gallery = choose_gallery(self._clean[:, 0], labels)
             found = self._run_attacks()
         fixed, watched = self.plan.fixed, self.plan.watched
@@ -103,35 +110,62 @@ class Runner:
             pictures={job: found[sources[job]][1] for job in everywhere},
         )
 
+    def summary(self) -> str:
+        """What is to be run: `12 attacks on 1,000 images, 8 for curves on 100`."""
+        everywhere = sum(self.jobs.values())
+        found = [plural(everywhere, "attack") + f" on {plural(len(self.data.indices), 'image')}"]
+        if curves := len(self.jobs) - everywhere:
+            found.append(f"{curves} for curves on {self.data.curve_images}")
+        if self.corruptions:
+            found.append(plural(len(self.corruptions), "corruption"))
+        return ", ".join(found)
+
+    def expected(self) -> int:
+        """Passes of this process, at most."""
+        mine = np.flatnonzero(self._mine())
+        works = sum(cost * int((mine < limit).sum()) for limit, cost, _ in self._works().values())
+        return works + self._attacks_expected(self._right)
+
+    def _attacks_expected(self, right: np.ndarray) -> int:
+        """Passes of this process, at most, if these images are attacked."""
+        rows = np.flatnonzero(right & self._mine())
+        return sum(
+            self.evaluator.passes(job, part) * int((rows < self._limit(job)).sum())
+            for job in self.jobs
+            for part in range(len(job.parts))
+        )
+
+    def _mine(self) -> np.ndarray:
+        """bool (n,): the images of this process's chunks, as long as no image is left out."""
+        chunks = np.arange(len(self.data.indices)) // micro_batch_size(self.image_size)
+        return chunks % self._num_processes == self._process_index
+
     def _works(self) -> dict[str, _Work]:
         """What is done but the attacks: on the clean images, then on those of each corruption."""
-        images = len(self.data.indices)
-        works: dict[str, _Work] = {"clean": (images, self.evaluator.clean)}
+        images, cost = len(self.data.indices), self.evaluator.passes(None)
+        works: dict[str, _Work] = {"clean": (images, cost, self.evaluator.clean)}
         for kind in self.corruptions:
-            works[f"corrupted-{kind}"] = images, partial(self.evaluator.corrupted, kind)
+            corrupted = partial(self.evaluator.corrupted, kind)
+            works[f"corrupted-{kind}"] = images, cost * len(SEVERITIES), corrupted
         if (job := self.plan.fixed) is not None:
-            works[f"fixed-{job.label}"] = images, partial(self.evaluator.fixed, job)
+            cost = self.evaluator.passes(job)  # but in one draw: less
+            works[f"fixed-{job.label}"] = images, cost, partial(self.evaluator.fixed, job)
         if (job := self.plan.watched) is not None:
-            limit = self.data.curve_images
-            work = partial(self.evaluator.watched, job, limit)
-            works[f"watched-{job.label}"] = min(images, limit), work
+            limit, cost = self.data.curve_images, self.evaluator.passes(job)
+            watched = partial(self.evaluator.watched, job, limit)
+            works[f"watched-{job.label}"] = min(images, limit), cost, watched
         return works
 
     def _work(self, works: Mapping[str, _Work]) -> dict[str, Arrays]:
         parts = {key: list[_Part]() for key in works}
         rows = np.arange(len(self.data.indices))
         for chunk in self._chunks(rows, micro_batch_size(self.image_size)):
-            for key, (limit, work) in works.items():
+            for key, (limit, cost, work) in works.items():
                 mine = chunk.rows[chunk.rows < limit]
                 if len(mine) == 0:
                     continue
-                self._bar.set_description(key, refresh=False)
-                arrays = self._load(key, chunk)
-                if arrays is None:
-                    arrays = work(chunk)
-                    self._save(key, chunk, arrays)
+                arrays = self._recorded(key, key, chunk, cost * len(mine), partial(work, chunk))
                 parts[key].append((mine, arrays))
-                self._bar.update(len(mine))
         return {key: self._gathered(parts[key], rows[rows < works[key][0]]) for key in works}
 
     def _run_attacks(self) -> dict[Job, _Found]:
@@ -181,11 +215,13 @@ class Runner:
         right, gallery = self._right[: self._limit(job)], self._shown(job)
         before = arrays["fooled_by"] >= 0
         survivors = np.flatnonzero(self._withstood(arrays) if job.skips else right & ~before)
+        before = before[survivors]
+        size = even_size(max(len(survivors), 1), micro_batch_size(self.image_size))
+        mine = np.arange(len(survivors)) // size % self._num_processes == self._process_index
+        planned = right & self._mine()[: len(right)]
+        self.bar.expect(self.evaluator.passes(job, part) * int(mine.sum() - planned.sum()))
         if len(survivors) == 0:
             return
-        before = before[survivors]
-        self._bar.total += round(len(survivors) / self._num_processes)
-        size = even_size(len(survivors), micro_batch_size(self.image_size))
         tried, shown = self._attack([job], part, survivors, size)[job]
         worse = tried["loss"] > arrays["loss"][survivors]
         worse = (tried["fooled"] & ~before) | ((tried["fooled"] == before) & worse)
@@ -204,12 +240,12 @@ class Runner:
                 mine = chunk.rows[chunk.rows < self._limit(job)]
                 if len(mine) == 0:
                     continue
-                self._bar.set_description(job.name, refresh=False)
-                shown = np.flatnonzero(np.isin(mine, self._shown(job)))
-                arrays = self._recorded(job, part, chunk, self._right[mine], shown)
+                right, shown = self._right[mine], np.flatnonzero(np.isin(mine, self._shown(job)))
+                expected = self.evaluator.passes(job, part) * int(right.sum())
+                work = partial(self.evaluator.attacked, job, chunk, right, shown, part)
+                arrays = self._recorded(self._key(job, part), job.name, chunk, expected, work)
                 pictures[job].append((mine[shown], {"pictures": arrays.pop("pictures")}))
                 parts[job].append((mine, arrays))
-                self._bar.update(len(mine))
         found = dict[Job, _Found]()
         for job in jobs:
             arrays = self._gathered(parts[job], rows[rows < self._limit(job)])
@@ -217,28 +253,33 @@ class Runner:
             found[job] = arrays, shown.get("pictures", np.zeros((0, 0, 0, 3), dtype=np.uint8))
         return found
 
-    def _recorded(
-        self, job: Job, part: int, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray
-    ) -> Arrays:
-        """The results of a part of a job on a chunk, from the journal if they are there."""
+    def _key(self, job: Job, part: int) -> str:
+        """What the journal calls a part of a job."""
         key = job.key if self.jobs[job] else f"{job.key}-curve"
-        key += f"-{job.parts[part]}" if part else ""
-        arrays = self._load(key, chunk)
-        if arrays is None:
-            arrays = self.evaluator.attacked(job, chunk, right, shown, part)
-            self._save(key, chunk, arrays)
-        return arrays
+        return f"{key}-{job.parts[part]}" if part else key
 
-    def _load(self, key: str, chunk: ImageChunk) -> Arrays | None:
-        return self.journal and self.journal.load(key, chunk.number, chunk.digest)
-
-    def _save(self, key: str, chunk: ImageChunk, arrays: Arrays) -> None:
+    def _recorded(
+        self, key: str, name: str, chunk: ImageChunk, expected: int, work: Callable[[], Arrays]
+    ) -> Arrays:
+        """The results of a work on a chunk, from the journal if they are there."""
+        self.bar.name(name)
+        arrays = self.journal and self.journal.load(key, chunk.number, chunk.digest)
+        if arrays is not None:
+            self.bar.skip(expected)
+            return arrays
+        with self.bar.part(expected):
+            arrays = work()
         if self.journal is not None:
             self.journal.save(key, chunk.number, chunk.digest, arrays)
+        return arrays
 
     @property
     def _num_processes(self) -> int:
         return self.accelerator.num_processes if self.accelerator else 1
+
+    @property
+    def _process_index(self) -> int:
+        return self.accelerator.process_index if self.accelerator else 0
 
     def _limit(self, job: Job) -> int:
         """The number of images, from the first on, that the job is for."""
@@ -250,8 +291,7 @@ class Runner:
 
     def _chunks(self, rows: np.ndarray, size: int) -> Iterator[ImageChunk]:
         """This process's chunks of the images of these rows."""
-        first = self.accelerator.process_index if self.accelerator else 0
-        stride = self._num_processes
+        first, stride = self._process_index, self._num_processes
         batches = self.data.micro_batches(rows, self.image_size, size, first, stride)
         for place, batch in enumerate(batches):
             number = first + place * stride

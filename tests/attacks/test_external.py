@@ -162,3 +162,35 @@ def test_autoattack_returns_no_nan_where_gradients_are_wild(digits, norm):
         lambda images: digits.model(Wild.apply(images)), digits.images[:8], digits.labels[:8]
     )
     assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "options"),
+    [
+        ("noise", "linf", {}),
+        ("fgsm", "l2", {}),
+        ("pgd", "l1", {"steps": 7, "restarts": 2}),
+        ("cw", "l2", {"steps": 6, "binary_search_steps": 2}),
+        ("apgd-ce", "linf", {}),
+        ("apgd-t", "l2", {}),
+        ("apgd-dlr", "l1", {}),
+        ("fab-t", "linf", {}),
+        ("square", "linf", {"queries": 300}),
+    ],
+)
+def test_an_attack_in_vain_costs_as_many_passes_as_it_says(name, norm, options):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 4))
+    network.requires_grad_(False)
+    first, counted = torch.tensor([9.0, 0, 0, 0]), list[int]()
+
+    def model(images):
+        backward = torch.is_grad_enabled() and images.requires_grad
+        counted.append(len(images) * (2 if backward else 1))
+        return 0.01 * network(images) + first
+
+    attack = build_attack(name, 0.1, norm, **options)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    attack(model, images, torch.zeros(2, dtype=torch.int64), seeds=image_seeds(0, [0, 1]))
+    expected, exact = 2 * attack.passes(4), not isinstance(attack, AutoAttack)
+    assert sum(counted) == expected if exact else 0.9 < sum(counted) / expected < 1.1

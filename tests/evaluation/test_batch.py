@@ -107,6 +107,30 @@ def test_corrupted_images_depend_on_seed_index_kind_and_severity_alone():
         assert (large[COUNT:] == 0).all()
 
 
+def test_ticks_count_the_passes_and_no_job_needs_more_than_it_says():
+    counted, ticks = list[int](), list[int]()
+
+    class Counting(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            counted.append(len(images) * (2 if torch.is_grad_enabled() else 1))
+            return images
+
+    given = chunk(network())
+    evaluator = evaluator_of(network(GCM(), RandomResizePad(8, 4), Counting()), given.images)
+    evaluator.tick = ticks.append
+    counted.clear()
+    for attacker in (Attacker.OBLIVIOUS, Attacker.ADAPTIVE):
+        job = replace(PGD, attacker=attacker)
+        evaluator.attacked(job, given, RIGHT, SHOWN)
+        assert sum(ticks) == sum(counted)
+        padding = (SIZE - COUNT) * evaluator.passes(None)
+        assert sum(ticks) == COUNT * evaluator.passes(job) + padding
+        counted.clear()
+        ticks.clear()
+    evaluator.clean(given)
+    assert sum(ticks) == sum(counted)
+
+
 def test_a_part_of_several_says_whom_it_fooled():
     model = network()
     given = chunk(model)
