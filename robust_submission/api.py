@@ -36,7 +36,7 @@ from robust_submission.evaluation.cache import (
 from robust_submission.evaluation.chunks import FittingBatches
 from robust_submission.evaluation.data import EvaluationData, TensorSource, arrange_images
 from robust_submission.evaluation.jobs import Attacker, EvaluationSettings
-from robust_submission.evaluation.plan import plan_jobs
+from robust_submission.evaluation.plan import plan_jobs, planted_images
 from robust_submission.evaluation.runner import Runner
 from robust_submission.evaluation.views import Views, build_views, try_model
 from robust_submission.models.digest import source_digest
@@ -177,11 +177,13 @@ def run_evaluation(
     fit = FittingBatches(micro_batch_size(views.image_size))
     bar = WorkBar(hidden=not main)
     evaluator = ChunkEvaluator(views, settings, fit, bar.tick)
+    cost = evaluator.planted_passes(plan.planted) if plan.planted else 0
     runner = Runner(
         evaluator=evaluator,
         data=data,
         plan=plan,
         corruptions=corruption_names(settings.corruptions),
+        planted=planted_images(plan, cost, len(data.indices), data.curve_images),
         image_size=views.image_size,
         device=views.device,
         accelerator=accelerator,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from robust_submission.data.corruptions import SEVERITIES, Corruption
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
 from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, EvaluationSettings, Job
+from robust_submission.evaluation.planted import LONGER, QUERIES, PlantedTest, Planter
 from robust_submission.evaluation.views import Views
 
 ATTACK_DRAW = 1_000_000
@@ -79,6 +81,11 @@ class ChunkEvaluator:
             job.attacker, job.few_draws
         )
         return seen + scored + self.draws
+
+    def planted_passes(self, job: Job) -> int:
+        """About so many passes per image plant an example and look for it."""
+        gradients = LONGER + 1 + self.views.hides
+        return QUERIES + (job.steps or 1) * (1 + 2 * gradients)
 
     def seconds_per_pass(self, images: Tensor) -> float:
         """The time of a pass as the adaptive attacker makes it, measured on a few images (B, …).
@@ -212,6 +219,57 @@ class ChunkEvaluator:
             return model(images)
 
         return self._counted(call)
+
+    def planted(self, job: Job, chunk: ImageChunk) -> Arrays:
+        """Plant an adversarial example in the ball around each image, and look for it.
+
+        A random model makes the same draw in every call.
+
+        Args:
+            job: PGD of the strongest adaptive attacker.
+            chunk: The images.
+
+        Returns:
+            bool (n,) each: `planted`, whether there is one; and who found it: `adaptive` (the job),
+            `oblivious` (PGD too), `fgsm` (adaptive) and `random`, as many random points as PGD has
+            steps.
+        """
+        views = self.views
+        deployed, seen = (
+            replace(
+                readout,
+                model=self._held(chunk, readout.model)
+                if views.random
+                else self._counted(readout.model),
+            )
+            for readout in (views.readouts[Attacker.OBLIVIOUS], views.readouts[job.attacker])
+        )
+        jobs = {"adaptive": (seen, job), "fgsm": (seen, replace(job, attack="fgsm", steps=None))}
+        if views.hides and views.has_gradient(Attacker.OBLIVIOUS):
+            loss = views.loss(Attacker.OBLIVIOUS)
+            jobs["oblivious"] = deployed, replace(job, attacker=Attacker.OBLIVIOUS, loss=loss)
+        attacks = {
+            name: (sees, one.attacks(early_stop=False)[one.attack])
+            for name, (sees, one) in jobs.items()
+        }
+        planter = Planter(
+            deployed=deployed,
+            seen=seen,
+            norm=job.norm,
+            epsilon=job.epsilon,
+            steps=job.steps or 1,
+        )
+        test = PlantedTest(planter, attacks)
+
+        def found(rows: Tensor) -> Tensor:
+            seeds = image_seeds(self.settings.seed, chunk.indices[rows.numpy()])
+            with views.held(seeds.to(views.device)):
+                return test.run(chunk.images[rows], seeds)
+
+        columns = self.fit(found, torch.arange(chunk.count)).numpy().T
+        arrays = dict(zip(test.names, columns, strict=True))
+        same = np.zeros(chunk.count, dtype=bool) if views.hides else arrays["adaptive"]
+        return {"oblivious": same} | arrays
 
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int = 0

@@ -188,6 +188,8 @@ class Plan:
     """PGD on a random model whose randomness is held fixed; None for a deterministic one."""
     watched: Job | None = None
     """PGD whose steps are examined, on the images of the curves; None without curves."""
+    planted: Job | None = None
+    """PGD that must find planted examples; None where none can be planted."""
 
     @property
     def jobs(self) -> list[Job]:

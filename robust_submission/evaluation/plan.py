@@ -55,6 +55,9 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     watched = None
     if views.strongest in drawn:
         watched = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
+    planted = None
+    if settings.curves and views.readouts:
+        planted = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
     plan = Plan(
         main=main,
         epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
@@ -62,9 +65,26 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
         same_as={},
         fixed=fixed,
         watched=watched,
+        planted=planted,
     )
     same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS, loss="ce") for job in plan.jobs}
     return replace(plan, same_as={j: o for j, o in same_as.items() if _gains_nothing(j, views)})
+
+
+def planted_images(plan: Plan, passes: int, images: int, curve_images: int) -> int:
+    """In how many images examples are planted, for `passes` each.
+
+    Up to 100 of the curves' images, for at most a quarter of the evaluation's passes, but at least
+    20 of them. What is planned counts as if no attack stopped early; attacks without a number of
+    steps count as one step.
+    """
+    if plan.planted is None:
+        return 0
+    work = sum(
+        2 * (job.steps or 1) * (images if everywhere else curve_images)
+        for job, everywhere in plan.distinct().items()
+    )
+    return min(max(work // (4 * passes), 20), 100, curve_images)
 
 
 def _gains_nothing(job: Job, views: Views) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binomtest
 
+from robust_submission.cli.numbers import plural
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.jobs import Attacker, Job, Plan
 
@@ -130,6 +131,29 @@ class CorruptedAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Planted:
+    """How many planted adversarial examples are found; one per image is known to be in its ball."""
+
+    found: Share
+    """By PGD of the strongest adaptive attacker, of all that were planted."""
+    oblivious: Share
+    """By PGD that differentiates the model as it is."""
+    fgsm: Share
+    """By FGSM of the strongest adaptive attacker."""
+    random: Share
+    """By as many random points as PGD has steps."""
+    left_out: int
+    """Images in which no example could be planted."""
+
+    @property
+    def words(self) -> str:
+        """`98 of 100 planted examples (PGD oblivious 0, FGSM 61, random points 0)`."""
+        others = f"PGD oblivious {self.oblivious.count:g}, FGSM {self.fgsm.count:g}"
+        found = f"{self.found.count:g} of {plural(self.found.total, 'planted example')}"
+        return f"{found} ({others}, random points {self.random.count:g})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One sign that gradients are masked, or that the evaluation cannot be trusted."""
 
@@ -159,6 +183,8 @@ class Results:
     a deterministic model."""
     indicators: Arrays = field(default_factory=dict)
     """As `ChunkEvaluator.watched` returns it, of the images of the curves; empty without curves."""
+    planted: Arrays = field(default_factory=dict)
+    """As `ChunkEvaluator.planted` returns it, of the first images; empty if it was not run."""
     arrays: dict[Job, Arrays]
     """As `ChunkEvaluator.attacked` returns it for every job of the plan, without pictures, but with
     `fooled_by` int64 (n,): which of several parts, else -1. Jobs of the curves have the first
@@ -203,6 +229,25 @@ class Results:
     def chance(self) -> float:
         """Accuracy of the best constant answer: the share of the most frequent class."""
         return float(np.bincount(self.labels).max() / len(self.labels))
+
+    @property
+    def planted_shares(self) -> Planted | None:
+        """How much of what was planted was found; None if nothing could be planted."""
+        if not self.planted or not self.planted["planted"].any():
+            return None
+        planted = self.planted["planted"]
+        total = int(planted.sum())
+
+        def share(name: str) -> Share:
+            return share_of(float((self.planted[name] & planted).sum()), total)
+
+        return Planted(
+            found=share("adaptive"),
+            oblivious=share("oblivious"),
+            fgsm=share("fgsm"),
+            random=share("random"),
+            left_out=len(planted) - total,
+        )
 
     def survival(self, robust: np.ndarray) -> np.ndarray:
         """(m,): of each image that is correct when clean, the share of draws in `robust`."""

@@ -45,11 +45,15 @@ class Evaluator(Protocol):
 
     def watched(self, job: Job, limit: int, chunk: ImageChunk) -> Arrays: ...
 
+    def planted(self, job: Job, chunk: ImageChunk) -> Arrays: ...
+
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
     ) -> Arrays: ...
 
     def passes(self, job: Job | None, part: int = 0) -> int: ...
+
+    def planted_passes(self, job: Job) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -61,6 +65,8 @@ class Runner:
     plan: Plan
     corruptions: Sequence[str] = ()
     """Of `CORRUPTIONS`."""
+    planted: int = 0
+    """In how many images, from the first on, adversarial examples are planted."""
     image_size: int
     device: torch.device
     accelerator: Accelerator | None = None
@@ -94,6 +100,7 @@ class Runner:
             self._right = right
             self._gallery = choose_gallery(self._clean[:, 0], labels)
             found = self._run_attacks()
+            planted = self._run_planted()
         fixed, watched = self.plan.fixed, self.plan.watched
         sources = {job: self.plan.same_as.get(job, job) for job in self.plan.jobs}
         everywhere = [job for job in self.plan.main if self._gallery]
@@ -105,6 +112,7 @@ class Runner:
             corrupted={kind: done[f"corrupted-{kind}"]["predictions"] for kind in self.corruptions},
             fixed=fixed and done[f"fixed-{fixed.label}"]["robust"],
             indicators=done[f"watched-{watched.label}"] if watched else {},
+            planted=planted,
             arrays={job: found[source][0] for job, source in sources.items()},
             gallery=self._gallery,
             pictures={job: found[sources[job]][1] for job in everywhere},
@@ -124,6 +132,10 @@ class Runner:
         """Passes of this process, at most."""
         mine = np.flatnonzero(self._mine())
         works = sum(cost * int((mine < limit).sum()) for limit, cost, _ in self._works().values())
+        if (job := self.plan.planted) is not None:
+            chunks = np.arange(self.planted) // self._planted_size
+            planted = int((chunks % self._num_processes == self._process_index).sum())
+            works += planted * self.evaluator.planted_passes(job)
         return works + self._attacks_expected(self._right)
 
     def _attacks_expected(self, right: np.ndarray) -> int:
@@ -167,6 +179,22 @@ class Runner:
                 arrays = self._recorded(key, key, chunk, cost * len(mine), partial(work, chunk))
                 parts[key].append((mine, arrays))
         return {key: self._gathered(parts[key], rows[rows < works[key][0]]) for key in works}
+
+    def _run_planted(self) -> Arrays:
+        """Plant adversarial examples in the first images and look for them."""
+        job, rows = self.plan.planted, np.arange(self.planted)
+        if job is None or self.planted == 0:
+            return {}
+        key, parts, cost = f"planted-{job.label}", list[_Part](), self.evaluator.planted_passes(job)
+        for chunk in self._chunks(rows, self._planted_size):
+            work = partial(self.evaluator.planted, job, chunk)
+            arrays = self._recorded(key, key, chunk, cost * chunk.count, work)
+            parts.append((chunk.rows, arrays))
+        return self._gathered(parts, rows)
+
+    @property
+    def _planted_size(self) -> int:
+        return even_size(max(self.planted, 1), micro_batch_size(self.image_size))
 
     def _run_attacks(self) -> dict[Job, _Found]:
         rows, size = np.arange(len(self._right)), micro_batch_size(self.image_size)

@@ -1,7 +1,8 @@
 """What each attacker differentiates: the views of the evaluated model."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate.utils import set_seed
@@ -13,8 +14,15 @@ from robust_submission.attacks.losses import LARGEST_GAP, bounded_cross_entropy,
 from robust_submission.attacks.norms import rescaled
 from robust_submission.cli.errors import UserError, log
 from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, EvaluationSettings
+from robust_submission.evaluation.planted import Readout, find_readout
 from robust_submission.models.bpda import BPDA, Through
-from robust_submission.models.classifier import random_stages, reveal, set_draw, undefended
+from robust_submission.models.classifier import (
+    held_draws,
+    random_stages,
+    reveal,
+    set_draw,
+    undefended,
+)
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import LoadedModel
 from robust_submission.models.trn import TRN
@@ -55,6 +63,9 @@ class Views:
     """autograd can differentiate the outputs with respect to the images."""
     saturates: bool
     """Logits of clean images lie so far apart that cross-entropy loses its gradient."""
+    readouts: Mapping[Attacker, Readout] = field(default_factory=dict)
+    """The last layer of what the oblivious and the strongest adaptive attacker see; empty where it
+    was not found, or where there is no gradient."""
 
     @property
     def hides(self) -> bool:
@@ -86,6 +97,13 @@ class Views:
     def stops_early(self, attacker: Attacker) -> bool:
         """Whether every image that fools what the attacker differentiates also fools the model."""
         return not self.random and attacker != Attacker.TRANSFER
+
+    @contextmanager
+    def held(self, keys: Tensor) -> Iterator[None]:
+        """Have every random stage draw by these keys (B,) for any images of a batch of B."""
+        modules = [view for view in self.seen_by.values() if isinstance(view, nn.Module)]
+        with held_draws(nn.ModuleList(modules), keys):
+            yield
 
     def set_draw(self, draw: int) -> None:
         """Set the draw of every random stage in every view."""
@@ -152,7 +170,7 @@ def build_views(
     if differentiated is not None and outputs.shape[1] > 1:
         largest = differentiated[1].topk(2).values
         saturates = bool((largest[:, 0] - largest[:, 1]).max() > LARGEST_GAP)
-    return Views(
+    views = Views(
         name=named.name,
         model=model,
         seen_by=seen_by,
@@ -164,6 +182,19 @@ def build_views(
         differentiable=differentiable,
         saturates=saturates,
     )
+    return replace(views, readouts=_readouts(views, images))
+
+
+def _readouts(views: Views, images: Tensor) -> dict[Attacker, Readout]:
+    if not views.has_gradient(views.strongest):
+        return {}
+    found = dict[Attacker, Readout]()
+    for attacker in (Attacker.OBLIVIOUS, views.strongest):
+        readout = find_readout(views.seen_by[attacker], images, views.num_classes)
+        if readout is None:
+            return {}
+        found[attacker] = readout
+    return found
 
 
 def _straight_through(

@@ -6,7 +6,8 @@ model = load_checkpoint("runs/pets")
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,19 @@ def _exchanged(model: nn.Module, substitute: Callable[[nn.Module], nn.Module | N
 def random_stages(model: nn.Module) -> list[RandomResizePad]:
     """The stages of `model` whose output depends on a draw; empty for a deterministic model."""
     return [stage for stage in model.modules() if isinstance(stage, RandomResizePad)]
+
+
+@contextmanager
+def held_draws(model: nn.Module, keys: Tensor) -> Iterator[None]:
+    """Draw by these keys (B,), int64, from 0, and no longer by the images of a batch of B."""
+    stages = random_stages(model)
+    for stage in stages:
+        stage.keys = keys
+    try:
+        yield
+    finally:
+        for stage in stages:
+            del stage.keys
 
 
 def set_draw(model: nn.Module, draw: int) -> None:

@@ -57,6 +57,9 @@ class RandomResizePad(nn.Module):
         ValueError: `min_size` is not between 1 and `image_size - 1`.
     """
 
+    keys: Tensor | None = None
+    """(B,), int64, from 0: drawn with, whatever the images; None for the images' own keys."""
+
     def __init__(self, image_size: int, min_size: int, seed: int = 0) -> None:
         super().__init__()
         if not 1 <= min_size < image_size:
@@ -71,7 +74,9 @@ class RandomResizePad(nn.Module):
 
     def sample(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Side, top and left of each image: int64, shape (B,) each."""
-        key = image_keys(images, self.seed * 0x9E3779B1 + self.draw)
+        key = self.keys
+        if key is None:
+            key = image_keys(images, self.seed * 0x9E3779B1 + self.draw)
         side = self.min_size + key % (self.image_size - self.min_size)
         free = self.image_size - side + 1
         return side, _mix(key ^ 0x5BD1E995) % free, _mix(key ^ 0x27D4EB2F) % free

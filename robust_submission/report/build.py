@@ -86,6 +86,7 @@ class ReportBuilder:
             measurements=tuple(self._measurement(job) for job in results.plan.main),
             curves=tuple(self._curves()),
             corruptions=self._corrupted() if results.corrupted else None,
+            planted=results.planted_shares,
             checks=tuple(checks),
             verdict=verdict(checks, worst.value),
             gallery=tuple(self._gallery()),

@@ -24,6 +24,7 @@ from robust_submission.evaluation.results import (
     Curve,
     Measurement,
     Outcome,
+    Planted,
     Share,
 )
 
@@ -73,6 +74,9 @@ class Report:
     curves: tuple[Curve, ...]
     corruptions: CorruptedAccuracy | None = None
     """None where it was not asked for."""
+    planted: Planted | None = None
+    """How strong the adaptive attack is; None where it was not measured, for the reason that the
+    check "finds planted examples" gives."""
     checks: tuple[Check, ...]
     verdict: MaskingVerdict
     gallery: tuple[GalleryImage, ...]
@@ -92,6 +96,7 @@ class Report:
             *([f"corrupted accuracy {percent(mean.value)} (mean)"] if mean else []),
             f"robust accuracy {percent(self.oblivious.value)} (oblivious), "
             f"at most {percent(self.adaptive.value)} (adaptive)",
+            *([f"adaptive PGD finds {self.planted.words}"] if self.planted else []),
             f"{self.verdict}: {signs} of {plural(ran, 'check')} show{'s' * (signs == 1)} masking",
         ]
         return "\n".join(lines)

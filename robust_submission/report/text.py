@@ -132,6 +132,11 @@ def at_most(report: Report) -> str:
     return f"{bound(report)} {share_percent(report.adaptive)}"
 
 
+def planted_words(report: Report) -> str:
+    """How strong the adaptive attack is, by the examples planted for it; empty if unmeasured."""
+    return f"Adaptive PGD finds {report.planted.words}." if report.planted else ""
+
+
 def reason(report: Report) -> str:
     """Why the verdict is what it is, in two or three sentences."""
     ran = len(report.checks) - len(report.checks_with("not run"))
@@ -190,6 +195,8 @@ def print_table(report: Report, console: Console | None = None) -> None:
         value = Text(shown, "bold", justify="right")
         numbers.add_row(name, value, interval_percent(share), counted(share))
     console.print(numbers)
+    if report.planted:
+        console.print(Text(planted_words(report)))
     if report.measurements:
         console.print(_measurement_table(report))
     for outcome in ("failed", "masking", "warning"):

@@ -46,6 +46,9 @@ class Attacked:
         self.corruptions.append(kind)
         return {"predictions": np.tile(chunk.indices[:, None, None] + len(kind), (1, 5, 1))}
 
+    def planted(self, job: Job, chunk: ImageChunk) -> Arrays:
+        return {"planted": chunk.indices % 3 == 0}
+
     def attacked(
         self, job: Job, chunk: ImageChunk, right: np.ndarray, shown: np.ndarray, part: int
     ) -> Arrays:
@@ -62,6 +65,9 @@ class Attacked:
         }
 
     def passes(self, job: Job | None, part: int = 0) -> int:
+        return 1
+
+    def planted_passes(self, job: Job) -> int:
         return 1
 
 
@@ -185,6 +191,12 @@ def test_corruptions_come_in_the_order_of_the_images_and_from_the_journal(evalua
     again = evaluation.run()
     assert done == ["snow"]
     assert all((again.corrupted[kind] == first.corrupted[kind]).all() for kind in first.corrupted)
+
+
+def test_examples_are_planted_in_the_first_images(evaluation: Runner):
+    evaluation.planted, evaluation.plan = 150, replace(evaluation.plan, planted=PGD)
+    planted = evaluation.run().planted["planted"]
+    assert (planted == (INDICES[:150] % 3 == 0)).all()
 
 
 def test_done_parts_are_taken_from_the_journal(evaluation: Runner):

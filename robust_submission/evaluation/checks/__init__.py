@@ -15,6 +15,7 @@ from robust_submission.evaluation.checks.curves import examine_curves
 from robust_submission.evaluation.checks.gradients import examine_gradients
 from robust_submission.evaluation.checks.indicators import examine_indicators
 from robust_submission.evaluation.checks.outputs import examine_outputs
+from robust_submission.evaluation.checks.strength import examine_strength
 from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.results import Check, Results
 from robust_submission.evaluation.views import Views
@@ -31,6 +32,7 @@ def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> 
         *examine_gradients(results, views),
         *examine_curves(results, views),
         *examine_indicators(results, views),
+        *examine_strength(results, views, settings),
         *examine_outputs(results, views, settings),
     ]
 
