@@ -145,9 +145,9 @@ def cells_of(found: Report | Exception, true: float | None) -> list[str]:
         reason = (str(found).strip() or "no message").splitlines()[0]
         return ["-", "-", "-", shown, f"{type(found).__name__}: {reason}", "-"]
     shares = (found.clean, found.oblivious, found.adaptive)
-    planted = getattr(found, "planted", None)
+    planted = found.planted and f"{found.planted.found.count:g} of {found.planted.found.total}"
     numbers = [percent(share.value) for share in shares]
-    return [*numbers, shown, found.verdict, "-" if planted is None else str(planted)]
+    return [*numbers, shown, found.verdict, planted or "-"]
 
 
 def line(cells: Sequence[str]) -> str:

@@ -105,7 +105,9 @@ class _Walk:
         if place in self._within:  # a circle
             return _named("above", str(self._within.index(place)).encode())
         self._within.append(place)
-        kind, inside = next(other for known, *other in _KINDS if isinstance(value, known))
+        kind, inside = next(
+            (kind, inside) for known, kind, inside in _KINDS if isinstance(value, known)
+        )
         parts = [part if type(part) is bytes else self.name(part) for part in inside(value)]
         found = _named(kind, *(sorted(parts) if kind == "set" else parts))
         self._within.pop()

@@ -46,8 +46,12 @@ class BPDA(nn.Module):
             self._raw = _before_squashing(watch.rows, outputs)
             self._join = watch.last_made if Through.IMAGES in self.through else None
         outputs, watch = self._watched(images)
-        if 0 <= self._raw < len(watch.rows) and watch.rows[self._raw] is not outputs:
-            outputs = _unsquashed(outputs, watch.rows[self._raw])
+        number = self._raw
+        kept = number < len(watch.rows) and watch.rows[number].shape == outputs.shape
+        if number >= 0 and not kept:  # the last layer is another now
+            number = _before_squashing(watch.rows, outputs)
+        if number >= 0 and watch.rows[number] is not outputs:
+            outputs = _unsquashed(outputs, watch.rows[number])
             watch.found["what squashes the outputs"] = None
         self.substituted, self.optimises = tuple(watch.found), watch.optimises
         return outputs
