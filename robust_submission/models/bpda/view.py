@@ -47,7 +47,7 @@ class BPDA(nn.Module):
             self._join = watch.last_made if Through.IMAGES in self.through else None
         outputs, watch = self._watched(images)
         number = self._raw
-        kept = number < len(watch.rows) and watch.rows[number].shape == outputs.shape
+        kept = 0 <= number < len(watch.rows) and watch.rows[number].shape == outputs.shape
         if number >= 0 and not kept:  # the last layer is another now
             number = _before_squashing(watch.rows, outputs)
         if number >= 0 and watch.rows[number] is not outputs:
