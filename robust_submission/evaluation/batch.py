@@ -147,7 +147,8 @@ class ChunkEvaluator:
     def fixed(self, job: Job, chunk: ImageChunk) -> Arrays:
         """Attack and score a random model that makes the same draw in every call.
 
-        That is draw 0 of its own stages, with the global generators seeded anew before each call.
+        Its own stages draw by the image's seed alone, not by its pixels; the global generators are
+        seeded anew before each call.
         Where they fill a tensor of the whole batch, the noise of an image depends on its place
         there: it is attacked and scored in one batch.
 
@@ -165,14 +166,15 @@ class ChunkEvaluator:
         def robust(rows: Tensor) -> Tensor:
             images, labels = chunk.images[rows], chunk.labels[rows]
             seeds = image_seeds(self.settings.seed, chunk.indices[rows.numpy()])
-            right = _is_correct(model, images, labels)
-            found = attack(seen, images, labels, seeds=seeds)
-            return (right & _is_correct(model, found, labels)).cpu()
+            with self.views.held(seeds.to(self.views.device)):
+                right = _is_correct(model, images, labels)
+                found = attack(seen, images, labels, seeds=seeds)
+                return (right & _is_correct(model, found, labels)).cpu()
 
         return {"robust": self.fit(robust, torch.arange(chunk.count)).numpy()}
 
     def watched(self, job: Job, limit: int, chunk: ImageChunk) -> Arrays:
-        """Watch PGD, which goes on after it fools, and compare it with noise.
+        """Watch PGD, which continues after it fools, and compare it with noise.
 
         Args:
             job: PGD.
