@@ -147,10 +147,9 @@ class ChunkEvaluator:
     def fixed(self, job: Job, chunk: ImageChunk) -> Arrays:
         """Attack and score a random model that makes the same draw in every call.
 
-        Its own stages draw by the image's seed alone, not by its pixels; the global generators are
-        seeded anew before each call.
-        Where they fill a tensor of the whole batch, the noise of an image depends on its place
-        there: it is attacked and scored in one batch.
+        Its own stages draw by the image's seed alone, not by its pixels. The global generators are
+        seeded anew before each call; where they fill a tensor of the whole batch, the noise of an
+        image depends on its place there, so that it is attacked and scored in one batch.
 
         Args:
             job: PGD.

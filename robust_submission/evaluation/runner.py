@@ -79,9 +79,7 @@ class Runner:
     """The jobs to run, each with whether it is on all images or on those of the curves."""
     _labels: np.ndarray = field(init=False)
     _clean: np.ndarray = field(init=False)  # (n, draws), predictions
-    _right: np.ndarray = field(
-        init=False
-    )  # bool (n,): correct when clean, in any draw; at first all
+    _right: np.ndarray = field(init=False)  # bool (n,): correct when clean in any draw, or unknown
     _gallery: list[int] = field(init=False)  # rows
 
     def __post_init__(self) -> None:

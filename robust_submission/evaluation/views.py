@@ -63,6 +63,8 @@ class Views:
     """autograd can differentiate the outputs with respect to the images."""
     saturates: bool
     """Logits of clean images lie so far apart that cross-entropy loses its gradient."""
+    optimises: bool = False
+    """The model calls autograd itself when it is called, as TRN and purification do."""
     readouts: Mapping[Attacker, Readout] = field(default_factory=dict)
     """The last layer of what the oblivious and the strongest adaptive attacker see; empty where it
     was not found, or where there is no gradient."""
@@ -161,7 +163,7 @@ def build_views(
     random, differentiable = _is_random(model, images), _is_differentiable(model, images)
     seen_by = _seen_by(model, twin, softmax)
     base = seen_by.get(Attacker.ADAPTIVE_BPDA, seen_by[Attacker.ADAPTIVE])
-    found = _straight_through(base, model, images, settings, random)
+    found, optimises = _straight_through(base, model, images, settings)
     if found is not None:
         seen_by[Attacker.ADAPTIVE_BPDA] = found
     best = seen_by[Attacker.ADAPTIVE] if found is None else found
@@ -181,6 +183,7 @@ def build_views(
         softmax=softmax,
         differentiable=differentiable,
         saturates=saturates,
+        optimises=optimises,
     )
     return replace(views, readouts=_readouts(views, images))
 
@@ -198,20 +201,24 @@ def _readouts(views: Views, images: Tensor) -> dict[Attacker, Readout]:
 
 
 def _straight_through(
-    base: Model, model: Model, images: Tensor, settings: EvaluationSettings, random: bool
-) -> BPDA | None:
+    base: Model, model: Model, images: Tensor, settings: EvaluationSettings
+) -> tuple[BPDA | None, bool]:
     """`base` with the gradients replaced that need it, if that makes an attack stronger.
 
     Tried is what has other gradients than `base` at the images, and kept what fools the model on
     the most images, if those are more than with `base`.
+
+    Returns:
+        What is kept, and whether the model was seen to call autograd itself.
     """
     with torch.no_grad():
         predictions = model(images).argmax(dim=1)
     before = _differentiated(base, images, predictions)
-    candidates = list[BPDA]()
+    candidates, optimises = list[BPDA](), False
     for through in WAYS_THROUGH:
         view = BPDA(base, through)
         after = _differentiated(view, images, predictions)
+        optimises |= view.optimises
         if after is None or not view.substituted:
             continue
         if before is None or bool((before[0] * after[0]).sum(dim=1).min() < ALIKE):
@@ -232,7 +239,7 @@ def _straight_through(
     for view in candidates:
         if most < len(images) and (number := fooled(view)) > most:
             best, most = view, number
-    return best
+    return best, optimises
 
 
 def _differentiated(view: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:

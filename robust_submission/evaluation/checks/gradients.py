@@ -21,7 +21,10 @@ def check_gradient_exists(differentiable: bool, replaced: bool) -> Finding:
     if differentiable:
         return "ok", "yes"
     if replaced:
-        return "warning", "no: only adaptive attacks had a gradient, passed through what cuts it"
+        return (
+            "warning",
+            "no: only adaptive attacks had a gradient, passed straight through the cut",
+        )
     return "failed", "no: no attack had a gradient of the model"
 
 
@@ -98,7 +101,7 @@ def examine_gradients(results: Results, views: Views) -> Iterable[Check]:
     )
     known = np.isfinite(gradient) & (gradient > 0) & (margin != 0)
     yield check_gradient_exists(views.differentiable, views.found is not None)
-    yield check_optimises(views.found is not None and views.found.optimises)
+    yield check_optimises(views.optimises)
     yield check_finite(gradient)
     yield check_zero(gradient)
     yield check_adaptive_gradient(results.clean.get("adaptive_gradient", none))

@@ -54,6 +54,7 @@ class Through(Flag):
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor of a call's arguments or results, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
