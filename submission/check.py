@@ -3,11 +3,13 @@
     python submission/check.py submission.zip --images validation
 
 The archive is unpacked within bounds and its model runs in a process of its own, with torch and
-numpy alone, no network, little time and memory. That bounds mistakes, not malice: run what you
-distrust in a container.
+numpy alone, little time and memory, and, where Linux allows, in namespaces of its own: no network,
+no other process in sight. That bounds mistakes, not malice: what you distrust, check with
+--container, in the image robust-submission (docker build --tag robust-submission .).
 """
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -15,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from robust_submission.checker.checks import RuleResult, check_trial
+from robust_submission.checker.container import run_contained
 from robust_submission.checker.host import Rules, read_labelled, try_submission
 from robust_submission.checker.sandbox import Limits
 from robust_submission.cli.command import Names, run
 from robust_submission.cli.errors import UserError
 
+NOT_PASSED_ON = {"file", "images", "container"}
 COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
 
 
@@ -50,6 +54,8 @@ class Options:
     """Bytes, above what torch itself takes."""
     seed: int = 0
     """Seed of the choice of images."""
+    container: bool = False
+    """Check in a container of docker or podman: offline, read-only, without privileges."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "num_classes", "image_size", "timeout", "memory"):
@@ -80,12 +86,28 @@ def table(title: str, verdicts: list[RuleResult]) -> Table:
     return drawn
 
 
+def contained(options: Options) -> tuple[dict[str, Path], list[str]]:
+    """What a container must have of the user's files, by its paths, and its command line."""
+    inputs = {f"/in/submission{options.file.suffix}": options.file}
+    words = [*inputs]
+    if options.images is not None:
+        inputs["/images"] = options.images
+        words.append("--images=/images")
+    for name in sorted({each.name for each in fields(options)} - NOT_PASSED_ON):
+        value = getattr(options, name)
+        words.append(f"--{name}={','.join(value) if isinstance(value, tuple) else value}")
+    return inputs, words
+
+
 def main(options: Options) -> None:
     """Print the table.
 
     Raises:
         UserError: a check failed, or there is nothing to check.
     """
+    if options.container:
+        inputs, words = contained(options)
+        sys.exit(run_contained("submission/check.py", inputs, words))
     rules, images = options.rules, None
     if options.images is not None:
         images = read_labelled(options.images, options.image_size, options.limit, options.seed)

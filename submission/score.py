@@ -11,7 +11,6 @@ reads another file.
 """
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from robust_submission.data.dataset import ImageDataset
 from robust_submission.evaluation.data import DataOptions, open_evaluation_data
 from robust_submission.leaderboard import scorer as scorer_module
 from robust_submission.leaderboard.board import Board, Weights, remarks
-from robust_submission.leaderboard.load import load_submission, require_logits
+from robust_submission.leaderboard.load import loaded_submission, require_logits
 from robust_submission.leaderboard.scorer import AttackPool, Scorer, measure_columns
 from robust_submission.models.classifier import undefended
 from robust_submission.models.load import load_checkpoint
@@ -91,7 +90,7 @@ def score(options: Options) -> None:
     """Measure the submission and print the board.
 
     Raises:
-        UserError: see `load_submission` and `open_evaluation_data`.
+        UserError: see `loaded_submission` and `open_evaluation_data`.
     """
     if options.out is not None:
         check_writable(options.out)
@@ -100,10 +99,8 @@ def score(options: Options) -> None:
     origin = load_checkpoint(options.checkpoint, options.trn) if options.checkpoint else None
     twin = undefended(load_checkpoint(options.twin)) if options.twin else None
     size = options.image_size or (origin.image_size if origin else 224)
-    with tempfile.TemporaryDirectory(prefix="score-") as folder:
-        submission = load_submission(
-            options.file, Path(folder), origin=origin, twin=twin, trust=options.trust
-        )
+    trust = options.trust
+    with loaded_submission(options.file, origin=origin, twin=twin, trust=trust) as submission:
         require_logits(options.file, submission.model, size, len(data.class_names))
         scorer = Scorer(submission, pool)
         options.weights.of(scorer.columns)

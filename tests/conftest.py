@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -84,6 +86,23 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run a script to its end, with the options of `start_command`."""
     return start_command(script, *arguments, **options).wait()
+
+
+def running(words: str) -> bool:
+    """Whether the command line of a process holds these words."""
+    found = list[bytes]()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            found.append(path.read_bytes())
+    return any(words.encode() in line for line in found)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what another process does; an error if it does not."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def assert_same_weights(first: Path, second: Path) -> None:

@@ -7,9 +7,7 @@ Uses docker or podman, whichever answers; CONTAINER_ENGINE names another (words 
 """
 
 import hashlib
-import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,13 +19,14 @@ from typing import IO, cast
 import torch
 from PIL import Image
 
+from robust_submission.checker.container import STRICT, find_engine
 from robust_submission.cli.command import run
 from robust_submission.data.sources import open_source
 from robust_submission.models.classifier import RobustClassifier
 
 ROOT = Path(__file__).parents[1]
 TAGS = ("robust-submission:check", "robust-submission:check-again")
-STRICT = "--rm --network none --read-only --tmpfs /tmp --cap-drop ALL --user 12345:12345"
+ANYONE = ("--user", "12345:12345")
 IMAGES = 40
 Member = tuple[int, int, int, str]
 
@@ -38,19 +37,6 @@ class Options:
 
     build: bool = True
     """Build the images; without, those of the last time are compared and run."""
-
-
-def find_engine() -> list[str] | None:
-    """The words that start an engine that answers."""
-    named = shlex.split(os.environ.get("CONTAINER_ENGINE", ""))
-    for words in [named] if named else [["docker"], ["podman"]]:
-        if shutil.which(words[0]) and _answers([*words, "info"]):
-            return words
-    return None
-
-
-def _answers(words: list[str]) -> bool:
-    return subprocess.run(words, capture_output=True).returncode == 0
 
 
 def contents(archive: IO[bytes]) -> dict[str, Member]:
@@ -114,7 +100,7 @@ def predict(engine: list[str], folder: Path) -> None:
     mounts = [("checkpoint", "/checkpoint:ro"), ("images", "/in:ro"), ("inside", "/out")]
     volumes = [word for name, place in mounts for word in ("-v", f"{folder / name}:{place}")]
     options = ("--checkpoint", "/checkpoint", "--images", "/in", "--out", "/out/sub.csv")
-    words = [*engine, "run", *STRICT.split(), *volumes, TAGS[0], *options, "--probabilities"]
+    words = [*engine, "run", *STRICT, *ANYONE, *volumes, TAGS[0], *options, "--probabilities"]
     subprocess.run(words, check=True)
     script = str(ROOT / "inference/predict.py")
     outside = ("--checkpoint", folder / "checkpoint", "--images", folder / "images")
@@ -146,7 +132,7 @@ def container_check(options: Options) -> None:
             prepare(Path(folder))
             predict(engine, Path(folder))
         print(f"predicts offline, read-only, as another user: same bytes for {IMAGES} images")
-        trained = [*engine, "run", *STRICT.split(), "--entrypoint", "train", TAGS[0], "--help"]
+        trained = [*engine, "run", *STRICT, *ANYONE, "--entrypoint", "train", TAGS[0], "--help"]
         subprocess.run(trained, check=True, stdout=subprocess.DEVNULL)
     except subprocess.CalledProcessError as error:
         raise ValueError(f"{shlex.join(error.cmd)}: ended with {error.returncode}.") from error

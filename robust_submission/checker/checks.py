@@ -38,7 +38,7 @@ def check_trial(trial: Trial, rules: Rules) -> list[RuleResult]:
         verdicts += _stability(result)
         if Stage.REACTIONS not in result.errors:
             verdicts += _encoding(trial, result)
-    return verdicts
+    return verdicts + _trust(trial)
 
 
 def _verdict(check: str, good: bool | None, expected: str, found: str, fix: str) -> RuleResult:
@@ -82,7 +82,9 @@ def _ending(trial: Trial, rules: Rules) -> RuleResult:
         return _verdict("loading", False, "Model() to load and run", found, fix)
     if result.contacts:
         fix = "put everything that the model reads into the zip"
-        return _verdict("network", False, "no network", f"a call to {result.contacts[0]}", fix)
+        return _verdict(
+            "network", False, "no use of a network", f"a call to {result.contacts[0]}", fix
+        )
     return _loading(trial, result, rules)
 
 
@@ -247,3 +249,16 @@ def _encoding(trial: Trial, result: TrialResult) -> Iterator[RuleResult]:
         yield _verdict("channels", _better(rgb, bgr), order, found, fix)
     else:
         yield _verdict("channels", None, order, f"{found}: no clear difference", fix)
+
+
+def _trust(trial: Trial) -> list[RuleResult]:
+    """What was not prevented, and what to do about code of others."""
+    assert trial.run is not None
+    if trial.kind == ".onnx" or trial.run.walls == "container":
+        return []
+    found = [f"code of others, {trial.strange[0]}"] if trial.strange else []
+    if trial.run.walls == "none":
+        found.append("Linux refused namespaces: its network and processes were in reach")
+    fix = "check what you distrust with --container"
+    expected = "code of package.py, or a container"
+    return [_verdict("trust", None, expected, "; ".join(found), fix)] if found else []

@@ -2,8 +2,8 @@
 
 import json
 import os
-import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from robust_submission.checker.probes import Stage, TrialRequest, TrialResult
 from robust_submission.checker.sandbox import Limits, Run, run_isolated
-from robust_submission.checker.unpack import BOUNDS, RefusedError, check_layout, unpack
+from robust_submission.checker.unpack import (
+    BOUNDS,
+    RefusedError,
+    check_layout,
+    foreign,
+    scratch_folder,
+    unpack,
+)
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source, stratified_subset
@@ -49,6 +56,8 @@ class Trial:
     """.zip or .onnx."""
     files: list[str]
     """In the archive."""
+    strange: Sequence[str] = ()
+    """Those of them that are neither data nor copies of this project's sources."""
     refused: RefusedError | None = None
     """Why the archive was not unpacked, or its model not run."""
     run: Run | None = None
@@ -94,10 +103,10 @@ def try_submission(
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing there"
         raise UserError(f"{path}: expected a submission, found {found}.")
-    with tempfile.TemporaryDirectory(prefix="submission-") as name:
-        folder = Path(name).resolve()
+    with scratch_folder("submission-") as folder:
         try:
             submission, files = _open_submission(path, folder / "content")
+            strange = foreign(submission, files) if kind == ".zip" else []
         except RefusedError as error:
             return Trial(kind=kind, files=[], refused=error)
         if images is not None:
@@ -112,10 +121,19 @@ def try_submission(
             logits=logits,
         )
         start = time.monotonic()
-        run = _run_worker(kind, request, rules)
+        (folder / "process").mkdir()
+        run = _run_worker(kind, request, rules, folder / "process")
         seconds = time.monotonic() - start
     run, result = _parse(run, images)
-    return Trial(kind=kind, files=files, run=run, result=result, seconds=seconds, images=images)
+    return Trial(
+        kind=kind,
+        files=files,
+        strange=strange,
+        run=run,
+        result=result,
+        seconds=seconds,
+        images=images,
+    )
 
 
 def _open_submission(path: Path, folder: Path) -> tuple[Path, list[str]]:
@@ -132,7 +150,7 @@ def _open_submission(path: Path, folder: Path) -> tuple[Path, list[str]]:
     return path.resolve(), [path.name]
 
 
-def _run_worker(kind: str, request: TrialRequest, rules: Rules) -> Run:
+def _run_worker(kind: str, request: TrialRequest, rules: Rules, folder: Path) -> Run:
     worker, packages = "worker", rules.packages
     if kind == ".onnx":
         worker, packages = "worker_onnx", ("numpy", "onnx", "onnxruntime")
@@ -142,7 +160,8 @@ def _run_worker(kind: str, request: TrialRequest, rules: Rules) -> Run:
             bar.set_description(stage)
             bar.update()
 
-        return run_isolated(worker, json.dumps(asdict(request)), packages, rules.limits, on_stage)
+        words = json.dumps(asdict(request))
+        return run_isolated(worker, words, packages, rules.limits, folder, on_stage)
 
 
 def _parse(run: Run, images: Images | None) -> tuple[Run, TrialResult | None]:

@@ -5,9 +5,14 @@ The dataclasses cross as JSON. The host parses the answer strictly with pydantic
 submission ran in the process that wrote it.
 """
 
+import contextlib
+import ctypes
+import fcntl
 import json
 import os
 import resource
+import socket
+import struct
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,6 +28,12 @@ Found = TypeVar("Found")
 BatchRunner = Callable[[np.ndarray], np.ndarray]
 """Images (N, 3, S, S), BGR, 0 to 1, to outputs (N, ...)."""
 BATCH = 16
+
+# Of <linux/sockios.h>, <linux/if.h>, <linux/prctl.h> and <linux/capability.h>.
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION = 0x20080522
 
 
 class Stage(StrEnum):
@@ -149,9 +160,8 @@ class TrialResult:
 class Probes:
     """Makes probes one by one and records what each finds, or the error that it raises."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.request = TrialRequest(**json.loads((folder / "request").read_bytes()))
+    def __init__(self, folder: Path, request: TrialRequest) -> None:
+        self.folder, self.request = folder, request
         self.result = TrialResult()
 
     def attempt(self, stage: Stage, probe: Callable[[], Found]) -> Found | None:
@@ -203,11 +213,12 @@ class Probes:
 def run_worker(probe: Callable[[Probes], object]) -> None:
     """Bound this process, probe, write the result, and end: all that a worker does when started.
 
-        python -S -P -B -m robust_submission.checker.worker FOLDER BYTES
+        python -S -P -B -m robust_submission.checker.worker FOLDER BYTES < EXCHANGE
 
     FOLDER/packages holds all that may be imported besides the standard library, FOLDER/code this
     package. From here on nothing of this package can be imported any more: a submission that
-    imports it, or that has modules of the same names, behaves as it would elsewhere.
+    imports it, or that has modules of the same names, behaves as it would elsewhere. EXCHANGE, a
+    file, holds a line that the result must begin with, and the request; the result replaces them.
     """
     folder = Path(sys.argv[1])
     sys.path.remove(str(folder / "code"))
@@ -215,13 +226,32 @@ def run_worker(probe: Callable[[Probes], object]) -> None:
     package = __name__.partition(".")[0]
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         del sys.modules[name]
+    exchange = os.fdopen(os.dup(0), "r+b")  # which programs that the model starts do not get
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    secret, request = exchange.readline(), exchange.read()
+    exchange.seek(0)
+    exchange.truncate()
+    _give_up_rights()
     _limit_memory(int(sys.argv[2]))  # what the packages took is not counted
-    probes = Probes(folder)
+    probes = Probes(folder, TrialRequest(**json.loads(request)))
     probe(probes)
-    written = folder / "result.part"
-    written.write_text(json.dumps(asdict(probes.result)))
-    written.replace(folder / "result")  # whole or not at all
+    exchange.write(secret + json.dumps(asdict(probes.result)).encode())
+    exchange.flush()
     os._exit(0)  # threads that the model left behind must not keep the process alive
+
+
+def _give_up_rights() -> None:
+    """Start the loopback device, which DistributedDataParallel needs, and keep no capability.
+
+    The first user of a namespace has all of them, and could see the processes outside.
+    """
+    with socket.socket(type=socket.SOCK_DGRAM) as device, contextlib.suppress(PermissionError):
+        up = struct.pack("16sH14x", b"lo", _IFF_UP)
+        fcntl.ioctl(device, _SIOCSIFFLAGS, up)  # refused outside: it is up there
+    libc = ctypes.CDLL(None, use_errno=True)
+    none = (ctypes.c_uint32 * 6)()
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), none)
 
 
 def _limit_memory(room: int) -> None:

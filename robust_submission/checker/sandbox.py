@@ -2,13 +2,15 @@
 
 What it does: it bounds time, memory and the size of files, starts from a clean environment and an
 empty working folder, and links exactly the named packages, so that what runs here also runs at the
-organisers'. It is no wall: a malicious program can do whatever its user can, so run what you
-distrust in a container.
+organisers'. Where Linux allows, it has namespaces of its own: no network, no other process in
+sight, and whatever it started ends with it. It is no wall: a malicious program can read and write
+your files, so check what you distrust in a container (container.py).
 """
 
 import contextlib
 import importlib.metadata
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +27,8 @@ from packaging.requirements import Requirement
 HERE = Path(__file__).parent
 RESULT_BYTES = 256 << 20
 POLL_SECONDS = 0.05
+Walls = Literal["container", "namespaces", "none"]
+"""A container of docker or podman without a network, namespaces of its own, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,9 @@ class Run:
     output: str
     """The end of what it printed."""
     result: bytes | None = None
-    """What it wrote; None unless it exited with status 0 and wrote something."""
+    """What it wrote; None unless it exited with status 0 and wrote a whole result."""
+    walls: Walls = "namespaces"
+    """What was around it."""
 
 
 def _required(names: Iterable[str]) -> set[importlib.metadata.Distribution]:
@@ -88,47 +95,82 @@ def _link(distribution: importlib.metadata.Distribution, folder: Path) -> None:
             link.symlink_to(target.resolve())
 
 
+@cache
+def namespaces() -> tuple[str, ...]:
+    """What to start a program with, so that it has namespaces of its own; () where Linux refuses.
+
+    In them is no network, and no other process to see or to end. The program is their process 1:
+    the kernel ends all others with it, and it ends with this process.
+    """
+    shut_in = ("--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
+    words = ("setpriv", "--pdeathsig", "KILL", "unshare", *shut_in, "--mount-proc")
+    try:
+        refused = subprocess.run([*words, "true"], capture_output=True).returncode
+    except FileNotFoundError:
+        return ()
+    return () if refused else words
+
+
+def _devices() -> list[str]:
+    return [each.name for each in Path("/sys/class/net").iterdir()]
+
+
+def walls() -> Walls:
+    """What an isolated process cannot leave."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    if any(mark.exists() for mark in marks) and _devices() == ["lo"]:
+        return "container"
+    return "namespaces" if namespaces() else "none"
+
+
 def run_isolated(
     worker: str,
     request: str,
     packages: Iterable[str],
     limits: Limits,
+    folder: Path,
     on_stage: Callable[[str], object],
 ) -> Run:
     """Run a worker under this Python with the standard library and `packages` alone.
 
     Args:
-        worker: Name of a module of this folder, see `probes.run_worker`. It finds `request`, and
-            ptflops in `tools`; it writes `result`, and what it begins as a line of `stage`.
-        request: What it finds in `request`.
+        worker: Name of a module of this folder, see `probes.run_worker`.
+        request: What it is asked.
         packages: Names of distributions; what they require comes with them.
         limits: Of time and memory.
+        folder: An empty folder for it. There it finds ptflops in `tools`, and writes what it begins
+            as a line of `stage`.
         on_stage: Called with each new line of `stage`.
     """
     package = __name__.rpartition(".")[0]
-    with tempfile.TemporaryDirectory(prefix="isolated-") as name:
-        folder = Path(name)
-        for each in ("packages", "tools", "work"):
-            (folder / each).mkdir()
-        link_packages(folder / "packages", packages)
-        _link(importlib.metadata.distribution("ptflops"), folder / "tools")
-        code = folder.joinpath("code", *package.split("."))
-        code.parent.mkdir(parents=True)
-        code.symlink_to(HERE.resolve())  # nothing else of ours can be imported
-        (folder / "request").write_text(request)
-        words = ("-S", "-P", "-B", "-m", f"{package}.{worker}", folder, int(limits.memory))
-        with (folder / "printed").open("wb") as printed:
-            process = subprocess.Popen(
-                [sys.executable, *map(str, words)],
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                cwd=folder / "work",
-                env=_environment(folder),
-                start_new_session=True,
-            )
-            in_time = _wait(process, limits.seconds, folder / "stage", on_stage)
-        return _describe_end(process.returncode, in_time, limits, folder)
+    for each in ("packages", "tools", "work"):
+        (folder / each).mkdir()
+    link_packages(folder / "packages", packages)
+    _link(importlib.metadata.distribution("ptflops"), folder / "tools")
+    code = folder.joinpath("code", *package.split("."))
+    code.parent.mkdir(parents=True)
+    code.symlink_to(HERE.resolve())  # nothing else of ours can be imported
+    words = ("-S", "-P", "-B", "-m", f"{package}.{worker}", folder, int(limits.memory))
+    # Request and result cross in a file without a name, which the worker alone holds open. The
+    # result begins with a line of the request that the worker does not show to what it runs.
+    secret = f"{secrets.token_hex()}\n".encode()
+    with tempfile.TemporaryFile() as exchange, (folder / "printed").open("wb") as printed:
+        exchange.write(secret + request.encode())
+        exchange.seek(0)
+        process = subprocess.Popen(
+            [*namespaces(), sys.executable, *map(str, words)],
+            stdin=exchange,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            cwd=folder / "work",
+            env=_environment(folder),
+            start_new_session=True,
+        )
+        in_time = _wait(process, limits.seconds, folder / "stage", on_stage)
+        exchange.seek(0)
+        answer = exchange.read(RESULT_BYTES)
+    result = answer.removeprefix(secret) if answer.startswith(secret) else None
+    return _describe_end(process.returncode, in_time, limits, folder, result)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -159,9 +201,19 @@ def _wait(
                 last = now
         return process.poll() is not None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that it started; without namespaces, all of its session."""
+    inside = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if namespaces() and process.poll() is None:
+        for pid in inside.read_text().split():  # process 1: its parent waits until all have ended
+            os.kill(int(pid), signal.SIGKILL)
+            process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _last_stage(path: Path) -> str:
@@ -177,17 +229,19 @@ def _tail(path: Path, size: int = 4000) -> str:
         return file.read(size).decode(errors="replace")
 
 
-def _describe_end(status: int, in_time: bool, limits: Limits, folder: Path) -> Run:
-    end, found, result = "exited", f"it ended by itself with status {status}", folder / "result"
+def _describe_end(
+    status: int, in_time: bool, limits: Limits, folder: Path, result: bytes | None
+) -> Run:
+    end, found = "exited", f"it ended by itself with status {status}"
     if not in_time:
         end, found = "late", f"still running after {limits.seconds:g} s"
     elif status < 0:
         end, found = "killed", f"killed by {signal.Signals(-status).name}"
-    whole = end == "exited" and status == 0 and result.is_file()
     return Run(
         end=end,
         found=found,
         stage=_last_stage(folder / "stage"),
         output=_tail(folder / "printed"),
-        result=result.read_bytes() if whole and result.stat().st_size <= RESULT_BYTES else None,
+        result=None if status or end != "exited" else result,
+        walls=walls(),
     )

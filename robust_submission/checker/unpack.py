@@ -1,10 +1,14 @@
 """Unpack a stranger's zip; every entry is checked before the first byte is written."""
 
 import lzma
+import os
 import stat
+import tempfile
+import uuid
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +17,7 @@ DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, *CODED)
 """What zipfile raises for a damaged archive or an unknown compression."""
 NEEDLESS = (".pyc", ".pyo", ".ds_store", ".ipynb", ".log")
 NEEDLESS_FOLDERS = {"__macosx", "__pycache__", ".git"}
+PACKAGE = Path(__file__).parents[1]
 ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
 
 
@@ -68,6 +73,13 @@ def needless(files: list[str]) -> list[str]:
         for name in files
         if name.lower().endswith(NEEDLESS) or NEEDLESS_FOLDERS & {*name.lower().split("/")}
     ]
+
+
+def foreign(folder: Path, files: list[str]) -> list[str]:
+    """Files of an unpacked package that are neither data nor copies of this project's sources."""
+    ours = {path.read_bytes() for path in PACKAGE.rglob("*.py")}
+    code = [name for name in files if not name.endswith((".json", ".safetensors"))]
+    return [each for each in code if each[-3:] != ".py" or (folder / each).read_bytes() not in ours]
 
 
 def check_layout(files: list[str]) -> None:
@@ -132,3 +144,25 @@ def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, left:
                 raise RefusedError("the size that it declares", found, "zip again")
             file.write(chunk)
     return written
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder, removed with all that a stranger's archive or program leaves in it.
+
+    Folders are brought to its top one by one: `shutil.rmtree` fails on a thousand in one another.
+    """
+    top = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
+    try:
+        yield top
+    finally:
+        folders = [top]
+        for folder in folders:
+            for entry in list(os.scandir(folder)):
+                if entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).chmod(0o700)
+                    folders.append(Path(entry.path).rename(top / f"{uuid.uuid4()}"))
+                else:
+                    Path(entry.path).unlink()
+        for folder in reversed(folders):
+            folder.rmdir()

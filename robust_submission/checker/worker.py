@@ -78,14 +78,20 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def compare_modes(model: nn.Module, images: np.ndarray) -> float:
-    """How much outputs differ between eval and train mode."""
-    training, run = model.training, torch_runner(model)
-    model.eval()
-    evaluated = run(images)
-    model.train()
-    moved = output_difference(evaluated, run(images))
-    model.train(training)
-    return moved
+    """How much outputs differ between eval and train mode; leaves the model as it is."""
+    modes = [(part, part.training) for part in model.modules()]
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a batch norm's statistics
+    run = torch_runner(model)
+    try:
+        model.eval()
+        evaluated = run(images)
+        model.train()
+        return output_difference(evaluated, run(images))
+    finally:
+        for part, training in modes:
+            part.training = training
+        for buffer, value in kept:
+            buffer.data = value
 
 
 def run_distributed(model: nn.Module, images: np.ndarray) -> bool:

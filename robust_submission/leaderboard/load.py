@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_submission.attacks import EOT, Model
-from robust_submission.checker.unpack import RefusedError, unpack
+from robust_submission.checker.unpack import RefusedError, scratch_folder, unpack
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.surgery import StraightThrough, replaced
@@ -46,19 +46,18 @@ class Submission:
     """Whether its stages have the names by which `revealed` finds them."""
 
 
-def load_submission(
+@contextmanager
+def loaded_submission(
     path: Path,
-    folder: Path,
     *,
     origin: RobustClassifier | None = None,
     twin: nn.Module | None = None,
     trust: bool = False,
-) -> Submission:
-    """Load a submission.
+) -> Iterator[Submission]:
+    """Yield a submission; what its code imports is there until the block ends.
 
     Args:
         path: A .zip or .onnx file.
-        folder: An empty folder to unpack a zip in, which must be kept.
         origin: The classifier that the submission was made of. A zip that differs from what
             package.py makes of it is refused.
         twin: A model to transfer attacks from, instead of the submission without its defences.
@@ -72,19 +71,22 @@ def load_submission(
     if path.suffix.lower() == ".onnx":
         model = _load_onnx(path)
         twin = twin or (undefended(origin) if origin else None)
-        return Submission(
+        yield Submission(
             model=model, revealed=model, twin=_frozen(twin), differentiable=False, known=False
         )
-    try:
-        files = unpack(path, folder)
-    except RefusedError as error:
-        raise UserError(f"{path}: {error}.") from error
-    if not trust and not (origin and _is_made_of(origin, files, folder)):
-        raise UserError(
-            f"{path}: expected what package.py makes of --checkpoint, found another package.\n"
-            "Scoring runs its code in this process. Check it with check.py, read it, then --trust."
-        )
-    return _views(_load_zip(path, folder), twin)
+        return
+    with scratch_folder("score-") as folder:
+        try:
+            files = unpack(path, folder)
+        except RefusedError as error:
+            raise UserError(f"{path}: {error}.") from error
+        if not trust and not (origin and _is_made_of(origin, files, folder)):
+            raise UserError(
+                f"{path}: expected what package.py makes of --checkpoint, found another package.\n"
+                "Scoring runs its code in this process: try check.py --container, read it, --trust."
+            )
+        with _imports_from(folder):
+            yield _views(_load_zip(path), twin)
 
 
 def _is_made_of(origin: RobustClassifier, files: list[str], folder: Path) -> bool:
@@ -97,7 +99,7 @@ def require_logits(path: Path, model: Model, image_size: int, num_classes: int) 
     """Raise a UserError unless the model gives one logit per class for an image of that size."""
     try:
         logits = model(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         raise _unfit(path, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         shape = getattr(logits, "shape", [f"a {type(logits).__name__}"])
@@ -105,18 +107,17 @@ def require_logits(path: Path, model: Model, image_size: int, num_classes: int) 
         raise UserError(f"{path}: expected logits 1 x {num_classes}, found {found}.")
 
 
-def _unfit(path: Path, error: Exception) -> UserError:
+def _unfit(path: Path, error: BaseException) -> UserError:
     found = " ".join(f"{type(error).__name__}: {error}".split())
     return UserError(f"{path}: expected a submission that check.py passes, found {found}")
 
 
-def _load_zip(path: Path, folder: Path) -> nn.Module:
+def _load_zip(path: Path) -> nn.Module:
     """`Model()` of the unpacked zip, in eval mode, frozen."""
-    with _imports_from(folder):
-        try:
-            model = importlib.import_module("model").Model().float().eval()
-        except Exception as error:  # a stranger's code may raise anything
-            raise _unfit(path, error) from error
+    try:
+        model = importlib.import_module("model").Model().float().eval()
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+        raise _unfit(path, error) from error
     return model.requires_grad_(False)
 
 

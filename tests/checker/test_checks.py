@@ -1,5 +1,8 @@
 """Small submissions with a fault each, and the check that must fail; a sound one passes all."""
 
+import os
+import socket
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +12,17 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from robust_submission.checker.checks import RuleResult, check_trial
 from robust_submission.checker.host import Images, Rules, Trial, read_labelled, try_submission
 from robust_submission.checker.probes import ProbeError, Reactions, Stage, TrialResult
-from robust_submission.checker.sandbox import Limits, Run
+from robust_submission.checker.sandbox import Limits, Run, Walls, namespaces
+from robust_submission.checker.worker import compare_modes
 from robust_submission.cli.errors import UserError
+from tests.conftest import running
 
 SOUND = """
 import torch
@@ -79,7 +86,8 @@ def test_a_sound_package_passes_every_check_with_one_image(tmp_path: Path):
     code = changed((INIT, INIT + hidden))
     found = check(make(tmp_path / "a.zip", model__py=code, probes__py="own = 1"), flat_images(100))
     statuses = {name: each.status for name, each in found.items()}
-    assert statuses.pop("channels") == "note" and set(statuses.values()) == {"pass"}
+    assert statuses.pop("channels") == statuses.pop("trust") == "note"
+    assert set(statuses.values()) == {"pass"}
     names = "archive loading parameters trainable operations output type values logits repeat"
     assert " ".join(statuses) == f"{names} batch modes parallel range"
     assert f"{(CONVOLUTION + LINEAR) / 1e9:.3g} G run by torch" in found["operations"].found
@@ -87,7 +95,16 @@ def test_a_sound_package_passes_every_check_with_one_image(tmp_path: Path):
 
 
 MUCH = "torch.ops.aten.mm(images.new_ones(110, 100), images.new_ones(100, 100)); "
-WRITE = "import os, sys; open(sys.argv[1] + '/result', 'w').write('%s'); os._exit(0)"
+FORGE = """import os
+        for number in os.listdir("/proc/self/fd"):
+            try: os.pwrite(int(number), b'{"loaded": true}', 0)
+            except OSError: pass
+        os._exit(0)
+"""
+WRONG = """import gc
+        for each in gc.get_objects():
+            if type(each).__name__ == "TrialResult": each.uncounted = 1
+"""
 FAULTS: dict[str, tuple[str, dict[str, str]]] = {
     "too many parameters, a softmax, nothing to train": (
         changed(
@@ -131,7 +148,7 @@ FAULTS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "network": (
         changed((INIT, "import urllib.request as r; r.urlopen('http://a.test/')")),
-        {"network": "no network a call to a.test"},
+        {"network": "no use of a network a call to a.test"},
     ),
     "an endless loop": (
         changed((INIT, "while True: pass")),
@@ -141,13 +158,13 @@ FAULTS: dict[str, tuple[str, dict[str, str]]] = {
         changed((INIT, "import os; os._exit(3)")),
         {"loading": "status 3, while loading the model"},
     ),
-    "a forged result of the wrong form": (
-        changed((INIT, WRITE % '{"loaded": 1}')),
-        {"loading": "a result that no worker writes (loaded: Input should be a valid boolean)"},
+    "a forged result": (
+        changed((INIT, FORGE)),
+        {"loading": "it ended by itself with status 0, while loading the model"},
     ),
-    "a forged result with too little in it": (
-        changed((INIT, WRITE % '{"loaded": true}')),
-        {"parameters": "nothing", "operations": "not counted", "output": "nothing"},
+    "a result of the wrong form": (
+        changed((INIT, WRONG)),
+        {"loading": "a result that no worker writes (uncounted: Input should be a valid array)"},
     ),
 }
 
@@ -162,6 +179,40 @@ def test_each_fault_fails_its_check(tmp_path: Path, fault: str):
     for name, part in expected.items():
         assert found[name].fix and part in words(found[name])
     assert found["archive"].status == "note" and "notes.pyc" in found["archive"].found
+
+
+BREAK_OUT = """import glob, os, subprocess, sys
+        assert os.getppid() == 0 and not os.path.exists("/proc/%d")
+        environments = [open(path, "rb").read() for path in glob.glob("/proc/[0-9]*/environ")]
+        assert environments and not any(b"SECRET=" in each for each in environments)
+        call = "import socket; socket.create_connection(('127.0.0.1', %d), 5)"
+        assert subprocess.run([sys.executable, "-S", "-c", call], capture_output=True).returncode
+        subprocess.Popen(["sleep", "%s"], start_new_session=True)
+        for _ in range(3000):
+            os.mkdir("deep")
+            os.chdir("deep")
+"""
+
+
+@pytest.mark.skipif(not namespaces(), reason="Linux allows no namespaces here")
+def test_a_model_reaches_nothing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither the parent, nor its environment, nor its network; no process and no file."""
+    monkeypatch.setenv("SECRET", "a token")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    pause = f"1000.{os.getpid()}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        hostile = BREAK_OUT % (os.getpid(), server.getsockname()[1], pause)
+        found = check(
+            make(tmp_path / "a.zip", model__py=changed((INIT, INIT + "\n        " + hostile)))
+        )
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert not [each for each in found.values() if each.status == "fail"]
+    assert not running(pause) and not [*(tmp_path / "temporary").iterdir()]
 
 
 INNER = """with torch.enable_grad():
@@ -187,11 +238,14 @@ def test_what_ptflops_does_not_see_counts(tmp_path: Path, old: str, new: str, co
     assert f"{count / 1e9:.3g} G run by torch" in found["operations"].found
 
 
-def synthetic(images: Images | None = None, **found: object) -> dict[str, RuleResult]:
+def synthetic(
+    images: Images | None = None, walls: Walls = "namespaces", strange: str = "", **found: object
+) -> dict[str, RuleResult]:
     """The verdicts on a trial that found this."""
     result = TrialResult(**({"loaded": True, "parameters": 9} | found))  # pyright: ignore[reportArgumentType]
-    run = Run(end="exited", found="", stage="load", output="")
-    trial = Trial(kind=".zip", files=["model.py"], run=run, result=result, images=images)
+    run = Run(end="exited", found="", stage="load", output="", walls=walls)
+    others = {"strange": strange.split(), "result": result, "images": images}
+    trial = Trial(kind=".zip", files=["model.py"], run=run, **others)  # pyright: ignore[reportArgumentType]
     return {verdict.check: verdict for verdict in check_trial(trial, RULES)}
 
 
@@ -225,11 +279,45 @@ def test_each_error_has_its_own_message(
     assert found.status == "fail" and parts in words(found)
 
 
+@pytest.mark.parametrize(
+    ("walls", "strange", "parts"),
+    [
+        ("namespaces", "", None),
+        ("container", "model.py", None),
+        (
+            "namespaces",
+            "model.py layers.so",
+            "code of others, model.py check what you distrust with",
+        ),
+        ("none", "", "refused namespaces: its network and processes were in reach check what you"),
+        ("none", "model.py", "model.py; Linux refused"),
+    ],
+)
+def test_code_of_others_gets_advice_in_the_last_line(walls: Walls, strange: str, parts: str | None):
+    found = synthetic(walls=walls, strange=strange)
+    assert ("trust" in found) == (parts is not None)
+    if parts:
+        assert [*found][-1] == "trust" and found["trust"].status == "note"
+        assert parts in words(found["trust"])
+
+
 @pytest.mark.parametrize(("moved", "status"), [(0.0, "pass"), (9e-5, "pass"), (2e-4, "fail")])
 def test_modes_and_batches_must_agree(moved: float, status: str):
     found = synthetic(modes=moved, repeat=0.0, batch=moved)
     assert found["modes"].status == found["batch"].status == status
     assert found["repeat"].status == "pass"
+
+
+def test_comparing_modes_leaves_the_model_as_it_is():
+    """Train mode changes a batch norm's statistics; one part is in a mode of its own."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
+    model[0].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = np.random.default_rng(0).random((4, 3, 4, 4), dtype=np.float32)
+    assert compare_modes(model, images) > 0.01
+    assert [part.training for part in model] == [False, True, True, True]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_a_model_that_expects_0_to_255_is_seen_in_the_accuracy():

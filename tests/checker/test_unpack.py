@@ -1,12 +1,14 @@
 """A stranger's zip: nothing leaves the folder, nothing grows beyond its bounds."""
 
+import contextlib
+import os
 import stat
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from robust_submission.checker.unpack import Bounds, RefusedError, unpack
+from robust_submission.checker.unpack import Bounds, RefusedError, scratch_folder, unpack
 
 
 def make_zip(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
@@ -97,3 +99,18 @@ def test_a_size_that_lies_does_not_get_past(tmp_path: Path):
         unpack(archive, tmp_path / "out")
     written = tmp_path / "out" / "model.py"
     assert not written.exists() or written.stat().st_size <= 10
+
+
+def test_a_scratch_folder_goes_whatever_is_left_in_it():
+    """A thousand folders and more in one another, one without rights, links and a pipe."""
+    with scratch_folder("test-") as folder:
+        (folder / "a link").symlink_to(folder)
+        os.mkfifo(folder / "pipe")
+        (folder / "locked" / "inside").mkdir(parents=True)
+        (folder / "locked").chmod(0)
+        with contextlib.chdir(folder):
+            for _ in range(3000):
+                Path("deep").mkdir()
+                os.chdir("deep")
+            Path("file").touch()
+    assert not folder.exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from robust_submission.attacks.ensemble import EOT
 from robust_submission.cli.errors import UserError
 from robust_submission.leaderboard.board import Board, Weights, spread
-from robust_submission.leaderboard.load import Submission, load_submission, require_logits
+from robust_submission.leaderboard.load import Submission, loaded_submission, require_logits
 from robust_submission.leaderboard.scorer import AttackPool, Scorer
 from robust_submission.models.classifier import RobustClassifier, set_draw, undefended
 from robust_submission.models.load import load_checkpoint
@@ -63,9 +64,10 @@ def zipped(path: Path, source: str, **others: bytes) -> Path:
     return path
 
 
-def test_the_views_of_a_package(packed: Path, small_run: Path, tmp_path: Path):
+def test_the_views_of_a_package(packed: Path, small_run: Path):
     model = load_checkpoint(small_run)
-    found = load_submission(packed, tmp_path, origin=model)
+    with loaded_submission(packed, origin=model) as found:
+        pass  # its stages need no further import
     assert found.known and found.differentiable and found.twin is not None
     images = torch.rand(4, 3, 32, 32, requires_grad=True)
     bare = undefended(model)
@@ -87,8 +89,8 @@ def test_the_revealed_view_averages_over_draws_other_than_the_answers(tmp_path: 
         randomize={"min_size": 20},
     ).eval()
     write_zip(model, tmp_path / "a.zip")
-    (tmp_path / "content").mkdir()
-    found = load_submission(tmp_path / "a.zip", tmp_path / "content", origin=model)
+    with loaded_submission(tmp_path / "a.zip", origin=model) as found:
+        pass
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         answers = model(images)
@@ -206,12 +208,14 @@ def test_an_untrusted_package_is_not_run(packed: Path, small_run: Path, tmp_path
     ran = tmp_path / "ran"
     foreign = zipped(tmp_path / "foreign.zip", f"open({str(ran)!r}, 'w')")
     for path, origin in ((foreign, load_checkpoint(small_run)), (packed, None)):
-        with pytest.raises(UserError, match="--trust"):
-            load_submission(path, tmp_path / path.stem, origin=origin)
+        with pytest.raises(UserError, match="--trust"), loaded_submission(path, origin=origin):
+            pass
     assert not ran.exists()
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="has no attribute 'Model'"):
-        load_submission(foreign, tmp_path / "out", trust=True)
+    with (
+        pytest.raises(UserError, match="has no attribute 'Model'"),
+        loaded_submission(foreign, trust=True),
+    ):
+        pass
     assert ran.exists()
 
 
@@ -228,16 +232,27 @@ def test_an_untrusted_package_is_not_run(packed: Path, small_run: Path, tmp_path
 )
 def test_a_trusted_package_that_fails_is_named(tmp_path: Path, old: str, new: str, found: str):
     path = zipped(tmp_path / "a.zip", LINEAR.replace(old, new))
-    (tmp_path / "out").mkdir()
 
     def load() -> None:
-        require_logits(path, load_submission(path, tmp_path / "out", trust=True).model, 32, 10)
+        with loaded_submission(path, trust=True) as found:
+            require_logits(path, found.model, 32, 10)
 
     if not found:
         return load()
     with pytest.raises(UserError, match=f"^{path}: .*{found}"):
         load()
     return None
+
+
+def test_a_package_may_import_its_modules_when_it_is_called(tmp_path: Path):
+    code = LINEAR.replace("return self", "import layers; return layers.same(self)")
+    layers = b"def same(model): return lambda images: model.linear(images)"
+    code = code.replace("same(self).linear(", "same(self)(")
+    path = zipped(tmp_path / "a.zip", code, **{"layers.py": layers})
+    before = set(sys.modules)
+    with loaded_submission(path, trust=True) as found:
+        require_logits(path, found.model, 32, 10)
+    assert not {"model", "layers"} & (sys.modules.keys() - before)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path):
@@ -248,15 +263,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
         (tmp_path / "a.onnx", "expected a submission that check.py passes"),
         (tmp_path / "none.zip", "expected a submission, found nothing there"),
     ]:
-        with pytest.raises(UserError, match=f"^{path}: {message}"):
-            load_submission(path, tmp_path, trust=True)
+        with (
+            pytest.raises(UserError, match=f"^{path}: {message}"),
+            loaded_submission(path, trust=True),
+        ):
+            pass
 
 
 def test_onnx_of_one_image_at_a_time(tmp_path: Path):
     path, model = tmp_path / "a.onnx", nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
     torch.onnx.export(model, (torch.zeros(1, 3, 4, 4),), path, verbose=False)
     images = torch.rand(3, 3, 4, 4)
-    found = load_submission(path, tmp_path).model(images)
+    with loaded_submission(path) as submission:
+        found = submission.model(images)
     torch.testing.assert_close(found, model(images.flip(1)), rtol=1e-4, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from robust_submission.checker.sandbox import link_packages
 from robust_submission.cli.command import parse
 from robust_submission.cli.errors import UserError
-from robust_submission.leaderboard.load import Submission, load_submission
+from robust_submission.leaderboard.load import Submission, loaded_submission
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
 from robust_submission.models.trn import TRN
 from robust_submission.packaging.config import package_config
@@ -56,10 +56,9 @@ def build(
 def packaged(model: RobustClassifier, folder: Path) -> tuple[Submission, nn.Module]:
     """The package, loaded here: for RGB images, and its `Model`."""
     write_zip(model, folder / "a.zip")
-    (folder / "content").mkdir()
-    submission = load_submission(folder / "a.zip", folder / "content", origin=model)
-    assert isinstance(submission.model, ChannelsReversed)
-    return submission, submission.model.model
+    with loaded_submission(folder / "a.zip", origin=model) as submission:
+        assert isinstance(submission.model, ChannelsReversed)
+        return submission, submission.model.model
 
 
 def gradient(model: object, images: Tensor) -> Tensor:
