@@ -8,6 +8,7 @@ and shows its traceback. Set ROBUST_TRACEBACK=1 to see the traceback of a UserEr
 import argparse
 import difflib
 import inspect
+import io
 import logging
 import os
 import re
@@ -35,6 +36,7 @@ from robust_submission.cli.errors import StoppedError, UsageError, UserError, lo
 
 Options = TypeVar("Options")
 
+_SWITCHES = ("true", "false", "yes", "no", "on", "off")
 _LOST = re.compile("Connection (closed|reset) by peer|Timed out waiting|ncclRemoteError")
 _UNKNOWN = {
     r"unrecognized arguments: --([\w.]+)": "option --",
@@ -97,11 +99,11 @@ def _explain(message: str, known: Sequence[str]) -> str:
 
 
 def _spell_out_flags(arguments: Sequence[str], flags: set[str]) -> list[str]:
-    """`--skip_bad` alone means `--skip_bad true`."""
+    """`--skip_bad` alone means `--skip_bad true`, whose value may be any that YAML has."""
     spelled = list[str]()
     for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         spelled.append(argument)
-        if argument in flags and following.lower() not in ("true", "false"):
+        if argument in flags and following.lower() not in _SWITCHES:
             spelled.append("true")
     return spelled
 
@@ -217,6 +219,13 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _print_anything() -> None:
+    """Escape what the terminal's encoding lacks, such as an é in ASCII, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(
     work: Callable[[Options], None], options: type[Options], default_config: Path | None = None
 ) -> NoReturn:
@@ -225,6 +234,7 @@ def run(
     SIGTERM raises SystemExit, so that every `finally` runs. Not under a launcher: there a process
     might wait in a `finally` for another that has ended.
     """
+    _print_anything()
     _send_log_to_stderr()
     if "LOCAL_RANK" not in os.environ:
         signal.signal(signal.SIGTERM, _stop)

@@ -214,6 +214,9 @@ def train_step(
             break
         except torch.OutOfMemoryError as error:
             require_smaller_parts(training, len(batch["images"]), error)
+        except ValueError as error:
+            explain_batch_norm(training, len(batch["images"]), error)
+            raise
         # Outside the except clause, whose error keeps the step's tensors alive.
         training.model.zero_grad()
         accelerator.gradient_accumulation_steps *= 2
@@ -225,6 +228,16 @@ def train_step(
     if training.ema:
         training.ema.update(training.gathered(), step=update)
     return loss
+
+
+def explain_batch_norm(training: Training, share: int, error: ValueError) -> None:
+    """Raise UserError if batch norm refuses a part with one image of one position."""
+    if "Expected more than 1 value per channel" in str(error):
+        images = share // training.accelerator.gradient_accumulation_steps
+        raise UserError(
+            "batch_size: expected at least 2 images per process and part, as batch norm needs, "
+            f"found {images}: raise it, or lower gradient_accumulation."
+        ) from error
 
 
 def derived_seed(*parts: int) -> int:

@@ -102,10 +102,12 @@ def test_defaults_and_values() -> None:
         (["--skip_bad", "--limit", "3"], True),
         (["--limit", "3", "--skip_bad"], True),
         (["--skip_bad", "false"], False),
+        *((["--skip_bad", word], True) for word in ("yes", "on", "True")),
+        *((["--skip_bad", word], False) for word in ("no", "off")),
         (["--skip_bad=true"], True),
         ([], False),
     ],
-)
+)  # fmt: skip
 def test_flags(words: list[str], value: bool) -> None:
     assert parse(Options, ["--out", "x", *words]).skip_bad is value
 
@@ -290,6 +292,12 @@ def script(tmp_path: Path):
 def test_exit_status(script, fail: str, status: int, stdout: str, stderr: str) -> None:
     result = script("x.csv", "--fail", fail)
     assert (result.returncode, result.stdout, result.stderr) == (status, stdout, stderr)
+
+
+def test_what_the_terminal_lacks_is_escaped(script) -> None:
+    result = script("é.csv", "--fail", "note", PYTHONIOENCODING="ascii")
+    written = ("did \\xe9.csv\n", "\\xe9.csv: noted\n")
+    assert (result.returncode, result.stdout, result.stderr) == (0, *written)
 
 
 def test_wrong_usage(script) -> None:

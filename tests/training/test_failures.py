@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from robust_submission.cli.errors import UserError
-from robust_submission.training.loop import CHECK_STEPS, require_finite
+from robust_submission.training.loop import CHECK_STEPS, explain_batch_norm, require_finite
 from tests.conftest import SMALL
 from tests.training.test_resume import RANDOM, assert_same_run, described, run_all, states
 
@@ -52,6 +52,15 @@ def test_losses_and_weights_are_checked(tmp_path: Path):
     losses[1] = torch.inf
     with pytest.raises(UserError, match=r"step 2: expected a finite loss, found inf .* 0\.2;"):
         require_finite(training, folder, losses, rates)
+
+
+def test_batch_norm_of_one_image_names_the_options():
+    training: Any = SimpleNamespace(accelerator=SimpleNamespace(gradient_accumulation_steps=8))
+    with pytest.raises(ValueError) as raised:
+        nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
+    with pytest.raises(UserError, match=r"batch_size: .* found 1: .* gradient_accumulation\."):
+        explain_batch_norm(training, 8, raised.value)
+    explain_batch_norm(training, 8, ValueError("another"))  # for its caller to raise
 
 
 def test_out_of_memory(tmp_path: Path):
