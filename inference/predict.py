@@ -13,15 +13,30 @@ import numpy as np
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError, log
-from robust_submission.cli.files import check_writable
+from robust_submission.cli.files import atomic_write, check_writable, write_archive
 from robust_submission.data.dataset import ImageDataset
 from robust_submission.data.loader import EvaluationLoader
 from robust_submission.data.sources import Source, open_run_data, open_source
+from robust_submission.data.truncated import TruncatedSource
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_checkpoint
-from robust_submission.prediction.layout import plan_layout, read_template
-from robust_submission.prediction.schema import Format, choose_format
-from robust_submission.prediction.writer import predict_images, write_predictions
+from robust_submission.prediction.layout import plan_layout
+from robust_submission.prediction.schema import (
+    Answers,
+    Format,
+    Labels,
+    Layout,
+    choose_format,
+    find_class,
+)
+from robust_submission.prediction.template import read_template
+from robust_submission.prediction.writer import (
+    FREQUENT,
+    Predictions,
+    label_unread,
+    predict_images,
+    write_predictions,
+)
 from robust_submission.runtime import start_accelerator
 
 
@@ -38,13 +53,23 @@ class Options:
     images: Path | None = None
     """Folder of images, nested or flat; the run's own test images if not given."""
     format: Format | None = None
-    """Profile of the file; by default its ending decides (.csv, .json)."""
+    """Profile of the file; by default its ending decides (.csv, .json). score: image_name,score."""
     template: Path | None = None
     """A sample_submission.csv that gives header, ids and order."""
+    labels: Labels | None = None
+    """Write labels as class names or as indices from 0; by default as the template has them,
+    without one as indices."""
+    score_class: str | None = None
+    """Class, by name or index, whose probability is the score; of two, by default the second."""
     probabilities: bool = False
     """Also write one probability column per class, to six decimals."""
+    zip: bool = False
+    """Also write a zip, beside the file and of its name, with the file at its top level."""
     skip_bad: bool = False
     """Leave out unreadable images and list them, instead of stopping at the first."""
+    bad_label: str | None = None
+    """Give each unreadable image a row with this label: a class name or index, or frequent for the
+    class that is predicted most. What is there of a truncated file is read."""
     limit: int | None = None
     """Predict the first N images only."""
     batch_size: int = 64
@@ -56,26 +81,49 @@ class Options:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit: expected at least 1, found {self.limit}.")
 
+    @property
+    def skips(self) -> bool:
+        """Whether an unreadable image stops nothing."""
+        return self.skip_bad or self.bad_label is not None
+
+    @property
+    def archive(self) -> Path:
+        """The zip."""
+        return self.out.with_suffix(".zip")
+
+    @property
+    def answers(self) -> Answers:
+        """What a row holds where the format and the template leave it open."""
+        return Answers(
+            probabilities=self.probabilities, labels=self.labels, score_class=self.score_class
+        )
+
 
 def predict(options: Options) -> None:
     """Classify each image once and write the prediction file."""
     format = choose_format(check_writable(options.out), options.format)
+    if options.zip:
+        check_writable(options.archive)
     template = read_template(options.template, format) if options.template else None
     accelerator = start_accelerator()
     source = _open_source(options)
     indices = np.arange(len(source))[: options.limit]
     model = load_checkpoint(options.checkpoint, options.trn).to(accelerator.device)
     optimize_for_cpu(model, channels_last=accelerator.device.type == "cpu")
+    if options.bad_label not in (None, FREQUENT):
+        find_class(model.class_names, options.bad_label, "--bad_label")
     layout = plan_layout(
         format,
         source.ids[indices].tolist(),
         model.class_names,
         template,
-        options.probabilities,
+        options.answers,
         left_out=source.ids[len(indices) :].tolist(),
     )
+    if accelerator.is_main_process:
+        log.info("%s", layout.describe(model.class_names))
     loader = EvaluationLoader(
-        ImageDataset(source, indices, model.image_size, skip_bad=options.skip_bad),
+        ImageDataset(source, indices, model.image_size, skip_bad=options.skips),
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         process_index=accelerator.process_index,
@@ -84,23 +132,41 @@ def predict(options: Options) -> None:
     predictions, skipped = predict_images(
         model, loader, accelerator, options.checkpoint, layout.needs_probabilities
     )
-    if accelerator.is_main_process:
-        for message in skipped:
-            log.warning("skipped: %s", message)
-    count = len(predictions.images)
-    if not count:
+    if not predictions.images:
         place = options.images or options.checkpoint
         raise UserError(f"{place}: expected a readable image, found none.")
+    if options.bad_label is not None:
+        unread = source.ids[[*skipped]].tolist()
+        predictions = label_unread(predictions, unread, options.bad_label, model.class_names)
     if accelerator.is_main_process:
-        write_predictions(options.out, predictions, layout)
-        print(f"{options.out}: {count} rows")
+        _write(options, predictions, layout)
+        _name_skipped(options, [*skipped.values()])
     accelerator.end_training()
 
 
 def _open_source(options: Options) -> Source:
     if options.images is None:
-        return open_run_data(options.checkpoint, "test")
-    return open_source("images", options.images)
+        source = open_run_data(options.checkpoint, "test")
+    else:
+        source = open_source("images", options.images)
+    return source if options.bad_label is None else TruncatedSource(source)
+
+
+def _write(options: Options, predictions: Predictions, layout: Layout) -> None:
+    write_predictions(options.out, predictions, layout)
+    print(f"{options.out}: {len(predictions.images)} rows")
+    if options.zip:
+        with atomic_write(options.archive) as temporary:
+            write_archive(temporary, {options.out.name: options.out.read_bytes()})
+        print(f"{options.archive}: {options.out.name}")
+
+
+def _name_skipped(options: Options, messages: list[str]) -> None:
+    filled = options.bad_label is not None
+    for message in messages:
+        log.warning("%s: %s", f"labelled {options.bad_label}" if filled else "skipped", message)
+    if messages and not filled:
+        log.warning("%d without a row; if each image needs one, give --bad_label", len(messages))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from robust_submission.cli.command import Names, run
 from robust_submission.cli.errors import UserError
-from robust_submission.prediction.layout import expect, read_template
-from robust_submission.prediction.schema import Format, choose_format
+from robust_submission.prediction.layout import expect
+from robust_submission.prediction.schema import Format, Labels, choose_format
+from robust_submission.prediction.template import read_template
 from robust_submission.prediction.validation import validate_file
 
 
@@ -33,6 +34,8 @@ class Options:
     """Class names in label order, separated by commas."""
     num_classes: int | None = None
     """How many classes there are; labels are 0 to one less."""
+    labels: Labels | None = None
+    """Whether the template's labels are class names or indices, where its rows leave it open."""
 
     def __post_init__(self) -> None:
         count, names = self.num_classes, len(self.class_names)
@@ -56,6 +59,7 @@ def main(options: Options) -> None:
         template=read_template(options.template, format) if options.template else None,
         class_names=options.class_names,
         num_classes=options.num_classes,
+        labels=options.labels,
     )
     print(f"{options.file}: {validate_file(options.file, expected)}, valid")
 

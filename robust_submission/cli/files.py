@@ -3,7 +3,8 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +12,7 @@ from typing import TextIO
 from robust_submission.cli.errors import UserError
 
 _LOCK = ".lock"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def _behind_link(path: Path) -> Path:
@@ -68,6 +70,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: not written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_archive(path: Path, files: Mapping[str, bytes], *, stored: Collection[str] = ()) -> None:
+    """Write a zip of these files, by name; the same files give the same bytes.
+
+    Those in `stored` are not compressed.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
+            entry.external_attr = 0o100644 << 16
+            entry.create_system = 3  # Unix, wherever it is written
+            method = zipfile.ZIP_STORED if name in stored else zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content, compress_type=method)
 
 
 def lock_folder(folder: Path) -> TextIO:

@@ -3,7 +3,6 @@
 import json
 import logging
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import check_writable
+from robust_submission.cli.files import check_writable, write_archive
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.trn import TRN
 from robust_submission.packaging.config import package_config
@@ -25,8 +24,6 @@ STAGE_SOURCES = (
 """Sources of `robust_submission/models` that a package holds as they are: they import torch and
 one another alone, and run under Python 3.9 and torch 2.0."""
 WEIGHTS = "model.safetensors"
-EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The date of every file in a zip, so that the same checkpoint gives the same bytes."""
 
 
 class ChannelsReversed(nn.Module):
@@ -58,13 +55,7 @@ def zip_files(model: RobustClassifier) -> dict[str, bytes]:
 
 def write_zip(model: RobustClassifier, path: Path) -> None:
     """Write the package: `zip_files` at its top level, nothing else."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in zip_files(model).items():
-            entry = zipfile.ZipInfo(name, date_time=EPOCH)
-            entry.external_attr = 0o100644 << 16
-            entry.create_system = 3  # Unix, wherever it is written
-            method = zipfile.ZIP_STORED if name == WEIGHTS else zipfile.ZIP_DEFLATED
-            archive.writestr(entry, content, compress_type=method)
+    write_archive(path, zip_files(model), stored=(WEIGHTS,))
 
 
 def write_onnx(model: RobustClassifier, path: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TypeGuard
 import numpy as np
 from tqdm import tqdm
 
+from robust_submission.prediction.foreign import foreign_columns, without_columns
 from robust_submission.prediction.reader import Fault, Reporter, csv_rows, json_entries, shorten
 from robust_submission.prediction.schema import (
     HEADER,
@@ -81,8 +82,9 @@ def _share(cell: str | float) -> float:
 def read_columns(path: Path, layout: Layout, report: Reporter) -> PredictionColumns:
     """Read a prediction file.
 
-    Faults: those of `reader.csv_rows` or `reader.json_entries`; a wrong header; a row with another
-    number of cells; an entry with other keys or types; an id or a probability that is none.
+    Faults: those of `reader.csv_rows` or `reader.json_entries`; columns that do not belong there; a
+    wrong header; a row with another number of cells; an entry with other keys or types; an id or a
+    probability that is none.
 
     Raises:
         UserError: the file cannot be read.
@@ -98,11 +100,17 @@ def _numbers(count: int | None) -> list[str]:
 
 
 def _csv_cells(path: Path, layout: Layout, columns: PredictionColumns) -> Iterator[_Cells]:
-    report, stream = columns.report, csv_rows(path, columns.report)
+    report, stream = columns.report, iter(csv_rows(path, columns.report))
     first, top = next(stream, (1, []))
     if not top:
         return
     headless = layout.format == "neurips"
+    if not headless:
+        foreign = [*foreign_columns(top, _columns_known(top, layout))]
+        for one in foreign:
+            report(Fault(one.kind, first, f"no {one.kind}", shorten(one.name), one.fix))
+        stream = iter(without_columns(chain([(first, top)], stream), foreign))
+        first, top = next(stream)
     check = _check_no_header if headless else _check_header
     order, is_header = check(first, top, layout, report)
     # In a CSV a wrong header still says how many columns there are.
@@ -111,7 +119,7 @@ def _csv_cells(path: Path, layout: Layout, columns: PredictionColumns) -> Iterat
         names = top[2:] if is_header else map(str, order[1:])
         columns.class_names = [name.removeprefix("p_") for name in names]
     labelled = order[0] == LABEL_COLUMN
-    places = [1 + order.index(label) for label in range(len(order) - labelled)]
+    places = [1 + order.index(label) for label in sorted(order)[labelled:]]
     for line, cells in stream if is_header else chain([(first, top)], stream):
         name, label = cells[0] or None, None
         shares: Sequence[str] = ()
@@ -126,6 +134,23 @@ def _csv_cells(path: Path, layout: Layout, columns: PredictionColumns) -> Iterat
             found = f"{len(cells)}: {shorten(cells)}"
             report(Fault("cells", line, f"{width} cells", found, fix))
         yield line, name, label, shares
+
+
+def _columns_known(top: list[str], layout: Layout) -> Callable[[str], bool]:
+    """Which columns may be there. All, if the first row is no header that has those wanted, or has
+    more than two others: then the header is wrong as a whole."""
+    wanted = {*(layout.header or HEADER)}
+    others = {*top[1:]} - wanted - {""}
+    allowed = {name for name in others if name.startswith("p_")}
+    if layout.from_template or layout.is_score:
+        allowed = set[str]()
+    elif layout.class_names:
+        allowed |= {*layout.class_names, *_numbers(len(layout.class_names))}
+    elif not allowed and len(others) > 1:  # the names of classes
+        allowed = others
+    if not wanted <= {*top} or len(others - allowed) > 2:
+        return lambda name: True
+    return lambda name: name in wanted or name in allowed
 
 
 def _check_no_header(
@@ -145,8 +170,8 @@ def _check_header(
 ) -> tuple[Sequence[int], bool]:
     """(what follows the id: `LABEL_COLUMN` or a class; whether the row is a header)."""
     fix = "write this line as the first"
-    if layout.from_template and layout.header:
-        wanted, order = [*layout.header], layout.columns
+    if layout.header and (layout.from_template or layout.is_score):
+        wanted, order = [*layout.header], [*layout.columns]
     else:
         fix += "; if the contest wants another, give its --template"
         names = [name.removeprefix("p_") for name in cells[2:]]
@@ -159,10 +184,11 @@ def _check_header(
         wanted = [*HEADER, *(f"p_{name}" for name in columns)]
     if order and cells == wanted:
         return order, True
-    is_row = (len(cells) > 1 and cells[1].strip().isdecimal()) or cells[0] in layout.ids
+    number = len(cells) > 1 and cells[1].strip().replace(".", "", 1).isdecimal()
+    is_row = number or cells[0] in layout.ids
     found = f"{'a row, ' if is_row else ''}{shorten(','.join(cells))}"
     report(Fault("header", line, f"the header {shorten(','.join(wanted))}", found, fix))
-    return [LABEL_COLUMN], not is_row
+    return order if order and layout.is_score else [LABEL_COLUMN], not is_row
 
 
 def _json_cells(path: Path, layout: Layout, columns: PredictionColumns) -> Iterator[_Cells]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from robust_submission.cli.csv_text import DELIMITERS, find_delimiter, text_encoding
 from robust_submission.cli.errors import UserError
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -47,7 +48,8 @@ def shorten(value: object, length: int = 80) -> str:
 
 
 def _text_lines(path: Path, report: Reporter) -> Iterator[str]:
-    """The lines of a file, each with its LF; bytes that are not UTF-8 become surrogates.
+    """The lines of a file, each with its LF; bytes that are not UTF-8 become surrogates. UTF-16 is
+    a fault, and read.
 
     Lines end at LF only: a CR inside quotes is part of its cell.
 
@@ -55,7 +57,13 @@ def _text_lines(path: Path, report: Reporter) -> Iterator[str]:
         UserError: the file cannot be read.
     """
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        with path.open("rb") as file:
+            encoding = text_encoding(file.read(2))
+        if encoding != "utf-8":
+            fix = "save the file as UTF-8 (in Excel as CSV UTF-8)"
+            report(Fault("UTF-16", 1, "UTF-8 text", "UTF-16", fix))
+        errors = "surrogateescape" if encoding == "utf-8" else "replace"
+        with path.open(encoding=encoding, errors=errors, newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith(BYTE_ORDER_MARK):
                     line = line.removeprefix(BYTE_ORDER_MARK)
@@ -70,15 +78,21 @@ def _text_lines(path: Path, report: Reporter) -> Iterator[str]:
 
 
 def csv_rows(path: Path, report: Reporter) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) for each row of a CSV file (RFC 4180; LF and CRLF alike).
+    """Yield (line, cells) for each row of a CSV file (RFC 4180; LF and CRLF alike), also of one
+    that has another delimiter.
 
-    Faults: encoding, byte order mark, blank line, quotes, line end; the last three give no row.
+    Faults: encoding, UTF-16, byte order mark, delimiter; blank line, quotes, line end, which give
+    no row.
 
     Raises:
         UserError: the file cannot be read.
     """
     lines = list(_text_lines(path, report))
-    start, reader = 0, csv.reader(lines, strict=True)
+    delimiter = find_delimiter(lines[0] if lines else "")
+    if delimiter != ",":
+        found, fix = DELIMITERS[delimiter], "save the file with commas"
+        report(Fault("delimiter", 1, "cells separated by commas", found, fix))
+    start, reader = 0, csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         first = start + reader.line_num  # the record's first line, from 0
         try:
@@ -88,7 +102,8 @@ def csv_rows(path: Path, report: Reporter) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             report(_csv_syntax(first + 1, lines[first], str(error)))
             start = first + 1  # only that line is lost
-            reader = csv.reader(map(lines.__getitem__, range(start, len(lines))), strict=True)
+            rest = map(lines.__getitem__, range(start, len(lines)))
+            reader = csv.reader(rest, delimiter=delimiter, strict=True)
             continue
         if len(cells) > 1 or "".join(cells).strip():
             yield first + 1, cells

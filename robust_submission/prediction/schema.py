@@ -1,14 +1,17 @@
-"""What a prediction file is: three profiles, and the layout that writer and validation share.
+"""What a prediction file is: four profiles, and the layout that writer and validation share.
 
 - `csv`: header `image_id,label`; image_id is the image's name.
 - `json`: the challenge's Phase I, `[{"image_id": 7, "category_id": 0}, ...]`; image_id is the
   integer in the image's file name.
 - `neurips`: `name,label` without a header (NeurIPS 2017 defence).
+- `score`: header `image_name,score`; the score is the probability of one class (NTIRE 2026, robust
+  detection of generated images).
 
-Labels are integers from 0, in the order of the class names. A template, a contest's
-sample_submission.csv, decides header, ids, row order, and whether labels are integers or class
-names. Probabilities have six decimals, so that a row sums to 1 only up to rounding: in a CSV one
-column `p_<class name>` per class, in JSON a list under "probabilities".
+Labels are integers from 0, in the order of the class names, or the class names themselves. A
+template, a contest's sample_submission.csv, decides header, ids, row order, and which of the two
+they are. Probabilities have six decimals, so that a row sums to 1 only up to rounding: in a CSV one
+column `p_<class name>` per class, in JSON a list under "probabilities". A score, which is there to
+rank images, has nine.
 """
 
 import re
@@ -19,12 +22,26 @@ from typing import Literal
 
 from robust_submission.cli.errors import UserError
 
-Format = Literal["csv", "json", "neurips"]
+Format = Literal["csv", "json", "neurips", "score"]
+Labels = Literal["names", "indices"]
 HEADER = ("image_id", "label")
+SCORE_HEADER = ("image_name", "score")
 JSON_KEYS = ("image_id", "category_id", "probabilities")
 LABEL_COLUMN = -1  # stands for the label among the columns of class probabilities
 _ENDINGS: dict[str, Format] = {".csv": "csv", ".json": "json"}
 _INTEGER_NAME = re.compile(r"(?:.*/)?([0-9]+)(?:\.[^./]*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a row says of its image, where the format and a template leave it open."""
+
+    probabilities: bool = False
+    """Also one column per class."""
+    labels: Labels | None = None
+    """How labels are written; None: as the template has them, without one as indices."""
+    score_class: str | None = None
+    """The class whose probability is the score, by name or index; None: of two, the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +64,23 @@ class Layout:
     """The same."""
 
     @property
+    def is_score(self) -> bool:
+        """Whether a row holds the probability of one class and nothing else."""
+        return len(self.columns) == 1 and self.columns[0] != LABEL_COLUMN
+
+    @property
     def needs_probabilities(self) -> bool:
         return any(column != LABEL_COLUMN for column in self.columns)
+
+    def describe(self, class_names: Sequence[str]) -> str:
+        """What a row says of its image, in words."""
+        if self.is_score:
+            return f"score: the probability of {class_names[self.columns[0]]!r}"
+        if LABEL_COLUMN not in self.columns:
+            return "probabilities without labels"
+        return "labels: " + (
+            "class names" if self.label_names else f"indices, 0 is {class_names[0]!r}"
+        )
 
 
 def choose_format(path: Path, format: Format | None = None) -> Format:
@@ -75,6 +107,21 @@ def column_order(columns: Sequence[str], class_names: Sequence[str]) -> list[int
             if labels.keys() == set(columns) and len(columns) == len(labels):
                 return [labels[column] for column in columns]
     return None
+
+
+def find_class(class_names: Sequence[str], choice: str | None, option: str) -> int:
+    """The label of a class that an option gives by name or, where none has it, by index.
+
+    Raises:
+        UserError: no such class.
+    """
+    if choice in class_names:
+        return class_names.index(choice)
+    if choice is not None and choice.isdecimal() and int(choice) < len(class_names):
+        return int(choice)
+    found, listed = choice or "none", ", ".join(class_names)
+    expected = f"one of the classes ({listed[:200]}) or an index from 0"
+    raise UserError(f"{option}: expected {expected}, found {found}.")
 
 
 def integer_ids(images: Sequence[str]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sized
 from operator import itemgetter
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -34,7 +35,8 @@ def validate_file(path: Path, layout: Layout) -> str:
     _check_ids(columns, layout)
     named = _labels_are_names(columns, layout)
     _check_labels(columns, named)
-    _check_probabilities(columns, named)
+    if not layout.is_score:
+        _check_probabilities(columns, named)
     size = _count(columns.lines, "row")
     if faults:
         lines = [f"{path}: {size}, {_count(faults, 'fault')}", *_list_faults(faults)]
@@ -85,10 +87,17 @@ def _check_ids(columns: PredictionColumns, layout: Layout) -> None:
 
 def _compare_ids(columns: PredictionColumns, rows: dict[str | int, int], layout: Layout) -> None:
     """The first row of each id against the ids of the layout."""
+    composed = {normalize("NFC", str(name)): name for name in layout.ids}
     for name in [name for name in rows if name not in layout.ids]:
         expected = "an id of the template" if layout.from_template else "the name of an image"
+        row, found = rows.pop(name), shorten(name)
+        twin = composed.get(normalize("NFC", str(name)))
+        if isinstance(twin, str) and twin not in rows:
+            expected = ascii(twin)
+            found = f"{name!a}, which only looks the same (another Unicode form)"
+            rows[twin] = row
         fix = "write it as it stands there, or delete the row"
-        columns.fault(rows.pop(name), "unknown id", expected, shorten(name), fix)
+        columns.fault(row, "unknown id", expected, found, fix)
     if missing := [name for name in layout.ids if name not in rows]:
         names = ", ".join(map(shorten, missing[:SHOWN]))
         if len(missing) > SHOWN:

@@ -19,8 +19,10 @@ from robust_submission.data.dataset import Skipped
 from robust_submission.data.gather import gather_by_index, gather_skipped
 from robust_submission.data.loader import EvaluationLoader, micro_batches
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.prediction.schema import JSON_KEYS, LABEL_COLUMN, Layout
+from robust_submission.prediction.schema import JSON_KEYS, LABEL_COLUMN, Layout, find_class
 
+FREQUENT = "frequent"
+"""Stands for the class that is predicted most."""
 _NEEDS_QUOTES = re.compile(r'[",\r\n]|^\s|\s$')
 
 
@@ -49,7 +51,7 @@ def predict_images(
     accelerator: Accelerator,
     checkpoint: Path,
     probabilities: bool,
-) -> tuple[Predictions, list[str]]:
+) -> tuple[Predictions, dict[int, str]]:
     """Classify the images of a loader, together with the other processes.
 
     Args:
@@ -61,7 +63,7 @@ def predict_images(
 
     Returns:
         The predictions of all processes, in the order of the images' indices; and one message for
-        each image that could not be read. The same in every process.
+        each image that could not be read, by index. The same in every process.
 
     Raises:
         UserError: a logit is NaN or infinite; an image cannot be read, unless the loader skips it.
@@ -75,7 +77,7 @@ def predict_images(
         labels=gathered["label"],
         probabilities=gathered.get("probabilities"),
     )
-    return predictions, [*skipped.values()]
+    return predictions, skipped
 
 
 @torch.inference_mode()
@@ -111,6 +113,34 @@ def _classify(
     return {name: torch.cat(parts) for name, parts in columns.items()}, skipped
 
 
+def label_unread(
+    predictions: Predictions, unread: Sequence[str], choice: str, class_names: Sequence[str]
+) -> Predictions:
+    """Add images that could not be read, with a label and equal probabilities.
+
+    Args:
+        unread: Their names.
+        choice: A class by name or index, or `FREQUENT`.
+        class_names: Names in label order (C,).
+
+    Raises:
+        UserError: no such class.
+    """
+    if choice == FREQUENT:
+        label = int(np.bincount(predictions.labels).argmax())
+    else:
+        label = find_class(class_names, choice, "--bad_label")
+    shares, count = predictions.probabilities, len(class_names)
+    if shares is not None:
+        equal = np.full((len(unread), count), 1 / count, shares.dtype)
+        shares = np.concatenate([shares, equal])
+    return Predictions(
+        images=[*predictions.images, *unread],
+        labels=np.append(predictions.labels, np.full(len(unread), label)),
+        probabilities=shares,
+    )
+
+
 def _quote(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell
 
@@ -122,13 +152,15 @@ def _rows(predictions: Predictions, layout: Layout) -> Iterator[tuple[str | int,
     if shares is not None:
         shares = np.abs(shares.clip(0, 1))  # abs: no "-0.000000"
     names = [_quote(name) for name in layout.label_names]
+    digits = 9 if layout.is_score else 6
     for written, image in layout.ids.items():
         if (place := places.get(image)) is None:
             continue
         label = names[labels[place]] if names else str(labels[place])
         row = shares[place].tolist() if shares is not None else []
         cells = [
-            label if column == LABEL_COLUMN else f"{row[column]:.6f}" for column in layout.columns
+            label if column == LABEL_COLUMN else f"{row[column]:.{digits}f}"
+            for column in layout.columns
         ]
         yield written, cells
 

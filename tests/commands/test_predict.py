@@ -3,6 +3,7 @@
 import subprocess
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -149,6 +150,32 @@ def test_skip_bad_predicts_the_rest_and_lists_what_it_leaves_out(
     assert list(kept["image_id"]) == ["1.png", "2.png", "4.png", "8.png"]
     whole = pd.read_csv(BytesIO(reference)).set_index("image_id")["label"]
     assert list(kept["label"]) == list(whole[kept["image_id"]])
+
+
+def test_bad_label_gives_every_image_a_row_and_zip_the_same_bytes(
+    small_run: Path, damaged: Path, reference: bytes, tmp_path: Path
+):
+    arguments = ("--checkpoint", small_run, "--images", damaged, "--out", tmp_path / "sub.csv")
+    zips = list[bytes]()
+    for label in ("7", "frequent", "frequent"):
+        done = run_command(SCRIPT, *arguments, "--bad_label", label, "--zip")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(f"labelled {label}: ") == 2
+        assert "truncated, read as far as it goes: 3.png" in done.stderr
+        kept = pd.read_csv(tmp_path / "sub.csv").set_index("image_id")["label"]
+        assert list(kept.index) == [f"{number}.png" for number in (1, 2, 3, 4, 5, 6, 8)]
+        whole = pd.read_csv(BytesIO(reference)).set_index("image_id")["label"]
+        sound = ["1.png", "2.png", "4.png", "8.png"]
+        assert list(kept[sound]) == list(whole[sound])
+        wanted = 7 if label == "7" else kept.drop(["5.png", "6.png"]).mode()[0]
+        assert list(kept[["5.png", "6.png"]]) == [wanted] * 2
+        with ZipFile(tmp_path / "sub.zip") as archive:
+            assert archive.namelist() == ["sub.csv"]
+            assert archive.read("sub.csv") == (tmp_path / "sub.csv").read_bytes()
+        zips.append((tmp_path / "sub.zip").read_bytes())
+    assert zips[1] == zips[2]
+    done = run_command(SCRIPT, *arguments, "--bad_label", "cat")
+    assert_refused(done, "--bad_label: expected one of the classes (0, 1, 2")
 
 
 @pytest.mark.parametrize(

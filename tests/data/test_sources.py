@@ -182,6 +182,54 @@ def test_csv_with_integer_labels_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("image;label\nd/e.png;1\na.png;0\n", "utf-8"),
+        ("image\tlabel\r\nd/e.png\t1\r\na.png\t0\r\n", "utf-16"),
+        (",image,label,note,\n0,d/e.png,1,x,\n1,a.png,0,,\n", "utf-16-le"),
+    ],
+)
+def test_csv_of_other_tools(tmp_path: Path, text: str, encoding: str) -> None:
+    path = manifest(tmp_path, "")
+    path.write_bytes(text.encode(encoding))
+    source = open_source("csv", path)
+    assert source.labels is not None and source.labels.tolist() == [1, 0]
+    assert source.ids.tolist() == ["d/e.png", "a.png"]
+
+
+def test_csv_of_shards(tmp_path: Path) -> None:
+    """labels.csv in each shard, as pandas writes it, of the images in its folder images."""
+    make(tmp_path, "shard_0/images/a.jpg", "shard_0/images/b.jpg", "shard_1/images/a.jpg")
+    for shard, rows in enumerate(
+        (",image_name,label\n0,b.jpg,1\n1,a.jpg,0\n", ",image_name,label\n0,a.jpg,1\n")
+    ):
+        (tmp_path / f"shard_{shard}/labels.csv").write_text(rows)
+    source, shard = (
+        open_source("csv", tmp_path),
+        open_source("csv", tmp_path / "shard_1/labels.csv"),
+    )
+    assert source.ids.tolist() == [
+        f"shard_{name}.jpg" for name in ("0/images/b", "0/images/a", "1/images/a")
+    ]
+    assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
+    assert [source.image(index)[0, 0, 0] for index in range(3)] == [1, 0, 2]
+    assert shard.ids.tolist() == ["images/a.jpg"]
+    with (tmp_path / "shard_1/labels.csv").open("a") as file:
+        file.write("1,c.jpg,0\n")
+    with pytest.raises(ValueError, match=r"shard_1/labels.csv: line 3: .*shard_1/images/c.jpg"):
+        open_source("csv", tmp_path)
+    with pytest.raises(ValueError, match=r"or labels\.csv in a folder, found none"):
+        open_source("csv", tmp_path / "shard_0/images")
+
+
+def test_csv_names_images_in_another_form_of_unicode(tmp_path: Path) -> None:
+    make(tmp_path, "cafe\u0301.png", "caf\xe8.png")
+    (tmp_path / "list.csv").write_text("image,label\ncaf\xe9.png,0\ncafe\u0300.png,1\n")
+    source = open_source("csv", tmp_path / "list.csv")
+    assert source.ids.tolist() == ["cafe\u0301.png", "caf\xe8.png"] and source.image(1).max() == 1
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name,label\na.png,1\n", "expected the columns image,label"),

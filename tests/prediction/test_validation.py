@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robust_submission.prediction.layout import expect, plan_layout, read_template
-from robust_submission.prediction.schema import Format
+from robust_submission.prediction.layout import expect, plan_layout
+from robust_submission.prediction.schema import Answers, Format
+from robust_submission.prediction.template import read_template
 from robust_submission.prediction.validation import SHOWN, validate_file
 from robust_submission.prediction.writer import Predictions, write_predictions
 
@@ -69,7 +70,8 @@ def test_sound_files(tmp_path: Path, content: str, options: dict):
 def test_what_is_written_is_valid(tmp_path: Path, format: Format, with_shares: bool):
     shares = np.random.default_rng(0).dirichlet(np.ones(3), 3).astype(np.float32)
     predictions = Predictions(images=IMAGES, labels=shares.argmax(1), probabilities=shares)
-    layout = plan_layout(format, IMAGES, ["a", "b", "c d"], probabilities=with_shares)
+    answers = Answers(probabilities=with_shares)
+    layout = plan_layout(format, IMAGES, ["a", "b", "c d"], answers=answers)
     write_predictions(tmp_path / "sub", predictions, layout)
     known: list[dict[str, Any]] = [
         {},
@@ -111,7 +113,17 @@ def test_what_follows_a_template_is_valid(tmp_path: Path, header: str, share: st
         ("a.png,0\n", ["line 1: expected the header 'image_id,label', found a row, 'a.png,0'"]),
         ("id,y\na.png,0\n", ["line 1: expected the header 'image_id,label', found 'id,y'"]),
         ("image_id, label\na.png,0\n", ["line 1: expected the header 'image_id,label', found 'image_id, label'"]),
-        ("image_id;label\na;0\n", ["line 1: expected the header 'image_id,label', found 'image_id;label'", "line 2: expected 2 cells, found 1: ['a;0']"]),
+        # what other tools write: one fault, and the rows are read
+        ("image_id;label\na;0\nb;x\n", ["line 1: expected cells separated by commas, found semicolons", "line 3: expected an integer from 0 as the label, found 'x'"]),
+        ("image_id\tlabel\na\t0\n", ["line 1: expected cells separated by commas, found tabs"]),
+        *((mark + (HEADER + "é,0\r\n").encode(encoding), ["line 1: expected UTF-8 text, found UTF-16"]) for mark, encoding in ((b"", "utf-16"), (b"", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))),
+        (",image_id,label\n0,a,0\n1,b,x\n", ["line 1: expected no index column, found ''", "line 3: expected an integer from 0 as the label, found 'x'"]),
+        ("Unnamed: 0,image_id,label,p_a,p_b\n0,a,0,1,0\n", ["line 1: expected no index column, found 'Unnamed: 0'"]),
+        ("image_id,label,\na,0,\n", ["line 1: expected no empty last column, found ''"]),
+        ("image_id,label,Usage\na,0,Public\n", ["line 1: expected no extra column, found 'Usage'"]),
+        ("image_id,Usage,label,p_a,p_b\na,Public,0,1,0\n", ["line 1: expected no extra column, found 'Usage'"]),
+        (",label\na,0\n", ["line 1: expected the header 'image_id,label', found ',label'"]),
+        ("image_id,Label\na,0\n", ["line 1: expected the header 'image_id,label', found 'image_id,Label'"]),
         # rows
         (HEADER + "a.png\nb.png,1,\nc.png,0\n", ["line 2: expected 2 cells, found 1: ['a.png']", "line 3: expected 2 cells, found 3: ['b.png', '1', '']"]),
         (HEADER + "a,0\nb,1\na,1\n", ["line 4: expected each id once, found 'a' on line 2 already"]),
@@ -201,6 +213,17 @@ OF_2 = "expected one of 'cat, dog' as the label, found"
         ("id,class\nb.png,cat\na.png,1\nc.png,0\n", {"template": TEMPLATE, "class_names": ["cat", "dog"]}, ["line 2: expected an integer from 0 to 1 as the label, found 'cat'"]),
         ("id,class\nb.png,dog\na.png,dog\nc.png,cat\n", {"template": NAMED}, []),
         ("id,class\nb.png,0\na.png,dog\nc.png,x\n", {"template": NAMED, "class_names": ["cat", "dog"]}, [f"line 2: {OF_2} '0'", f"line 4: {OF_2} 'x'"]),
+        # names that only look the same
+        (HEADER + "café,0\nb,0\n", {"images": ["cafe\u0301", "b"]}, ["line 2: expected 'cafe\\u0301', found 'caf\\xe9', which only looks the same (another Unicode form)"]),
+        ("id,class\nb,0\ncafe\u0301,0\n", {"template": "id,class\ncafé,0\nb,0\n"}, ["line 2: expected 'café' here, the template's order, found 'b'", "line 3: expected 'caf\\xe9', found 'cafe\\u0301', which only looks the same (another Unicode form)", "line 3: expected 'b' here, the template's order, found 'café'"]),
+        # class folders 1 to N
+        *((f"id,y\na,{label}\n", {"template": "id,y\na,0\n", "class_names": ["1", "2"], "labels": labels}, faults) for labels, label, faults in (("names", 2, []), ("indices", 2, ["line 2: expected an integer from 0 to 1 as the label, found '2'"]))),
+        # scores
+        *((f"{header}\na,0.25\nb,1e-7\nc,1\n", {"format": "score"} | options, []) for header, options in (("image_name,score", {}), ("image_name,score", {"images": ["a", "b", "c"]}), ("id,prob", {"template": "id,prob\na,0\nb,0\nc,0\n"}))),
+        ("id,label\na,0.25\n", {"template": "id,label\na,0.5\n"}, []),
+        ("image_name,score\na,1.5\nb,x\nb,1\n", {"format": "score"}, ["line 2: expected probabilities from 0 to 1, found '1.5'", "line 3: expected probabilities from 0 to 1, found 'x'", "line 4: expected each id once, found 'b' on line 3 already"]),
+        (HEADER + "a,1\n", {"format": "score"}, ["line 1: expected the header 'image_name,score', found 'image_id,label'"]),
+        ("image_name,score\na,0.5\n", {}, ["line 1: expected the header 'image_id,label', found 'image_name,score'", "line 2: expected an integer from 0 as the label, found '0.5'"]),
         # against the images
         (HEADER + "x/1.png,0\n10.png,0\n2.png,0\n", {"images": IMAGES}, []),
         (HEADER + "1.png,0\n10.png,0\n", {"images": IMAGES}, ["line 2: expected the name of an image, found '1.png'", "the whole file: expected rows for 3 ids, found no row for 2: '2.png', 'x/1.png'"]),

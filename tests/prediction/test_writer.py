@@ -6,15 +6,17 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robust_submission.prediction.layout import plan_layout, read_template
-from robust_submission.prediction.schema import Format, choose_format
-from robust_submission.prediction.writer import Predictions, write_predictions
+from robust_submission.prediction.layout import plan_layout
+from robust_submission.prediction.schema import Answers, Format, choose_format
+from robust_submission.prediction.template import read_template
+from robust_submission.prediction.writer import Predictions, label_unread, write_predictions
 
 NAMES = ["cat", "dog", "fish"]
 IDS = ["2.png", "10.png", "a,b.png"]
@@ -32,13 +34,15 @@ def written(
     shares: np.ndarray | None = None,
     skipped: tuple[str, ...] = (),
     left_out: tuple[str, ...] = (),
+    answers: dict[str, Any] | None = None,
 ) -> str:
     """The text of the file; its probabilities are asked for unless there is a template."""
     model = None
     if template is not None:
         (folder / "t.csv").write_bytes(template.encode(errors="surrogateescape"))
         model = read_template(folder / "t.csv", format)
-    wanted = shares is not None and template is None
+    probabilities = shares is not None and template is None
+    wanted = Answers(**{"probabilities": probabilities} | (answers or {}))
     layout = plan_layout(format, images, names, model, wanted, left_out)
     kept = [place for place, name in enumerate(images) if name not in skipped]
     predictions = Predictions(
@@ -122,6 +126,11 @@ def test_csv_round_trip(tmp_path_factory, images: list[str], names: list[str], s
         ('\ufeffid,y\r\n2.png,0\r\n10.png,0\r\n"a,b.png",0\r\n\r\n', 'id,y\n2.png,1\n10.png,0\n"a,b.png",2\n'),
         # a header that needs quotes
         ('"id, image",y\n2.png,0\n10.png,0\n"a,b.png",0\n', '"id, image",y\n2.png,1\n10.png,0\n"a,b.png",2\n'),
+        # as other tools write it: UTF-16, semicolons or tabs, an index column, an empty last one
+        *(('id,y\n2.png,0\n"a,b.png",0\n10.png,0\n'.replace(",0\n", f"{mark}0\n").replace("id,y", f"id{mark}y").encode(code).decode("utf-8", "surrogateescape"), 'id,y\n2.png,1\n"a,b.png",2\n10.png,0\n') for mark, code in ((";", "utf-8"), ("\t", "utf-8"), (",", "utf-16"), ("\t", "utf-16-le"))),
+        (',id,y\n0,2.png,0\n1,10.png,0\n2,"a,b.png",0\n', 'id,y\n2.png,1\n10.png,0\n"a,b.png",2\n'),
+        ('id,y,\n2.png,0,\n10.png,0,\n"a,b.png",0,\n', 'id,y\n2.png,1\n10.png,0\n"a,b.png",2\n'),
+        ('id,y,Usage\n2.png,0,Public\n10.png,0,Private\n"a,b.png",0,Public\n', 'id,y\n2.png,1\n10.png,0\n"a,b.png",2\n'),
         # rows of images that get none
         ('id,y\n10.png,0\nbad.png,0\n2.png,0\n"a,b.png",0\n', 'id,y\n10.png,0\n2.png,1\n"a,b.png",2\n'),
         ('id,y\n10,0\nbad,0\n2,0\n"a,b",0\n', 'id,y\n10,0\n2,1\n"a,b",2\n'),
@@ -150,10 +159,93 @@ def test_template_with_probabilities(tmp_path, header: str, cells: str, wanted: 
     assert content == f"{header}\n1.png,{cells.format(label=label)}\n"
 
 
-def test_class_names_that_are_integers_count_as_names_first(tmp_path: Path):
-    template = 'id,y\n2.png,30\n10.png,10\n"a,b.png",10\n'
-    content = written(tmp_path, template=template, names=["10", "20", "30"])
-    assert content == 'id,y\n2.png,20\n10.png,10\n"a,b.png",30\n'
+OPEN = "which leaves both open; give --labels names or --labels indices."
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers", "expected"),
+    [
+        ("311", {}, "213"),  # 3 is no index: names
+        ("011", {}, "102"),  # 0 is no name: indices
+        ("000", {}, f"found '0', {OPEN}"),  # a placeholder
+        ("111", {}, f"found '1', {OPEN}"),
+        ("122", {}, f"found '1, 2', {OPEN}"),
+        (["", "", ""], {}, f"found 'none', {OPEN}"),
+        *(("021", {"labels": each}, wanted) for each, wanted in (("names", "213"), ("indices", "102"))),
+        ("031", {}, "line 3: expected labels all from 0 to 2 or all class names ('1, 2, 3'), found '3'."),
+    ],
+)  # fmt: skip
+def test_class_names_from_1_to_n(tmp_path: Path, labels: str, answers: dict, expected: str):
+    """A label as written may be a name or an index, one less."""
+    template = 'id,y\n2.png,{}\n10.png,{}\n"a,b.png",{}\n'
+    try:
+        template_text, names = template.format(*labels), ["1", "2", "3"]
+        content = written(tmp_path, template=template_text, names=names, answers=answers)
+        assert content == template.format(*expected)
+    except ValueError as error:
+        assert str(error).endswith(expected)
+
+
+def test_names_in_another_form_of_unicode_are_the_same_image(tmp_path: Path):
+    images = ["cafe\u0301.png", "b.png"]
+    content = written(
+        tmp_path, template="id,y\nb.png,0\ncafé.png,0\n", images=images, labels=(1, 0)
+    )
+    assert content == "id,y\nb.png,0\ncafé.png,1\n"
+    images.append("café.png")  # two files, one name to the eye
+    template = "id,y\ncafé.png,0\nb.png,0\ncafe\u0301.png,0\n"
+    content = written(tmp_path, template=template, images=images)
+    assert content == "id,y\ncafé.png,2\nb.png,0\ncafe\u0301.png,1\n"
+
+
+def test_labels_by_choice_without_a_template(tmp_path: Path):
+    content = written(tmp_path, answers={"labels": "names"})
+    assert content == 'image_id,label\n2.png,dog\n10.png,cat\n"a,b.png",fish\n'
+    with pytest.raises(ValueError, match="--labels: expected indices for JSON"):
+        plan_layout("json", ["2.png"], NAMES, answers=Answers(labels="names"))
+
+
+FAKE = np.array([[0.25, 0.75], [1, 2e-8], [0.5, 0.5]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("template", "answers", "expected"),
+    [
+        (None, {}, "image_name,score\n2.png,0.750000000\n10.png,0.000000020\n3.png,0.500000000\n"),
+        (None, {"score_class": "real"}, "image_name,score\n2.png,0.250000000\n10.png,1.000000000\n3.png,0.500000000\n"),
+        (None, {"score_class": "0"}, "image_name,score\n2.png,0.250000000\n10.png,1.000000000\n3.png,0.500000000\n"),
+        *((f"{header}\n3.png,{filler}\n2.png,{filler}\n10.png,{filler}\n", {}, f"{header}\n3.png,0.500000000\n2.png,0.750000000\n10.png,0.000000020\n") for header, filler in (("id,label", "0.5"), ("id,Score", "0"), ("id,probability", ""))),
+    ],
+)  # fmt: skip
+def test_scores(tmp_path: Path, template: str | None, answers: dict, expected: str):
+    images, names = ["2.png", "10.png", "3.png"], ["real", "fake"]
+    format = "csv" if template else "score"
+    inputs: dict[str, Any] = {"images": images, "names": names, "shares": FAKE}
+    assert written(tmp_path, format, template, answers=answers, **inputs) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "choice", "found"),
+    [(NAMES, None, "none"), (NAMES, "cow", "cow"), (NAMES, "3", "3"), (["a", "b"], "c", "c")],
+)
+def test_the_class_of_a_score_is_named(names: list[str], choice: str | None, found: str):
+    expected = f"--score_class: expected one of the classes ({', '.join(names)})"
+    with pytest.raises(ValueError, match=re.escape(expected) + f".* found {found}"):
+        plan_layout("score", ["2.png"], names, answers=Answers(score_class=choice))
+
+
+@pytest.mark.parametrize(("choice", "label"), [("dog", 1), ("2", 2), ("frequent", 0)])
+def test_images_that_could_not_be_read_get_a_label(choice: str, label: int):
+    predictions = Predictions(
+        images=["a", "b", "c"], labels=np.array([0, 0, 2]), probabilities=SHARES
+    )
+    filled = label_unread(predictions, ["x", "y"], choice, NAMES)
+    assert filled.images == ["a", "b", "c", "x", "y"]
+    assert filled.labels.tolist() == [0, 0, 2, label, label]
+    assert filled.probabilities is not None and filled.probabilities.dtype == np.float32
+    np.testing.assert_allclose(filled.probabilities[3:], 1 / 3)
+    with pytest.raises(ValueError, match=r"--bad_label: expected one of the classes .* found cow"):
+        label_unread(predictions, ["x"], "cow", NAMES)
 
 
 def test_template_of_json_and_neurips_gives_the_order(tmp_path: Path):
@@ -201,7 +293,7 @@ def test_templates_that_are_no_csv_files_or_have_no_probabilities(tmp_path: Path
     (tmp_path / "t.csv").write_text("id,y\n2.png,0\n")
     template = read_template(tmp_path / "t.csv", "csv")
     with pytest.raises(ValueError, match=r"t\.csv: expected probability columns, found none"):
-        plan_layout("csv", ["2.png"], NAMES, template, probabilities=True)
+        plan_layout("csv", ["2.png"], NAMES, template, Answers(probabilities=True))
 
 
 # --- the profile, and what it cannot hold

@@ -3,22 +3,25 @@
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
+from robust_submission.cli.csv_text import find_delimiter, text_encoding
 from robust_submission.cli.errors import UserError
-from robust_submission.data.sources.folders import require_folder
+from robust_submission.data.sources.folders import list_files, require_folder
 from robust_submission.data.sources.source import LABEL, SPLITS, FileSource, number_labels
 
 _NUMERIC = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 class Row(NamedTuple):
-    """One line of a list: where it stands, the image's path, its label as written, its split."""
+    """One line of a file: where it stands, the image's path, its label as written, its split."""
 
+    file: Path
     line: int
     image: str
     label: str
@@ -26,9 +29,10 @@ class Row(NamedTuple):
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file in UTF-8, with or without a byte order mark; UserError if it cannot be read."""
+    """A text file in UTF-8 or UTF-16; UserError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        return content.decode(text_encoding(content[:2])).removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: expected {what}, found nothing there.") from None
     except UnicodeDecodeError:
@@ -43,26 +47,32 @@ def _fault(path: Path, line: int, message: str) -> UserError:
 
 def _open_rows(path: Path, folder: Path, rows: list[Row], split: str) -> FileSource:
     """The images of a split; each is listed once, however its path is written, and is there."""
-    lines = dict[str, int]()
+    lines = dict[str, Row]()
     for row in rows:
-        first = lines.setdefault(os.path.normpath(folder / row.image), row.line)
-        if first != row.line:
-            again = f"found {row.image!r} again (first in line {first})"
-            raise _fault(path, row.line, f"each image once, {again}")
+        first = lines.setdefault(os.path.normpath(folder / row.image), row)
+        if first is not row:
+            again = f"found {row.image!r} again (first in line {first.line})"
+            raise _fault(row.file, row.line, f"each image once, {again}")
     chosen = [row for row in rows if row.split == split]
     if not chosen:
         found = ", ".join(sorted({row.split for row in rows} - {""})) or "no column split"
         raise UserError(f"{path}: expected rows of the split {split}, found {found}.")
-    for row in chosen:
-        if not (folder / row.image).is_file():
-            raise _fault(path, row.line, f"the image {folder / row.image}, found nothing there")
+    ids = [_find_image(folder, row) for row in chosen]
     numbers, classes = number_labels(row.label for row in rows)
     return FileSource(
         folder=folder,
-        ids=np.array([row.image for row in chosen]),
+        ids=np.array(ids),
         labels=np.array([numbers[row.label] for row in chosen], dtype=np.int64),
         class_names=classes,
     )
+
+
+def _find_image(folder: Path, row: Row) -> str:
+    """The path of an image, whose name a list and macOS may write in two forms of Unicode."""
+    for form in (row.image, normalize("NFC", row.image), normalize("NFD", row.image)):
+        if (folder / form).is_file():
+            return form
+    raise _fault(row.file, row.line, f"the image {folder / row.image}, found nothing there")
 
 
 def _challenge_rows(path: Path) -> list[Row]:
@@ -73,7 +83,7 @@ def _challenge_rows(path: Path) -> list[Row]:
         if len(words) != 2 or not LABEL.fullmatch(words[1]):
             pair = "a name and an integer label (0.JPEG 5)"
             raise _fault(path, number, f"{pair}, found {line[:80]!r}")
-        rows.append(Row(number, words[0], words[1], ""))
+        rows.append(Row(path, number, words[0], words[1], ""))
     if not rows:
         raise UserError(f"{path}: expected a line for each image (0.JPEG 5), found none.")
     return rows
@@ -96,11 +106,12 @@ def open_challenge(root: Path, split: str) -> FileSource:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a manifest, checked one by one."""
-    text = read_text(path, "a CSV manifest")
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    lines = read_text(path, "a CSV manifest").splitlines(keepends=True)
+    delimiter = find_delimiter(lines[0] if lines else "")
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     try:
         columns = reader.fieldnames or []
-        if not {"image", "label"} <= set(columns):
+        if "label" not in columns or not {"image", "image_name"} & set(columns):
             found = ", ".join(columns) or "nothing"
             raise UserError(f"{path}: expected the columns image,label[,split], found {found}.")
         for fields in reader:
@@ -109,8 +120,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         raise _fault(path, reader.reader.line_num, f"CSV, found {error}") from None
 
 
+def _image_column(columns: Iterable[str]) -> str:
+    return "image" if "image" in columns else "image_name"
+
+
 def _csv_row(path: Path, line: int, fields: dict[str | Any, str | Any]) -> Row:
-    image, *others = (fields.get(name) or "" for name in ("image", "label", "split"))
+    image, *others = (fields.get(name) or "" for name in (_image_column(fields), "label", "split"))
     label, split = (each.strip() for each in others)
     if None in fields or not image or not label:
         count = len(fields.keys() - {None})
@@ -119,12 +134,33 @@ def _csv_row(path: Path, line: int, fields: dict[str | Any, str | Any]) -> Row:
         raise _fault(path, line, f"the split {', '.join(SPLITS)}, found {split!r}")
     if _NUMERIC.fullmatch(label) and not label.isdigit():
         raise _fault(path, line, f"an integer from 0 on or a name as label, found {label!r}")
-    return Row(line, image, label, split)
+    return Row(path, line, image, label, split)
+
+
+def _manifest_rows(path: Path) -> list[Row]:
+    """The rows of a manifest, or of every labels.csv below a folder, as in shard_0/labels.csv.
+
+    Paths are those from the manifest's folder, or from `path`. Images may stand in images/ there.
+    """
+    if not path.is_dir():
+        return _rows_below(path, path.parent)
+    names = [name for name in list_files(path) if name.rpartition("/")[2] == "labels.csv"]
+    if not names:
+        raise UserError(f"{path}: expected a CSV manifest, or labels.csv in a folder, found none.")
+    return [row for name in sorted(names) for row in _rows_below(path / name, path)]
+
+
+def _rows_below(path: Path, root: Path) -> list[Row]:
+    rows, folder = list(_csv_rows(path)), path.parent
+    if rows and not (folder / rows[0].image).exists():
+        folder = folder / "images" if (folder / "images" / rows[0].image).exists() else folder
+    prefix = folder.relative_to(root)
+    return [row._replace(image=str(prefix / row.image)) for row in rows] if prefix.parts else rows
 
 
 def manifest_splits(path: Path) -> tuple[str, ...]:
     """Which of train, val and test are in the manifest's column split; () without that column."""
-    named = {row.split for row in _csv_rows(path)}
+    named = {row.split for row in _manifest_rows(path)}
     return tuple(split for split in SPLITS if split in named)
 
 
@@ -139,8 +175,8 @@ def open_csv(path: Path, split: str) -> FileSource:
             another number, a double image, in whichever split, an image that is not there; with
             the number of the line.
     """
-    rows = list(_csv_rows(path))
+    rows = _manifest_rows(path)
     if not rows:
         raise UserError(f"{path}: expected a row for each image, found none.")
     divided = rows[0].split or split == "val"
-    return _open_rows(path, path.parent, rows, split if divided else "")
+    return _open_rows(path, path if path.is_dir() else path.parent, rows, split if divided else "")
