@@ -37,6 +37,8 @@ class CheckedData:
     """hf: the column of the images; by default the one of type Image."""
     label_column: str | None = None
     """hf: the column of the labels; by default the one of type ClassLabel."""
+    max_pixels: int | None = None
+    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
 
 
 @dataclass(kw_only=True)
@@ -99,6 +101,7 @@ def main(options: Options) -> None:
         workers=options.num_workers,
         download=data.download,
         columns=Columns(image=data.image_column, label=data.label_column),
+        max_pixels=data.max_pixels,
     )
     console = Console()
     console.print(draw_splits(inspection))

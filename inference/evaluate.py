@@ -99,6 +99,7 @@ def main(options: Options) -> None:
     )
     data = replace(data, batch_size=options.batch_size, num_workers=options.num_workers)
     named = load_named(options.checkpoint, options.model, options.image_size, options.trn)
+    data = data.matched_to(named.class_names)
     twin = load_named(options.twin, None).model if options.twin else None
     few = data.first_images(named.image_size)
     views = build_views(named, twin, few, data.class_names, accelerator.device, options)

@@ -70,6 +70,8 @@ class Options:
     bad_label: str | None = None
     """Give each unreadable image a row with this label: a class name or index, or frequent for the
     class that is predicted most. What is there of a truncated file is read."""
+    max_pixels: int | None = None
+    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
     limit: int | None = None
     """Predict the first N images only."""
     batch_size: int = 64
@@ -146,9 +148,9 @@ def predict(options: Options) -> None:
 
 def _open_source(options: Options) -> Source:
     if options.images is None:
-        source = open_run_data(options.checkpoint, "test")
+        source = open_run_data(options.checkpoint, "test", options.max_pixels)
     else:
-        source = open_source("images", options.images)
+        source = open_source("images", options.images, max_pixels=options.max_pixels)
     return source if options.bad_label is None else TruncatedSource(source)
 
 

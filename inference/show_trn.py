@@ -108,6 +108,7 @@ def main(options: Options) -> None:
     name, model = load_restoring(options.checkpoint, options.model, options.trn)
     some = 4 * options.limit
     data = open_evaluation_data(options.data, options.checkpoint, some, 1, options.seed)
+    data = data.matched_to(model.class_names)
     dataset = ImageDataset(data.source, np.sort(data.indices), model.image_size)
     batch = collate([dataset[place] for place in range(len(dataset))], model.image_size)
     with torch.no_grad():

@@ -94,7 +94,8 @@ def evaluate(
             "all", or names of `data.corruptions.CORRUPTIONS`. Images are rounded to 8 bits first.
         seed: Seed of every random draw.
         twin: A model to transfer from; None for the model itself without its defences.
-        class_names: Names in label order; None for the model's `class_names`, or numbers.
+        class_names: Names in label order, matched with the model's if it has any; None for the
+            model's `class_names`, or numbers.
         name: What the report calls the model; None for the name of its class.
         out: A folder for report.html, report.json, per_image.csv and plots, and for continuing an
             interrupted evaluation; None writes no file.
@@ -133,7 +134,7 @@ def evaluate(
         first = source.micro_batch(np.arange(1), 1)["images"].to(device)
         outputs = try_model(named.name, model, first)
         numbers = [str(number) for number in range(outputs.shape[1])]
-        source.name_classes(class_names or named.class_names or numbers)
+        source.name_classes(class_names or named.class_names or numbers, named.class_names)
         everything = np.arange(len(source))
         about = {"source": "tensors", "part": "all", "images": len(source), "of": len(source)}
         data = arrange_images(source, everything, curve_images, seed, about | {"chosen": "all"})

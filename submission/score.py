@@ -97,6 +97,7 @@ def score(options: Options) -> None:
     pool = options.pool
     data = open_evaluation_data(options.data, options.checkpoint, options.limit, 1, options.seed)
     origin = load_checkpoint(options.checkpoint, options.trn) if options.checkpoint else None
+    data = data.matched_to(origin.class_names if origin else None)
     twin = undefended(load_checkpoint(options.twin)) if options.twin else None
     size = options.image_size or (origin.image_size if origin else 224)
     trust = options.trust

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from robust_submission.data.sources.names import is_litter
+
 CODED = (zlib.error, lzma.LZMAError, UnicodeDecodeError)
 DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, *CODED)
 """What zipfile raises for a damaged archive or an unknown compression."""
-NEEDLESS = (".pyc", ".pyo", ".ds_store", ".ipynb", ".log")
-NEEDLESS_FOLDERS = {"__macosx", "__pycache__", ".git"}
+NEEDLESS = (".pyc", ".pyo", ".ipynb", ".log")
 PACKAGE = Path(__file__).parents[1]
 ROUTINE = 10 << 20  # smaller entries may shrink as much as they like
 
@@ -71,7 +72,7 @@ def needless(files: list[str]) -> list[str]:
     return [
         name
         for name in files
-        if name.lower().endswith(NEEDLESS) or NEEDLESS_FOLDERS & {*name.lower().split("/")}
+        if name.lower().endswith(NEEDLESS) or any(map(is_litter, name.split("/")))
     ]
 
 

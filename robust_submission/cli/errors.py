@@ -5,8 +5,17 @@ that imports the package configures the logger "robust_submission" as any other.
 """
 
 import logging
+import os
+from functools import cache
 
 log = logging.getLogger("robust_submission")
+
+
+@cache
+def log_once(message: str) -> None:
+    """Warn the user once, however often the same is found, and in the main process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        log.warning(message)
 
 
 class UserError(ValueError):

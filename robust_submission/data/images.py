@@ -1,23 +1,29 @@
-"""Image files to RGB arrays: every mode that Pillow reads, and one message for every fault."""
+"""Image files to RGB arrays: whatever Pillow reads, and one message for every fault."""
 
 import io
+import os
 import struct
-import warnings
-from pathlib import Path
+import zlib
+from contextlib import suppress
+from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from robust_submission.cli.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"),
-    *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"),
-)
+Image.init()
+_USUAL = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # are tried first
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")  # by Pillow itself
+FORMATS = (*_USUAL, *sorted(Image.OPEN.keys() - {*_USUAL, *_NOT_DECODED}))
+_FORMAT_OF = {
+    ending: kind
+    for ending, kind in Image.registered_extensions().items()
+    if kind in (*FORMATS, "MPO")  # which is opened as JPEG
+}
 
 # What Pillow's decoders raise on damaged bytes, besides OSError.
-_DECODER_ERRORS = (
+_DAMAGED = (
     OSError,
     SyntaxError,
     ValueError,
@@ -26,9 +32,12 @@ _DECODER_ERRORS = (
     LookupError,
     ArithmeticError,
     RuntimeError,
-    MemoryError,
     struct.error,
 )
+_DECODER_ERRORS = (*_DAMAGED, MemoryError)
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"IDAT", b"IEND")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -56,7 +65,7 @@ def _integers_to_eight_bits(values: np.ndarray) -> np.ndarray:
     value tells the two apart.
     """
     if values.min() < 0:
-        raise UserError(f"grey levels from 0 expected, {values.min()} found")
+        raise UserError(f"grey levels from 0, found {values.min()}")
     if values.max() <= 65535:
         return _sixteen_to_eight_bits(values)
     return np.rint(values * (255 / (2**31 - 1))).astype(np.uint8)
@@ -66,7 +75,7 @@ def _floats_to_eight_bits(values: np.ndarray) -> np.ndarray:
     """Mode F: 0 to 1 where no value is above 1, else 0 to 255."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 255):  # also for NaN
-        raise UserError(f"float levels in 0..1 or 0..255 expected, {low:g}..{high:g} found")
+        raise UserError(f"float levels in 0..1 or 0..255, found {low:g}..{high:g}")
     return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
 
 
@@ -101,33 +110,94 @@ def read_image(path: str | Path) -> np.ndarray:
     return decode_image(read_bytes(Path(path)), str(path))
 
 
-def decode_image(content: bytes, name: str) -> np.ndarray:
+def _has_signature(kind: str, content: bytes) -> bool:
+    """Whether the first bytes are those of a format; never where it does not fix them, as TGA."""
+    accept = Image.OPEN[kind][1]
+    with suppress(IndexError, struct.error):  # of fewer bytes than a signature
+        return accept is not None and accept(content[:16]) is True
+    return False
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its ending or, without one, by its first bytes."""
+    if ending := os.path.splitext(path)[1].lower():  # noqa: PTH122
+        return ending in _FORMAT_OF
+    content = b""
+    with suppress(OSError):
+        if os.path.isfile(path):  # noqa: PTH113
+            with open(path, "rb") as file:  # noqa: PTH123
+                content = file.read(16)
+    return any(_has_signature(kind, content) for kind in FORMATS)
+
+
+def _open(content: bytes, ending: str) -> ImageFile.ImageFile:
+    """As `Image.open`, but of any size, and a format without a signature (TGA) by the ending."""
+    for kind in FORMATS:
+        factory, accept = Image.OPEN[kind]
+        if _has_signature(kind, content) if accept else _FORMAT_OF.get(ending) == kind:
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as in Pillow
+                return factory(io.BytesIO(content), "")
+    raise UnidentifiedImageError
+
+
+def _decode(content: bytes, ending: str, max_pixels: int | None) -> np.ndarray:
+    with _open(content, ending) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        image.load()
+        with suppress(*_DAMAGED):  # of EXIF that cannot be read, the pixels can
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+def _without_notes(png: bytes) -> bytes:
+    """A PNG without its texts and profiles, of which Pillow refuses long or damaged ones."""
+    kept, start = [_PNG], len(_PNG)
+    while start + 12 <= len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])
+        kind, chunk = png[start + 4 : start + 8], png[start:end]
+        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        if kind in _PIXEL_CHUNKS or (kind == b"eXIf" and whole):
+            kept.append(chunk)
+        start = end
+    return b"".join(kept)
+
+
+def decode_image(content: bytes, name: str, max_pixels: int | None = None) -> np.ndarray:
     """Decode the bytes of an image file as uint8 (H, W, 3), RGB; messages begin with `name`.
 
     Transparent pixels are laid over white. 16- and 32-bit grey is scaled to 8 bits; a float grey
     counts as 0 to 1 where no value exceeds 1, else as 0 to 255. CMYK and LAB are converted, the
-    EXIF orientation is applied, and of an animation the first frame is taken.
+    EXIF orientation is applied if it can be read, and of an animation the first frame is taken.
+
+    Args:
+        content: The file's bytes.
+        name: The file's name; its ending tells the format where the bytes do not.
+        max_pixels: The largest size that is decoded; None for Pillow's own limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million).
 
     Raises:
-        UserError: empty, no image, truncated or damaged, or more pixels than Pillow holds safe
-            to decode (`PIL.Image.MAX_IMAGE_PIXELS`).
+        UserError: empty, no image, truncated or damaged, or too large.
     """
     if not content:
         raise UserError(f"{name}: expected an image file, found 0 bytes.")
+    most, ending = max_pixels or Image.MAX_IMAGE_PIXELS, PurePath(name).suffix.lower()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+        try:
+            return _decode(content, ending, most)
+        except _DECODER_ERRORS:
+            if not content.startswith(_PNG):
+                raise
+            return _decode(_without_notes(content), ending, most)
     except UnidentifiedImageError:
-        kinds = ", ".join(FORMATS)
         found = f"{len(content)} bytes of something else, or damaged at their start"
+        kinds = f"{', '.join(_USUAL)} …"
         raise UserError(f"{name}: expected an image ({kinds}), found {found}.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        most = f"an image of at most {Image.MAX_IMAGE_PIXELS} pixels"
-        raise UserError(f"{name}: expected {most}, found more.") from None
+    except Image.DecompressionBombError as error:
+        expected = f"an image of at most {most:,} pixels (see max_pixels)"
+        raise UserError(f"{name}: expected {expected}, found {error}.") from None
+    except UserError as error:
+        raise UserError(f"{name}: expected {error}.") from error
     except _DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         found = f"found it truncated or damaged ({reason})"

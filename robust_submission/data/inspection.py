@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.images import SUFFIXES
+from robust_submission.data.images import is_image
 from robust_submission.data.sources import Columns, StoredSource, available_splits, open_source
 from robust_submission.data.sources.folders import list_files
 from robust_submission.data.sources.huggingface import table_files
@@ -115,16 +116,18 @@ def _inspect_image(source: StoredSource, index: int) -> InspectedImage:
     return InspectedImage(digest, (image.shape[1], image.shape[0]), "")
 
 
-def _inspect_chunk(indices: range) -> list[InspectedImage]:
+def _inspect_chunk(indices: list[int]) -> list[InspectedImage]:
     return [_inspect_image(_in_worker[0], index) for index in indices]
 
 
-def _inspect_split(source: StoredSource, workers: int, name: str) -> list[InspectedImage]:
-    everything = range(len(source))
-    chunks = [everything[start : start + CHUNK] for start in everything[::CHUNK]]
+def inspect_images(
+    source: StoredSource, indices: np.ndarray, workers: int, name: str, *, hidden: bool = False
+) -> list[InspectedImage]:
+    """Read images of a source once, in `workers` processes, with a progress bar unless `hidden`."""
+    chunks = [indices[start : start + CHUNK].tolist() for start in range(0, len(indices), CHUNK)]
     images = list[InspectedImage]()
     with (
-        tqdm(total=len(source), desc=name, unit="image") as bar,
+        tqdm(total=len(indices), desc=name, unit="image", disable=hidden) as bar,
         ProcessPoolExecutor(workers, initializer=_keep_in_worker, initargs=(source,)) as pool,
     ):
         for found in pool.map(_inspect_chunk, chunks):
@@ -154,8 +157,8 @@ def _unread_files(name: str, root: Path | None, splits: Mapping[str, StoredSourc
 def _why_unread(name: str, path: Path) -> str:
     if name == "hf":
         return "not a data file to `datasets`"
-    if path.suffix.lower() not in SUFFIXES:
-        return "not an image by its ending"
+    if not is_image(str(path)):
+        return "not an image"
     return "in no class folder of a split" if name == "folder" else "not listed"
 
 
@@ -166,14 +169,17 @@ def inspect_data(
     workers: int,
     download: bool = False,
     columns: Columns | None = None,
+    max_pixels: int | None = None,
 ) -> Inspection:
     """Read every image of every split once, in `workers` processes, with a progress bar.
 
     The other arguments and errors are those of `open_source`.
     """
     names = available_splits(name, root, columns) or ("train",)
-    splits = {
-        split: open_source(name, root, split, download=download, columns=columns) for split in names
+    read = partial(open_source, download=download, columns=columns, max_pixels=max_pixels)
+    splits = {split: read(name, root, split) for split in names}
+    images = {
+        split: inspect_images(source, np.arange(len(source)), workers, split)
+        for split, source in splits.items()
     }
-    images = {split: _inspect_split(source, workers, split) for split, source in splits.items()}
     return Inspection(splits=splits, images=images, unread=_unread_files(name, root, splits))

@@ -1,7 +1,8 @@
 """The images that a model is evaluated on, and their order."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from robust_submission.data.loader import EvaluationLoader, MicroBatch, micro_ba
 from robust_submission.data.sources import (
     Columns,
     Source,
+    StoredSource,
     available_splits,
+    match_classes,
     open_source,
     read_recipe,
     recipe_columns,
@@ -42,6 +45,8 @@ class DataOptions:
     """hf: the column of the images; by default the one of type Image."""
     label_column: str | None = None
     """hf: the column of the labels; by default the one of type ClassLabel."""
+    max_pixels: int | None = None
+    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,20 @@ class EvaluationData:
     """Images that each process reads at a time; changes no result."""
     num_workers: int = 0
     """Processes that read images; changes no result."""
+
+    def matched_to(self, class_names: Sequence[str] | None) -> "EvaluationData":
+        """The same images with the labels of a model that has these classes, if it names any.
+
+        Raises:
+            UserError: see `match_classes`.
+        """
+        if class_names is None or list(class_names) == self.class_names:
+            return self
+        assert isinstance(self.source, StoredSource)
+        place = self.description["source"]
+        labels, names = match_classes(self.labels, self.class_names, class_names, place)
+        source = replace(self.source, labels=labels, class_names=names)
+        return replace(self, source=source, labels=labels, class_names=names)
 
     def first_images(self, image_size: int, count: int = 32) -> Tensor:
         """The first images, (B, 3, image_size, image_size), float32, 0 to 1, to try a model on."""
@@ -127,16 +146,16 @@ class TensorSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def name_classes(self, names: Sequence[str]) -> None:
-        """Name the classes, in label order.
+    def name_classes(self, names: Sequence[str], known: Sequence[str] | None) -> None:
+        """Name the classes in label order, and number them as a model does that has names for them.
 
         Raises:
-            UserError: a label has no name.
+            UserError: a label has no name; see also `match_classes`.
         """
         low, high = self.labels.min(), self.labels.max()
         if low < 0 or high >= len(names):
             raise UserError(f"labels: expected 0 to {len(names) - 1}, found {low} to {high}.")
-        self.class_names = list(names)
+        self.labels, self.class_names = match_classes(self.labels, names, known or names, "labels")
 
     def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 (H, W, 3), RGB, for display."""
@@ -184,14 +203,19 @@ def open_evaluation_data(
     if options.name:
         columns = Columns(image=options.image_column, label=options.label_column)
         source = open_source(
-            options.name, options.root, options.split, download=options.download, columns=columns
+            options.name,
+            options.root,
+            options.split,
+            download=options.download,
+            columns=columns,
+            max_pixels=options.max_pixels,
         )
         candidates, part = np.arange(len(source)), f"split {options.split}"
         origin = options.name if options.root is None else f"{options.name} in {options.root}"
     elif options.root or options.download:
         raise UserError("expected --data.name with --data.root or --data.download, found none.")
     else:
-        source, candidates, origin, part = _of_the_run(checkpoint, options.split)
+        source, candidates, origin, part = _of_the_run(checkpoint, options)
     if source.labels is None:
         raise UserError(f"{origin}: expected images with labels, found none.")
     chosen = candidates[stratified_subset(source.labels[candidates], limit, seed)]
@@ -222,19 +246,23 @@ def arrange_images(
     )
 
 
-def _of_the_run(checkpoint: Path | None, split: str) -> tuple[Source, np.ndarray, str, str]:
+def _of_the_run(
+    checkpoint: Path | None, options: DataOptions
+) -> tuple[Source, np.ndarray, str, str]:
     """The run's source, which of its images, where they are from, and which part they are."""
     recipe = read_recipe(checkpoint, "--data.name")
     name, root = recipe["data"]["name"], recipe["data"]["root"]
-    columns = recipe_columns(recipe["data"])
+    columns, split = recipe_columns(recipe["data"]), options.split
+    most = options.max_pixels or recipe["data"].get("max_pixels")
+    read = partial(open_source, name, root, columns=columns, max_pixels=most)
     splits = available_splits(name, root, columns)
     if split in splits or split == "train":
-        source = open_source(name, root, split, columns=columns)
+        source = read(split)
         return source, np.arange(len(source)), name, f"split {split}"
     if "val" in splits:
-        source = open_source(name, root, "val", columns=columns)
+        source = read("val")
         return source, np.arange(len(source)), name, f"split val (there is no {split})"
-    source = open_source(name, root, columns=columns)
+    source = read()
     held_out = _held_out(source, recipe, f"{checkpoint}/recipe.yaml")
     if len(held_out) == 0:
         raise UserError(f"{name}: expected images held out from training, found none.")

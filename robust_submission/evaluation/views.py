@@ -142,17 +142,16 @@ def build_views(
         twin: The model to transfer from, without its defences; None for the model itself without
             them.
         images: Some of the evaluated ones, (B, 3, H, W), float32, 0 to 1.
-        class_names: The data's.
+        class_names: The data's, in the order of the logits.
         device: Where everything runs.
         settings: Norm and epsilon of the attacks.
 
     Raises:
-        UserError: the model fails on the images, does not have one logit per class, or has the
-            data's classes in another order; or there is only one class.
+        UserError: the model fails on the images or does not have one logit per class; or there is
+            only one class.
     """
     if len(class_names) < 2:
         raise UserError(f"data: expected at least two classes, found {class_names}.")
-    _check_order(named, class_names)
     model, images = _prepared(named.model, device), images.to(device)
     outputs = try_model(named.name, model, images, len(class_names))
     if twin is not None:
@@ -310,16 +309,6 @@ def try_model(name: str, model: Model, images: Tensor, num_classes: int | None =
             f"found {logits.shape[1]}."
         )
     return logits
-
-
-def _check_order(named: LoadedModel, class_names: list[str]) -> None:
-    trained = named.class_names or class_names
-    if trained != class_names and sorted(trained) == sorted(class_names):
-        first = next(i for i, name in enumerate(trained) if name != class_names[i])
-        raise UserError(
-            f"{named.name}: expected the data's classes in the model's order (label {first} is "
-            f"{trained[first]!r}), found {class_names[first]!r} in its place."
-        )
 
 
 def _are_probabilities(outputs: Tensor) -> bool:

@@ -1,25 +1,33 @@
 """The images of a run: builds the loaders of one process from a recipe."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.data.augment import Augmentation
 from robust_submission.data.dataset import ImageDataset
+from robust_submission.data.inspection import inspect_images
 from robust_submission.data.loader import EvaluationLoader, TrainingLoader, micro_batch_size
 from robust_submission.data.sources import (
     Columns,
-    Source,
+    StoredSource,
     available_splits,
     open_source,
     split_train_validation,
     stratified_subset,
 )
-from robust_submission.training.recipe import RunRecipe, require
+from robust_submission.training.recipe import DataConfig, RunRecipe, require
+
+Part = tuple[StoredSource, np.ndarray]
+"""A source, and which of its images."""
+SHOWN_FAULTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +40,12 @@ class TrainingData:
     test: EvaluationLoader | None
 
     def identity(self) -> dict[str, Any]:
-        """The classes and the number of training images, which must be the same when resuming."""
+        """What must be the same when resuming: the classes, and the images of each."""
         names = {str(label): name for label, name in enumerate(self.class_names)}
-        return {"training_images": len(self.train.dataset), "class_names": names}
+        images = {"train": digest_classes(self.train.dataset)}
+        images["val"] = digest_classes(self.validation.dataset)
+        count = len(self.train.dataset)
+        return {"training_images": count, "class_names": names, "images": images}
 
 
 def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> TrainingData:
@@ -44,41 +55,116 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
     images; the test images are never used to choose anything.
 
     Raises:
-        UserError: There is no such data, it has no labels or no validation images, or the
-            processes cannot share a batch evenly.
+        UserError: There is no such data, it has no labels, fewer than two classes or no validation
+            images, or the processes cannot share a batch evenly; or a checked image is unreadable.
     """
-    config, parts = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
-    expected = f"a multiple of processes x gradient_accumulation = {parts}"
-    require(recipe.batch_size % parts == 0, "batch_size", expected, recipe.batch_size)
+    config, share = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
+    expected = f"a multiple of processes x gradient_accumulation = {share}"
+    require(recipe.batch_size % share == 0, "batch_size", expected, recipe.batch_size)
     columns = Columns(image=config.image_column, label=config.label_column)
     split = partial(
-        open_source, config.name, config.root, download=config.download, columns=columns
+        open_source,
+        config.name,
+        config.root,
+        download=config.download,
+        columns=columns,
+        max_pixels=config.max_pixels,
     )
     with accelerator.main_process_first():  # one process downloads
         source = split("train")
-    if source.labels is None or source.class_names is None:
-        raise UserError(f"data.name: expected a source with labels, found {config.name}.")
     splits = available_splits(config.name, config.root, columns)
-    fraction = 0 if "val" in splits else config.validation_fraction
-    expected = "above 0 for data without a split val"
-    require("val" in splits or fraction != 0, "data.validation_fraction", expected, 0)
-    chosen = stratified_subset(source.labels, config.limit, recipe.seed)
-    kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
-    validation = split("val") if "val" in splits else source
-    assert validation.labels is not None
-    places = np.arange(len(validation)) if "val" in splits else chosen[held_out]
-    some = stratified_subset(validation.labels[places], config.validation_limit, recipe.seed)
+    parts = _choose_images(recipe, source, split("val") if "val" in splits else None)
+    if "test" in splits:
+        test = split("test")
+        parts["test"] = (test, np.arange(len(test)))
+    if config.check or config.skip_bad:
+        parts = _readable_parts(config, accelerator, parts)
+    assert source.class_names is not None  # it has labels
     evaluation = partial(_evaluation_loader, recipe, image_size, accelerator)
     return TrainingData(
         class_names=source.class_names,
-        train=_training_loader(recipe, image_size, accelerator, source, chosen[kept]),
-        validation=evaluation(validation, places[some]),
-        test=evaluation(split("test"), None) if "test" in splits else None,
+        train=_training_loader(recipe, image_size, accelerator, *parts["train"]),
+        validation=evaluation(*parts["val"]),
+        test=evaluation(*parts["test"]) if "test" in parts else None,
     )
 
 
+def _choose_images(
+    recipe: RunRecipe, source: StoredSource, validation: StoredSource | None
+) -> dict[str, Part]:
+    """Which images to train and to validate on; of the source's own where it has no split val."""
+    config = recipe.data
+    if source.labels is None or source.class_names is None:
+        raise UserError(f"data.name: expected a source with labels, found {config.name}.")
+    names = [source.class_names[label] for label in np.unique(source.labels).tolist()]
+    require(len(names) >= 2, "data", "images of at least two classes", ", ".join(names))
+    fraction = 0 if validation is not None else config.validation_fraction
+    expected = "above 0 for data without a split val"
+    require(validation is not None or fraction != 0, "data.validation_fraction", expected, 0)
+    chosen = stratified_subset(source.labels, config.limit, recipe.seed)
+    kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
+    places = np.arange(len(validation)) if validation is not None else chosen[held_out]
+    validation = source if validation is None else validation
+    assert validation.labels is not None
+    some = stratified_subset(validation.labels[places], config.validation_limit, recipe.seed)
+    return {"train": (source, chosen[kept]), "val": (validation, places[some])}
+
+
+def digest_classes(dataset: ImageDataset) -> dict[str, str]:
+    """A digest of the names and sizes of each class's images, by the class's name.
+
+    Not of times: a copy of the data on another machine is the same data.
+    """
+    source = dataset.source
+    assert isinstance(source, StoredSource) and source.labels is not None and source.class_names
+    digests = {name: blake2b(digest_size=8) for name in source.class_names}
+    for index in dataset.indices.tolist():
+        name = str(source.ids[index]).encode(errors="surrogateescape")
+        digests[source.class_names[source.labels[index]]].update(name + source.stamp(index))
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _readable_parts(
+    config: DataConfig, accelerator: Accelerator, parts: dict[str, Part]
+) -> dict[str, Part]:
+    """The images of each part that can be read, after a look at all of them.
+
+    Raises:
+        UserError: One cannot be read, unless such images are to be skipped; or none can.
+    """
+    rank, count = accelerator.process_index, accelerator.num_processes
+    workers = config.num_workers or max((os.cpu_count() or 1) // count, 1)
+    faults, readable = list[str](), dict[str, Part]()
+    for name, (source, indices) in parts.items():
+        mine = indices[rank::count]
+        images = inspect_images(source, mine, workers, name, hidden=rank > 0)
+        found = [
+            (index, image.fault)
+            for index, image in zip(mine.tolist(), images, strict=True)
+            if image.fault
+        ]
+        bad = dict(sorted(gather_object(found)))
+        faults += bad.values()
+        kept = indices[~np.isin(indices, list(bad))]
+        require(len(kept) > 0, "data", f"a readable {name} image", f"none of {len(indices)}")
+        readable[name] = (source, kept)
+    if faults and not config.skip_bad:
+        shown = [
+            *faults[:SHOWN_FAULTS],
+            f"{len(faults)} images cannot be read; data.skip_bad leaves them out.",
+        ]
+        raise UserError("\n".join(shown))
+    for fault in faults if accelerator.is_main_process else ():
+        log.warning("skipped: %s", fault)
+    return readable
+
+
 def _training_loader(
-    recipe: RunRecipe, size: int, accelerator: Accelerator, source: Source, indices: np.ndarray
+    recipe: RunRecipe,
+    size: int,
+    accelerator: Accelerator,
+    source: StoredSource,
+    indices: np.ndarray,
 ) -> TrainingLoader:
     config = recipe.data
     augmentation = Augmentation(name=config.augmentation, image_size=size, flip=config.flip)
@@ -96,8 +182,8 @@ def _evaluation_loader(
     recipe: RunRecipe,
     size: int,
     accelerator: Accelerator,
-    source: Source,
-    indices: np.ndarray | None,
+    source: StoredSource,
+    indices: np.ndarray,
 ) -> EvaluationLoader:
     return EvaluationLoader(
         ImageDataset(source, indices, size),

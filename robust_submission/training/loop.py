@@ -95,6 +95,8 @@ def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None
     """Measure the best epoch on the test images; write summary.json and print it."""
     best = best_epoch(folder.rows)
     summary: dict[str, object] = {"best_epoch": best, **folder.rows[best - 1]}
+    if training.accelerator.is_main_process:  # whatever happens to the test images
+        folder.write_json("summary.json", summary)
     if data.test is not None:  # a loader is false where a process has no share
         classifier = training.whole or training.classifier
         load_weights(classifier, folder.path / SAFETENSORS_SINGLE_FILE)

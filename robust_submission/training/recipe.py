@@ -36,6 +36,8 @@ class DataConfig:
     """hf: the column of the images; by default the one of type Image."""
     label_column: str | None = None
     """hf: the column of the labels; by default the one of type ClassLabel."""
+    max_pixels: int | None = None
+    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
     limit: int | None = None
     """Use only this many of the training images, drawn with the seed and stratified by class,
     including those held out for validation; null for all."""
@@ -51,6 +53,11 @@ class DataConfig:
     left and right matter (digits)."""
     num_workers: int = 0
     """Number of processes that read and augment images; does not change the result."""
+    check: bool = False
+    """Read every image before training, in num_workers processes or one per core, and stop with the
+    list of those that cannot be read."""
+    skip_bad: bool = False
+    """Check the images, and leave out those that cannot be read instead of stopping."""
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
     config.json, model.safetensors   the best epoch (the average where one is kept)
     recipe.yaml, provenance.json     the resolved recipe; versions, revision, hardware
-    data.json                        the classes and the number of training images
+    data.json                        the classes, and digests of the images
     metrics.csv, summary.json        one row per epoch; the final figures
     state/epoch-0003/                everything that --resume needs, after three whole epochs
     state/epoch-0003-step-000120/    the same, 120 steps later (only the last state is kept)
@@ -43,7 +43,10 @@ from robust_submission.training.recipe import RunRecipe, as_plain, require
 ACCUMULATION = {"gradient_accumulation", "auto_batch_size"}
 """Keys of a recipe that cut a step into parts, of which each has its own weight perturbation."""
 
-MAY_CHANGE = {"output", "trackers", "root", "download", "num_workers", "save_steps"} | ACCUMULATION
+MAY_CHANGE = {
+    *("output", "trackers", "root", "download", "num_workers", "save_steps"),
+    *("max_pixels", "check", "skip_bad", *ACCUMULATION),
+}
 """Keys of a recipe that do not influence the weights: a resumed run may change them."""
 
 DAMAGED = (

@@ -45,7 +45,7 @@ def test_sound_data(photos: Path) -> None:
     ]
     tail = done.stdout[done.stdout.index("left out") :].splitlines()
     assert sorted(tail[1:3]) == [
-        f"  {photos}/notes.txt: not an image by its ending",
+        f"  {photos}/notes.txt: not an image",
         f"  {photos}/train/stray.png: in no class folder of a split",
     ]
     assert tail[0] == "left out: 2" and tail[3:] == [

@@ -169,7 +169,8 @@ def test_samples_without_image_or_label_are_named(
         *("row 1: without a label", "row 2: without a label"),
     ]
     assert list(source.left_out) == left_out
-    assert caplog.messages == [f"{root}: train: 4 of its samples left out ({'; '.join(left_out)})."]
+    said = f"{root}: train: 4 left out, samples that cannot be used: "
+    assert caplog.messages == [said + "; ".join(left_out) + "."]
     assert source.labels is not None and source.labels.tolist() == [2, 1, 1]
     assert source.ids.tolist() == ["00000.png", "00003.png", "00006.png"]
     assert [int(source.image(index)[0, 0, 0]) for index in (0, 1)] == [0, 30]

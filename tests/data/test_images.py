@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from robust_submission.data.images import read_image, resize_image
+from robust_submission.data.images import decode_image, is_image, read_image, resize_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -137,7 +137,7 @@ def test_float_grey_of_either_range(tmp_path: Path, scale: int) -> None:
     ("kind", "value", "message"),
     [
         *((np.float32, value, r".* in 0\.\.1 or 0\.\.255") for value in (-1, 256, np.nan, np.inf)),
-        (np.int32, -5, ".*-5 found"),
+        (np.int32, -5, ".*found -5"),
     ],
 )
 def test_grey_out_of_range_is_refused(
@@ -199,6 +199,95 @@ def test_other_faults_are_named(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
+def with_chunk(path: Path, kind: bytes, body: bytes, before: bytes = b"IDAT", crc: int = 0) -> Path:
+    """A PNG with one chunk more, whose checksum is off by `crc`."""
+    content = save(picture(), path).read_bytes()
+    checksum = struct.pack(">I", zlib.crc32(kind + body) ^ crc)
+    place = content.index(before) - 4
+    chunk = struct.pack(">I", len(body)) + kind + body + checksum
+    path.write_bytes(content[:place] + chunk + content[place:])
+    return path
+
+
+MUCH = bytes(np.random.default_rng(0).integers(32, 127, 3 << 20, dtype=np.uint8))
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"  # turned by 180 degrees
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "crc"),
+    [
+        (b"zTXt", b"Comment\0\0" + zlib.compress(MUCH), 0),
+        (b"iTXt", b"Comment\0\x01\0\0\0" + zlib.compress(MUCH), 0),
+        (b"iCCP", b"profile\0\0" + zlib.compress(MUCH), 0),
+        (b"iCCP", b"profile\0\0not deflated", 0),
+        (b"tEXt", b"Comment\0of another checksum", 1),
+        (b"eXIf", b"no TIFF header", 0),
+        (b"eXIf", EXIF[:12], 0),
+        (b"eXIf", b"no TIFF header", 1),
+    ],
+)
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+def test_what_a_png_says_beside_its_pixels_may_be_long_or_damaged(
+    tmp_path: Path, kind: bytes, body: bytes, crc: int, before: bytes
+) -> None:
+    path = with_chunk(tmp_path / "a.png", kind, body, before, crc)
+    assert np.array_equal(read_image(path), np.asarray(picture()))
+
+
+def test_a_damaged_text_does_not_hide_the_orientation(tmp_path: Path) -> None:
+    path = with_chunk(tmp_path / "a.png", b"eXIf", EXIF)
+    turned = np.asarray(picture())[::-1, ::-1]
+    assert np.array_equal(read_image(path), turned)
+    content, long = path.read_bytes(), with_chunk(tmp_path / "b.png", b"tEXt", b"a\0b", crc=1)
+    start = content.index(b"eXIf") - 4
+    text = long.read_bytes()
+    place = text.index(b"IDAT") - 4
+    long.write_bytes(text[:place] + content[start : start + 12 + len(EXIF)] + text[place:])
+    assert np.array_equal(read_image(long), turned)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [
+        *(("AVIF", ".avif"), ("TGA", ".tga"), ("JPEG2000", ".jp2"), ("QOI", ".qoi")),
+        *(("MPO", ".mpo"), ("PCX", ".pcx"), ("ICO", ".ico"), ("SGI", ".rgb"), ("DDS", ".dds")),
+    ],
+)
+def test_further_formats(tmp_path: Path, kind: str, ending: str) -> None:
+    path = tmp_path / f"a{ending.upper()}"
+    picture().save(path, kind)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert is_image(str(path)) and np.array_equal(read_image(path), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
+def test_an_image_without_an_ending_is_known_by_its_content(tmp_path: Path, kind: str) -> None:
+    picture().save(tmp_path / "a", kind)
+    assert is_image(str(tmp_path / "a")) and read_image(tmp_path / "a").shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("LICENSE", b"Permission is hereby granted"), ("Makefile", b"P=1\n"), ("none", b"")),
+        *(("a.txt", b"\xff\xd8\xff\xe0"), ("a.eps", b"%!PS-Adobe-3.0 EPSF"), ("a.pdf", b"%PDF-")),
+    ],
+)
+def test_other_files_are_no_images(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert not is_image(str(tmp_path / name))
+
+
+def test_a_damaged_image_is_not_taken_for_another_format(tmp_path: Path) -> None:
+    """A TGA has no signature: zeros could be one."""
+    (tmp_path / "a.png").write_bytes(bytes(2) + b"\x02" + bytes(9) + b"\1\0\1\0\x18\0" + b"abc")
+    with pytest.raises(ValueError, match=r"a\.png: expected an image \(JPEG, .* something else"):
+        read_image(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.tga")
+    assert read_image(tmp_path / "a.tga").tolist() == [[list(b"cba")]]
+
+
 @pytest.mark.parametrize("excess", [1.5, 4])
 def test_decompression_bombs_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, excess: float
@@ -206,8 +295,13 @@ def test_decompression_bombs_are_refused(
     """Above the limit Pillow only warns, above twice the limit it raises."""
     path = save(Image.new("L", (100, 100)), tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(100 * 100 / excess))
-    with pytest.raises(ValueError, match=r"a\.png: expected an image of at most \d+ pixels"):
+    with pytest.raises(
+        ValueError, match=r"a\.png: expected an image of at most .* found 100 x 100"
+    ):
         read_image(path)
+    assert decode_image(path.read_bytes(), "a.png", 10_000).shape == (100, 100, 3)
+    with pytest.raises(ValueError, match="an image of at most 9,999 pixels"):
+        decode_image(path.read_bytes(), "a.png", 9_999)
 
 
 # Pillow warns of damaged TIFF tags that it can read past.

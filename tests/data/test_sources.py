@@ -44,11 +44,37 @@ def test_images_come_in_natural_order_with_relative_names(tmp_path: Path) -> Non
         assert abs(int(source.image(index)[0, 0, 0]) - names.index(name)) <= 1
 
 
-def test_images_leave_out_hidden_and_other_files(tmp_path: Path) -> None:
-    make(tmp_path, "1.png", ".hidden.png", ".thumbnails/2.png")
-    (tmp_path / "notes.txt").write_text("")
+def test_images_leave_out_hidden_and_other_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, "1.png", ".hidden.png", ".thumbnails/2.png", "d/3.AVIF")
+    for name in ("notes.txt", "d/10.csv", "d/9.csv"):
+        (tmp_path / name).write_text("")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert open_source("images", tmp_path).ids.tolist() == ["1.png"]
+    assert open_source("images", tmp_path).ids.tolist() == ["1.png", "d/3.AVIF"]
+    left_out = "3 left out, files that are no images: d/9.csv; d/10.csv; notes.txt."
+    assert caplog.messages == [f"{tmp_path}: {left_out}"]
+
+
+@pytest.mark.parametrize(
+    "litter",
+    ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN", "lost+found"],
+)
+def test_what_systems_leave_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, litter: str
+) -> None:
+    real = ["train/a/0.png", "train/b/0.png", "test/a/0.png"]
+    names = [f"{litter}/a/1.png", f"train/{litter}/1.png", f"train/a/{litter}/1.png"]
+    make(tmp_path, *real, *names, "train/a/._0.png")
+    (tmp_path / "train/b/Thumbs.db").write_bytes(b"\xff\xd8\xff")
+    source = open_source("folder", tmp_path)
+    assert source.class_names == ["a", "b"] and source.ids.tolist() == ["a/0.png", "b/0.png"]
+    assert open_source("images", tmp_path).ids.tolist() == sorted(real)
+    assert not caplog.messages
+    rows = [f"{name},{name.split('/')[-2]}\n" for name in (*real, "train/a/._0.png", *names)]
+    (tmp_path / "list.csv").write_text("image,label\n" + "".join(rows))
+    assert open_source("csv", tmp_path / "list.csv").class_names == ["a", "b"]
+    assert "4 left out, files that are no images" in caplog.messages[0]
 
 
 def test_names_with_numbers_in_any_script_are_ordered(tmp_path: Path) -> None:
@@ -118,6 +144,62 @@ def test_faults_of_class_folders_are_named(
         (root / empty).mkdir()
     with pytest.raises(ValueError, match=message):
         open_source("folder", root, split)
+
+
+@pytest.mark.parametrize(
+    ("names", "within"),
+    [
+        (("d/train/a/0.png", "d/train/b/0.png", "d/test/a/0.png"), "d"),
+        (("d/a/0.png", "d/b/0.png"), "d"),
+        (("d/e/Train/a/0.png", "d/e/Test/a/0.png"), "d/e"),
+        (("c/train/a/0.png", "c/test/a/0.png", "d/0.png"), "c"),
+    ],
+)
+def test_data_below_root_are_pointed_at(
+    tmp_path: Path, names: tuple[str, ...], within: str
+) -> None:
+    message = f"^{tmp_path}: expected one folder .* found data in .: see data.root {tmp_path}/"
+    with pytest.raises(ValueError, match=f"{message}{within}.$"):
+        open_source("folder", make(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    ("called", "said"),
+    [
+        ({"train": "Train", "test": "TEST"}, ["taken TEST as test, Train as train."]),
+        (
+            {"train": "training", "val": "valid", "test": "Testing"},
+            ["taken Testing as test, training as train, valid as val."],
+        ),
+        ({"train": "train", "val": "Validation"}, ["taken Validation as val."]),
+        ({"train": "train", "val": "dev", "test": "test"}, ["taken dev as val."]),
+        ({"train": "train", "test": "test"}, []),
+    ],
+)
+def test_splits_by_their_usual_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, called: dict[str, str], said: list[str]
+) -> None:
+    for level, folder in enumerate(called.values()):
+        make(tmp_path, *(f"{folder}/{name}/{level}.png" for name in "ab"), "more/a/0.png")
+    said = [*said, "1 left out, folders that are no split: more."]
+    (tmp_path / "list.csv").write_text(
+        "image,label,split\n"
+        + "".join(f"{f}/{n}/{i}.png,{n},{f}\n" for i, f in enumerate(called.values()) for n in "ab")
+    )
+    for name, root in (("folder", tmp_path), ("csv", tmp_path / "list.csv")):
+        assert available_splits(name, root) == tuple(called)
+        for level, split in enumerate(called):
+            ids = open_source(name, root, split).ids.tolist()
+            assert [Path(each).name for each in ids] == 2 * [f"{level}.png"]
+    assert [each for each in caplog.messages if "csv" not in each] == [
+        f"{tmp_path}: {each}" for each in said
+    ]
+
+
+def test_two_names_for_one_split_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/0.png", "val/a/0.png", "valid/a/0.png")
+    with pytest.raises(ValueError, match=f"^{tmp_path}: expected one split val, found val, valid"):
+        open_source("folder", tmp_path)
 
 
 def test_challenge_labels_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -242,7 +324,7 @@ def test_csv_names_images_in_another_form_of_unicode(tmp_path: Path) -> None:
         ("image,label\na.png,5.0\n", "line 2: expected an integer from 0 .* found '5.0'"),
         ("image,label\na.png,5\nb c.png,-1\n", "line 3: expected an integer from 0 .* '-1'"),
         ("image,label\nz.png,1\n", "line 2: expected the image .*z.png, found nothing"),
-        ("image,label,split\na.png,1,dev\n", "line 2: expected the split train, val, test"),
+        ("image,label,split\na.png,1,extra\n", "line 2: expected the split train, val, test"),
         ("image,label,split\na.png,1,test\n", "expected rows of the split train, found test"),
         ("image,label\n", "expected a row for each image, found none"),
         ('image,label\n"a.png,1\n', "list.csv: line 2: expected"),

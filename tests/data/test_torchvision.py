@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import pickle
+import shutil
 import socket
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -87,11 +89,9 @@ def fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", ["cifar10", "svhn", "fashion_mnist"])
-def test_images_labels_and_names(request: pytest.FixtureRequest, name: str, split: str) -> None:
-    root = request.getfixturevalue(name.replace("cifar10", "cifar"))
-    source = open_source(name, root, split, download=name == "fashion_mnist")
+def check(name: str, root: Path, split: str, download: bool = False) -> None:
+    """The source has the images and labels that were written."""
+    source = open_source(name, root, split, download=download)
     count = 10 if split == "train" else 3
     grey = np.repeat(GREY[..., None], 3, axis=3)
     expected = grey if name == "fashion_mnist" else COLOUR
@@ -105,6 +105,46 @@ def test_images_labels_and_names(request: pytest.FixtureRequest, name: str, spli
     assert source.labels.tolist() == LABELS[:count].tolist()
     assert len(source.class_names) == 10
     assert source.ids.tolist() == [f"{index:05d}.png" for index in range(count)]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "fashion_mnist"])
+def test_images_labels_and_names(request: pytest.FixtureRequest, name: str, split: str) -> None:
+    root = request.getfixturevalue(name.replace("cifar10", "cifar"))
+    check(name, root, split, download=name == "fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        *(("cifar10", ""), ("svhn", "SVHN")),
+        *(("fashion_mnist", folder) for folder in ("", "raw", "data/fashion", "FashionMNIST/raw")),
+    ],
+)
+def test_files_are_read_where_they_lie(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, folder: str
+) -> None:
+    original = request.getfixturevalue(name.replace("cifar10", "cifar"))
+    files = [path for path in original.rglob("*") if path.is_file()]
+    (tmp_path / "other" / folder).mkdir(parents=True)
+    for path in files:
+        path.rename(tmp_path / "other" / folder / path.name)
+    before = sorted((tmp_path / "other").rglob("*"))
+    for split in ("train", "test"):
+        check(name, tmp_path / "other", split)
+    assert sorted((tmp_path / "other").rglob("*")) == before
+
+
+def test_an_archive_of_cifar10_is_read_as_it_is(cifar: Path) -> None:
+    folder = cifar / "cifar-10-batches-py"
+    with tarfile.open(cifar / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(folder, folder.name)
+    shutil.rmtree(folder)
+    check("cifar10", cifar, "test")
+    archive = cifar / "cifar-10-python.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"expected cifar10 as .* missing or damaged"):
+        open_source("cifar10", cifar)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "fashion_mnist"])

@@ -11,6 +11,7 @@ data/README.md shows each layout.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from robust_submission.data.sources.corrupted import (
 from robust_submission.data.sources.folders import folder_splits, open_folder, open_images
 from robust_submission.data.sources.huggingface import Columns, open_table, table_splits
 from robust_submission.data.sources.manifests import manifest_splits, open_challenge, open_csv
+from robust_submission.data.sources.names import SPLITS, match_classes
 from robust_submission.data.sources.source import (
-    SPLITS,
     Source,
     StoredSource,
     split_train_validation,
@@ -41,6 +42,7 @@ __all__ = [
     "Source",
     "StoredSource",
     "available_splits",
+    "match_classes",
     "open_run_data",
     "open_source",
     "read_recipe",
@@ -100,6 +102,7 @@ def open_source(
     *,
     download: bool = False,
     columns: Columns | None = None,
+    max_pixels: int | None = None,
 ) -> StoredSource:
     """Open a data set.
 
@@ -114,10 +117,17 @@ def open_source(
             on images.
         download: Let torchvision fetch its sets when they are missing.
         columns: hf: the images' and the labels'; by default found by their types.
+        max_pixels: The largest image that is decoded; None for Pillow's own limit.
 
     Raises:
-        UserError: an unknown name or split, a root with digits, or files that are not as expected.
+        UserError: an unknown name or split, a limit below 1, a root with digits, or files
+            that are not as expected.
     """
+    if max_pixels is not None:
+        if max_pixels < 1:
+            raise UserError(f"max_pixels: expected at least 1, found {max_pixels}.")
+        source = open_source(name, root, split, download=download, columns=columns)
+        return replace(source, max_pixels=max_pixels)
     place = _checked_root(name, root)
     if name in _CORRUPTED:
         return _CORRUPTED[name](place, split)
@@ -164,8 +174,8 @@ def recipe_columns(data: Mapping[str, Any]) -> Columns:
     return Columns(image=data.get("image_column"), label=data.get("label_column"))
 
 
-def open_run_data(checkpoint: Path, split: str) -> Source:
-    """One split of the data that the run was trained on.
+def open_run_data(checkpoint: Path, split: str, max_pixels: int | None = None) -> Source:
+    """One split of the data that the run was trained on, with the run's limit if none is given.
 
     Raises:
         UserError: no recipe, or its data has no such split.
@@ -175,4 +185,6 @@ def open_run_data(checkpoint: Path, split: str) -> Source:
     if split not in ("train", *available_splits(name, root, columns)):
         expected = f"data with {split} images, or --images"
         raise UserError(f"{checkpoint}: expected {expected}; found none.")
-    return open_source(name, root, split, columns=columns)
+    if max_pixels is None:
+        max_pixels = data.get("max_pixels")
+    return open_source(name, root, split, columns=columns, max_pixels=max_pixels)

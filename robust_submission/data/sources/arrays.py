@@ -1,6 +1,12 @@
 """Data sets in memory: scikit-learn's digits, and torchvision's CIFAR-10, SVHN, Fashion-MNIST."""
 
+import gzip
 import pickle
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,12 +17,19 @@ from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.source import StoredSource
 
 TORCHVISION_FILES = {
-    "cifar10": "cifar-10-batches-py/data_batch_1 … data_batch_5, test_batch, batches.meta",
+    "cifar10": "data_batch_1 … data_batch_5, test_batch, batches.meta, or cifar-10-python.tar.gz",
     "svhn": "train_32x32.mat, test_32x32.mat",
-    "fashion_mnist": "FashionMNIST/raw/train-images-idx3-ubyte … t10k-labels-idx1-ubyte",
+    "fashion_mnist": "train-images-idx3-ubyte … t10k-labels-idx1-ubyte, each also as .gz",
 }
+_PLACES = {
+    "cifar10": ("cifar-10-batches-py",),
+    "svhn": ("", "SVHN", "svhn"),
+    "fashion_mnist": ("FashionMNIST/raw", "FashionMNIST", "raw", "fashion-mnist", "data/fashion"),
+}
+"""Folders in which the files are looked for, besides the root; torchvision's own first."""
 
-# What torchvision's readers raise when files are missing, damaged or cannot be fetched.
+# What torchvision's readers raise when files are missing, damaged or cannot be fetched, and what
+# unpacking them does.
 _READER_ERRORS = (
     RuntimeError,
     OSError,
@@ -25,6 +38,8 @@ _READER_ERRORS = (
     EOFError,
     KeyError,
     pickle.UnpicklingError,
+    tarfile.TarError,
+    zlib.error,
 )
 
 
@@ -88,8 +103,51 @@ def _read_torchvision(name: str, root: Path, train: bool, download: bool) -> Arr
     return _array_source(fashion.data.numpy(), fashion.targets.numpy(), list(fashion.classes))
 
 
+def _files(name: str, split: str) -> list[str]:
+    """What must be there for torchvision to read a split."""
+    from torchvision import datasets
+
+    if name == "cifar10":
+        batches = datasets.CIFAR10.train_list + datasets.CIFAR10.test_list
+        return [*(file for file, _ in batches), str(datasets.CIFAR10.meta["filename"])]
+    if name == "svhn":
+        return [f"{split}_32x32.mat"]
+    kinds = ("images-idx3", "labels-idx1")
+    return [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in kinds]
+
+
+def _find(root: Path, places: tuple[str, ...], file: str) -> Path | None:
+    """A file in the root or in one of the places there, also packed as .gz."""
+    folders = [root, *(root / place for place in places)]
+    packed = [folder / each for folder in folders for each in (file, f"{file}.gz")]
+    return next(filter(Path.is_file, packed), None)
+
+
+@contextmanager
+def _arranged(name: str, root: Path, split: str) -> Iterator[Path]:
+    """A folder as torchvision expects it: the root or, for the moment, what is found in it."""
+    places, files = _PLACES[name], _files(name, split)
+    if all((root / places[0] / file).is_file() for file in files):
+        yield root
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, places[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {file: _find(root, places, file) for file in files}
+        archive = root / "cifar-10-python.tar.gz"
+        if name == "cifar10" and None in found.values() and archive.is_file():
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter="data")
+        for file, path in found.items():
+            if path and path.suffix == ".gz":
+                (folder / file).write_bytes(gzip.decompress(path.read_bytes()))
+            elif path and not (folder / file).exists():
+                (folder / file).symlink_to(path.resolve())
+        yield Path(temporary) if all((folder / file).is_file() for file in files) else root
+
+
 def open_torchvision(name: str, root: Path, split: str, *, download: bool) -> ArraySource:
-    """CIFAR-10, SVHN or Fashion-MNIST in its original files under `root`.
+    """CIFAR-10, SVHN or Fashion-MNIST in its original files in `root`, packed or not.
 
     With several processes, let one download first.
 
@@ -98,7 +156,8 @@ def open_torchvision(name: str, root: Path, split: str, *, download: bool) -> Ar
     """
     _require_train_or_test(name, split)
     try:
-        return _read_torchvision(name, root, split == "train", download)
+        with _arranged(name, root, split) as folder:
+            return _read_torchvision(name, folder, split == "train", download)
     except _READER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "" if download else "\nFetch them with --data.download true."

@@ -6,22 +6,21 @@ of every other source, and the data may be larger than memory. The images stay u
 (HF_DATASETS_CACHE). Nothing asks the network for a local folder, or where HF_HUB_OFFLINE is set.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robust_submission.cli.errors import UserError, log
+from robust_submission.cli.errors import UserError
 from robust_submission.data.images import read_bytes
-from robust_submission.data.sources.source import StoredSource, number_labels
+from robust_submission.data.sources.folders import list_files
+from robust_submission.data.sources.names import name_splits, number_labels, say_left_out
+from robust_submission.data.sources.source import StoredSource
 
 if TYPE_CHECKING:
     import datasets
-
-_SPLIT_NAMES = {"train": ["train"], "val": ["validation", "val", "valid", "dev"], "test": ["test"]}
-_NAMED = 5  # of the samples that are left out, in a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,11 @@ class TableSource(StoredSource):
     """int64 (N,): each image's row."""
     origin: str
     """The data set and its split, for messages."""
+    sizes: np.ndarray
+    """int64 (N,): bytes of each image; 0 where the row only names a file."""
+
+    def stamp(self, index: int) -> bytes:
+        return b"%d" % self.sizes[index]
 
     def content(self, index: int) -> bytes:
         (cell,) = self.dataset[int(self.rows[index])].values()
@@ -84,6 +88,17 @@ def table_files(root: str) -> set[str]:
         return set()
     files = datasets.load_dataset_builder(root).config.data_files or {}
     return {str(path) for paths in files.values() for path in paths}
+
+
+def _ignored_files(root: str) -> list[str]:
+    """Files in a folder like those that `datasets` reads there, but that it does not read."""
+    if not Path(root).is_dir():
+        return []
+    read = table_files(root)
+    endings = {Path(each).suffix for each in read}
+    paths = [Path(root, name) for name in list_files(Path(root))]
+    alike = [path for path in paths if path.suffix in endings]
+    return [str(path) for path in alike if not {str(path), str(path.resolve())} & read]
 
 
 def _find_column(root: str, features: "datasets.Features", what: str, named: str | None) -> str:
@@ -137,6 +152,9 @@ def _select_images(root: str, dataset: "datasets.Dataset", named: str | None) ->
     import datasets
 
     column = _find_column(root, dataset.features, "Image", named)
+    images = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    others = [name for name in images if name != column]
+    say_left_out(root, others, "columns of images (see data.image_column)")
     try:
         return dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # among them pyarrow's
@@ -144,19 +162,13 @@ def _select_images(root: str, dataset: "datasets.Dataset", named: str | None) ->
         raise UserError(f"{root}: expected images in the column {column}, {found}.") from error
 
 
-def _named_splits(splits: Collection[str]) -> dict[str, str]:
-    """train, val and test, as far as they are there, and the names that they have there."""
-    found = {
-        ours: [name for name in names if name in splits] for ours, names in _SPLIT_NAMES.items()
-    }
-    return {ours: names[0] for ours, names in found.items() if names}
-
-
 def table_splits(root: str, columns: Columns) -> tuple[str, ...]:
     """Which of train, val and test there are; a split in which no row has a label is left out."""
     splits = _load_splits(root)
     labels, _ = _read_labels(root, splits, columns.label)
-    return tuple(ours for ours, name in _named_splits(splits).items() if (labels[name] >= 0).any())
+    return tuple(
+        ours for ours, name in name_splits(root, splits).items() if (labels[name] >= 0).any()
+    )
 
 
 def open_table(root: str, split: str, columns: Columns) -> TableSource:
@@ -173,8 +185,13 @@ def open_table(root: str, split: str, columns: Columns) -> TableSource:
     Raises:
         UserError: no such data set, split or column, or no row that can be used.
     """
+    from pyarrow.compute import call_function
+
     splits = _load_splits(root)
-    names = _named_splits(splits)
+    names = name_splits(root, splits)
+    others = [name for name in splits if name not in names.values()]
+    say_left_out(root, others, "names that are no split")
+    say_left_out(root, _ignored_files(root), "files that `datasets` does not read")
     if split not in names:
         raise UserError(f"{root}: expected the split {split}, found only {', '.join(splits)}.")
     all_labels, classes = _read_labels(root, splits, columns.label)
@@ -195,15 +212,14 @@ def open_table(root: str, split: str, columns: Columns) -> TableSource:
         dataset=images,
         rows=rows,
         origin=origin,
+        sizes=call_function("binary_length", [contents]).fill_null(0).to_numpy()[rows],
     )
 
 
 def _report(origin: str, faults: dict[str, np.ndarray]) -> list[str]:
     """The rows that have a fault; a warning names the first of them."""
     found = [f"row {row}: {fault}" for fault, of in faults.items() for row in np.flatnonzero(of)]
-    if found:
-        named = "; ".join(found[:_NAMED]) + ("; …" if len(found) > _NAMED else "")
-        log.warning("%s: %d of its samples left out (%s).", origin, len(found), named)
+    say_left_out(origin, found, "samples that cannot be used")
     return found
 
 

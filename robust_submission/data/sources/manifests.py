@@ -13,7 +13,16 @@ import numpy as np
 from robust_submission.cli.csv_text import find_delimiter, text_encoding
 from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.folders import list_files, require_folder
-from robust_submission.data.sources.source import LABEL, SPLITS, FileSource, number_labels
+from robust_submission.data.sources.names import (
+    LABEL,
+    SPLIT_OF,
+    SPLITS,
+    is_litter,
+    name_splits,
+    number_labels,
+    say_left_out,
+)
+from robust_submission.data.sources.source import FileSource
 
 _NUMERIC = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -47,6 +56,9 @@ def _fault(path: Path, line: int, message: str) -> UserError:
 
 def _open_rows(path: Path, folder: Path, rows: list[Row], split: str) -> FileSource:
     """The images of a split; each is listed once, however its path is written, and is there."""
+    litter = {row.image for row in rows if any(map(is_litter, row.image.split("/")))}
+    say_left_out(path, sorted(litter), "files that are no images")
+    rows = [row for row in rows if row.image not in litter]
     lines = dict[str, Row]()
     for row in rows:
         first = lines.setdefault(os.path.normpath(folder / row.image), row)
@@ -130,11 +142,11 @@ def _csv_row(path: Path, line: int, fields: dict[str | Any, str | Any]) -> Row:
     if None in fields or not image or not label:
         count = len(fields.keys() - {None})
         raise _fault(path, line, f"{count} filled cells, found {[*fields.values()]}")
-    if "split" in fields and split not in SPLITS:
+    if "split" in fields and split.lower() not in SPLIT_OF:
         raise _fault(path, line, f"the split {', '.join(SPLITS)}, found {split!r}")
     if _NUMERIC.fullmatch(label) and not label.isdigit():
         raise _fault(path, line, f"an integer from 0 on or a name as label, found {label!r}")
-    return Row(path, line, image, label, split)
+    return Row(path, line, image, label, split.lower())
 
 
 def _manifest_rows(path: Path) -> list[Row]:
@@ -160,8 +172,7 @@ def _rows_below(path: Path, root: Path) -> list[Row]:
 
 def manifest_splits(path: Path) -> tuple[str, ...]:
     """Which of train, val and test are in the manifest's column split; () without that column."""
-    named = {row.split for row in _manifest_rows(path)}
-    return tuple(split for split in SPLITS if split in named)
+    return tuple(name_splits(path, {row.split for row in _manifest_rows(path)}))
 
 
 def open_csv(path: Path, split: str) -> FileSource:
@@ -178,5 +189,7 @@ def open_csv(path: Path, split: str) -> FileSource:
     rows = _manifest_rows(path)
     if not rows:
         raise UserError(f"{path}: expected a row for each image, found none.")
-    divided = rows[0].split or split == "val"
-    return _open_rows(path, path if path.is_dir() else path.parent, rows, split if divided else "")
+    splits = name_splits(path, {row.split for row in rows})
+    divided = splits or split == "val"
+    root = path if path.is_dir() else path.parent
+    return _open_rows(path, root, rows, splits.get(split, split) if divided else "")

@@ -1,8 +1,7 @@
 """What a data set is here: images by index, with their ids, labels and class names."""
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,10 +10,6 @@ import numpy as np
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import decode_image, read_bytes
-
-SPLITS = ("train", "val", "test")
-LABEL = re.compile(r"[0-9]{1,6}")
-"""A label written as a number."""
 
 
 class Source(Protocol):
@@ -55,6 +50,8 @@ class StoredSource(ABC):
     class_names: list[str] | None = None
     left_out: Sequence[str] = ()
     """Samples of the data set that cannot be used and are not among the images, and why."""
+    max_pixels: int | None = None
+    """The largest image that is decoded; None for Pillow's own limit."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,9 +64,13 @@ class StoredSource(ABC):
     def place(self, index: int) -> str:
         """Where image `index` is stored, for messages."""
 
+    def stamp(self, index: int) -> bytes:
+        """What changes with image `index` and costs little: its size, or all that is in memory."""
+        return self.content(index)
+
     def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 (H, W, 3), RGB; UserError where it cannot be read."""
-        return decode_image(self.content(index), self.place(index))
+        return decode_image(self.content(index), self.place(index), self.max_pixels)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,29 +82,14 @@ class FileSource(StoredSource):
     def content(self, index: int) -> bytes:
         return read_bytes(self.folder / str(self.ids[index]))
 
+    def stamp(self, index: int) -> bytes:
+        try:
+            return b"%d" % (self.folder / str(self.ids[index])).stat().st_size
+        except OSError:  # reading it will say why
+            return b""
+
     def place(self, index: int) -> str:
         return str(self.folder / str(self.ids[index]))
-
-
-def order_classes(names: Iterable[str]) -> list[str]:
-    """Class names in label order: as numbers when all are integers (0, 1, 10), else as strings."""
-    ordered = sorted(names)
-    if all(name.isascii() and name.isdigit() for name in ordered):
-        return sorted(ordered, key=int)
-    return ordered
-
-
-def number_labels(words: Iterable[str]) -> tuple[dict[str, int], list[str]]:
-    """The label of each word, and the class names in label order.
-
-    Words that are all integers are the labels; others are class names, numbered in string order.
-    """
-    known = set(words)
-    if all(LABEL.fullmatch(word) for word in known):
-        labels = {word: int(word) for word in known}
-        return labels, [str(label) for label in range(max(labels.values()) + 1)]
-    classes = order_classes(known)
-    return {name: label for label, name in enumerate(classes)}, classes
 
 
 def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

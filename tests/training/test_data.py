@@ -1,0 +1,104 @@
+"""The images of a run: what is refused, left out, and noticed when it has changed."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+
+from robust_submission.cli.command import Names
+from robust_submission.training.build import build_training
+from robust_submission.training.data import TrainingData, load_data
+from robust_submission.training.loop import run_training, summarize
+from robust_submission.training.recipe import DataConfig, ModelConfig, Recipe, RunRecipe
+from robust_submission.training.run_folder import changed_key
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes with 8 images in train/ and 2 in test/; each file of another size."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (8 + index, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{index}.png")
+    return tmp_path
+
+
+def load(root: Path, **options: object) -> TrainingData:
+    config = replace(DataConfig(name="folder", root=root, validation_fraction=0.25), **options)  # type: ignore[arg-type]
+    return load_data(RunRecipe(batch_size=4, data=config), 8, Accelerator(cpu=True))
+
+
+def test_one_class_is_refused(photos: Path) -> None:
+    shutil.rmtree(photos / "train" / "dog")
+    shutil.rmtree(photos / "test" / "dog")
+    with pytest.raises(
+        ValueError, match="data: expected images of at least two classes, found cat"
+    ):
+        load(photos)
+
+
+def test_unreadable_images_are_found_beforehand_or_left_out(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = load(photos)
+    bad = [photos / "train/cat/3.png", photos / "train/dog/0.png", photos / "test/dog/1.png"]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=f"^{bad[0]}: expected .*\n{bad[1]}.*\n{bad[2]}.*\n3 imag"):
+        load(photos, check=True)
+    data = load(photos, skip_bad=True, num_workers=2)
+    assert [each.split(":")[1].strip() for each in caplog.messages] == [*map(str, bad)]
+    for before, after in ((whole.train, data.train), (whole.validation, data.validation)):
+        ids = before.dataset.source.ids
+        expected = [
+            i for i in before.dataset.indices if f"{photos}/train/{ids[i]}" not in [*map(str, bad)]
+        ]
+        assert after.dataset.indices.tolist() == expected
+    assert data.test and len(data.test.dataset) == 3
+    with pytest.raises(ValueError, match="data: expected a readable test image, found none of 4"):
+        for path in photos.glob("test/*/*"):
+            path.write_bytes(b"")
+        load(photos, skip_bad=True)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_exchanged_images_change_the_identity_by_name(photos: Path, part: str) -> None:
+    data, copy = load(photos), shutil.copytree(photos, photos / "copy", copy_function=shutil.copy)
+    loader = data.train if part == "train" else data.validation
+    first, other = (
+        photos / "train" / str(loader.dataset.source.ids[i]) for i in loader.dataset.indices[:2]
+    )
+    former = data.identity()
+    assert load(copy).identity() == former
+    content = first.read_bytes()
+    first.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    difference = changed_key(former, load(photos).identity(), set())
+    assert difference and difference.startswith(f"images.{part}.cat = ")
+
+
+def test_what_was_measured_is_kept_if_a_test_image_cannot_be_read(
+    photos: Path, tmp_path: Path
+) -> None:
+    (photos / "test/cat/0.png").write_bytes(b"")
+    recipe = Recipe(
+        output=tmp_path / "run",
+        epochs=1,
+        batch_size=4,
+        trackers=Names(),
+        model=ModelConfig(backbone="test_convnext"),
+        data=DataConfig(name="folder", root=photos),
+    )
+    with pytest.raises(ValueError, match=r"0\.png: expected an image file, found 0 bytes"):
+        run_training(recipe, build_training, summarize)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["best_epoch"] == 1 and 0 <= summary["val_accuracy"] <= 1
+    assert "test_accuracy" not in summary
