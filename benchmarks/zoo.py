@@ -2,6 +2,7 @@
 
     python benchmarks/zoo.py --images data/raw/cifar10 --limit 30
     python benchmarks/zoo.py --images data/raw/cifar10 --only jpeg,pgd-8 --attacks fgsm,pgd
+    python benchmarks/zoo.py --images data/raw/cifar10 --published true
 
 One line per model: clean, oblivious and adaptive robust accuracy and the verdict as `evaluate`
 finds them, beside the true robust accuracy at 8/255. Of a masked model that is what withstands
@@ -27,7 +28,7 @@ from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write
 from robust_submission.cli.numbers import percent
 from robust_submission.report.schema import Report
-from zoo_models import HONEST, MASKED, Build, Row
+from zoo_models import AROUND_ANY, HONEST, MASKED, Build, Row
 from zoo_networks import DEVICE, Networks, read_images
 
 COLUMNS = ("model", "clean", "oblivious", "adaptive", "true", "verdict", "planted", "seconds")
@@ -51,6 +52,8 @@ class Options:
     """CIFAR-10 as files: train/<class>/*.jpg and test/<class>/*.jpg."""
     limit: int = 30
     """Test images, drawn with the seed and stratified by class."""
+    published: bool = False
+    """Try a few of the rows around pyautoattack's natural ResNet-18 in place of a small network."""
     only: Names = Names()
     """Models by name; `masked` and `honest` stand for all of a kind. None for every model."""
     attacks: Names = Names("fgsm,pgd")
@@ -74,10 +77,10 @@ class Options:
             raise UserError(f"--only: expected some of {known}; found {unknown[0]!r}.")
 
     def chosen(self, kind: str, rows: dict[str, Row]) -> dict[str, Row]:
-        """The rows of a kind that `only` asks for."""
-        if not self.only or kind in self.only:
-            return rows
-        return {name: row for name, row in rows.items() if name in self.only}
+        """The rows of a kind that `only` and `published` ask for."""
+        wanted = rows if not self.only or kind in self.only else self.only
+        wanted = [name for name in wanted if not self.published or name in AROUND_ANY]
+        return {name: row for name, row in rows.items() if name in wanted}
 
 
 @dataclass(kw_only=True)
@@ -183,7 +186,7 @@ class Tally:
 
 def try_zoo(options: Options) -> None:
     """Evaluate every model and print the table."""
-    networks = Networks(options.images, options.weights)
+    networks = Networks(options.images, options.weights, options.published)
     pixels, labels = read_images(options.images, "test", options.limit, options.seed)
     truth = TrueAccuracy(
         networks=networks, images=pixels.to(DEVICE).float() / 255, labels=labels.to(DEVICE)

@@ -271,6 +271,12 @@ MASKED: dict[str, Row] = {
     "GCM": Row(concealed, (natural, lambda networks: reveal(concealed(networks)))),
 }
 
+AROUND_ANY = (
+    *("logits x 1000", "softmax of logits x 10000", "4 bits by round", "fast sine", "jpeg"),
+    *("noise at input", "natural"),
+)
+"""Rows that need no more of the natural network than its images and logits."""
+
 HONEST: dict[str, Row] = {
     name: honest(network(name))
     for name in ("natural", "small", "fgsm", "pgd-4", "pgd-8", "trades", "label-smoothing")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifar10_resnet18 import vanilla
 from robust_submission.attacks import FFGSM, PGD, Attack
 from robust_submission.cli.files import atomic_write
 from robust_submission.data.sources import open_source, stratified_subset
@@ -204,9 +205,13 @@ class Networks:
     """CIFAR-10 as files: train/<class>/*.jpg and test/<class>/*.jpg."""
     weights: Path
     """A folder for NAME.safetensors."""
+    published: bool = False
+    """The natural network is pyautoattack's ResNet-18, in one part."""
 
     def __call__(self, name: str) -> nn.Module:
         """The network in eval mode, frozen. A new one for each call."""
+        if self.published and name == "natural":
+            return nn.Sequential(vanilla()).to(DEVICE).requires_grad_(False)
         path, recipe = self.weights / f"{name}.safetensors", RECIPES[name]
         torch.manual_seed(recipe.seed)
         model = recipe.build().to(DEVICE).to(memory_format=torch.channels_last)

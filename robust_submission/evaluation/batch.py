@@ -76,7 +76,7 @@ class ChunkEvaluator:
         if job is None:
             return self.draws
         attacks = list(job.attacks(early_stop=False).values())
-        scored = 2 * (self.settings.eot if self.views.random else 1) if len(attacks) > 1 else 0
+        scored = 2 * (self.settings.eot if self.views.random else 1) if job.scores else 0
         seen = attacks[part].passes(self.views.num_classes) * self._draws_seen(
             job.attacker, job.few_draws
         )
@@ -287,7 +287,7 @@ class ChunkEvaluator:
 
         Returns:
             `predictions` int64 (n, draws), -1 for NaN; `distance` float64 (n,) in the job's norm;
-            `fooled` bool (n,) and `loss` float32 (n,), zeros unless the job has several parts (see
+            `fooled` bool (n,) and `loss` float32 (n,), zeros unless the job `scores` (see
             `WorstCase`); `pictures` uint8 (shown, H, W, 3).
         """
         count = len(right)
@@ -298,9 +298,7 @@ class ChunkEvaluator:
             attacks = list(job.attacks(early_stop=self.views.stops_early(job.attacker)).values())
 
             def attack(some: Tensor) -> Tensor:
-                images, fooled[some], losses[some] = self._attack(
-                    job, attacks[part], len(attacks) > 1, chunk, some
-                )
+                images, fooled[some], losses[some] = self._attack(job, attacks[part], chunk, some)
                 return images
 
             self._seed(chunk, 0)
@@ -316,11 +314,11 @@ class ChunkEvaluator:
         }
 
     def _attack(
-        self, job: Job, attack: Attack, scored: bool, chunk: ImageChunk, rows: Tensor
+        self, job: Job, attack: Attack, chunk: ImageChunk, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adversarial images (B, 3, H, W), whether each fooled the model, and its cross-entropy.
 
-        The last two, (B,), on the CPU, are zeros unless `scored`.
+        The last two, (B,), on the CPU, are zeros unless the job `scores`.
         """
         seen = self._seen_by(job.attacker, job.few_draws)
         images, labels = chunk.images[rows], chunk.labels[rows]
@@ -328,7 +326,7 @@ class ChunkEvaluator:
         model = self._counted(self.views.model)
         if self.views.random:
             model = self._averaged(self.views.model, self.settings.eot)
-        if scored:
+        if job.scores:
             result = WorstCase(attacks={"fooled": attack}).run(
                 seen, images, labels, seeds=seeds, scored_on=model
             )
@@ -344,7 +342,7 @@ class ChunkEvaluator:
                 images, labels, seeds = images[spared], labels[spared], seeds[spared]
                 other = PGD(norm=job.norm, epsilon=job.epsilon, steps=SPARED_STEPS, loss="margin")
                 found[spared] = other(seen, images, labels, seeds=seeds)
-                fooled[spared] = scored & ~_is_correct(model, found[spared], labels).cpu()
+                fooled[spared] = job.scores & ~_is_correct(model, found[spared], labels).cpu()
         return found, fooled, losses
 
     def _seen_by(self, attacker: Attacker, few_draws: bool = False) -> Model:

@@ -20,6 +20,8 @@ OWN_GRADIENT = ("fgsm", "ffgsm", *ITERATIVE)
 """Attacks that maximise a loss which can be chosen."""
 
 
+QUERIES_ON_SURVIVORS = 500
+"""Of Square where it was not asked for: about as many passes as the other attacks make."""
 RANDOM_AUTOATTACK = "autoattack-rand"
 """AutoAttack on a random model: its authors' "rand" version, after all other attacks."""
 
@@ -109,6 +111,8 @@ class Job:
     """What `OWN_GRADIENT` attacks maximise, of `attacks.LOSSES`."""
     few_draws: bool = False
     """On a curve of a random model: fewer draws are averaged, and one is scored."""
+    on_survivors: bool = False
+    """Runs after all others, and leaves out images that one of them fools in every scored draw."""
 
     @property
     def label(self) -> str:
@@ -133,9 +137,9 @@ class Job:
         return several.get(self.attack, (self.attack,))
 
     @property
-    def skips(self) -> bool:
-        """Whether it leaves out images that an earlier attack fools in every scored draw."""
-        return self.attack == RANDOM_AUTOATTACK
+    def scores(self) -> bool:
+        """Whether attacks are compared image by image while it runs."""
+        return self.on_survivors or len(self.parts) > 1
 
     def follows(self, other: "Job") -> bool:
         """Whether its attacker also knows the other job's adversarial images of the same ball."""
@@ -158,6 +162,8 @@ class Job:
             options["early_stop"] = True
         if self.attack in OWN_GRADIENT:
             options["loss"] = self.loss
+        if self.attack == "square" and self.on_survivors:
+            options["queries"] = QUERIES_ON_SURVIVORS
         return {name: build_attack(name, self.epsilon, self.norm, **options) for name in self.parts}
 
     def settings(self, early_stop: bool) -> dict[str, Any]:

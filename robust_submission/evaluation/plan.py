@@ -1,5 +1,6 @@
 """Plans an evaluation: which attacks are run, by which attacker, within which radius."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from robust_submission.cli.errors import UserError, log
@@ -26,7 +27,8 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     """Plan the measurements and the curves.
 
     A model that autograd cannot differentiate is attacked with gradients only by attackers who see
-    one, and with Square if there is no such attacker.
+    one, and with Square if there is no such attacker. Where gradients were found to need replacing,
+    Square, which needs none, has a try at what withstands the others.
 
     Raises:
         UserError: an unknown attack, or one that refuses the norm.
@@ -44,6 +46,9 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
                 log.warning("%s needs a gradient and the model has none: not run", attack)
             main += jobs
         main += _controls(settings, epsilon, views)
+        if _wants_square(attacks, settings.norm, views):
+            square = _job("square", views.strongest, settings, epsilon, None, views)
+            main.append(replace(square, on_survivors=True))
     main = list(dict.fromkeys(main))
     curve = _Curve(settings, views)
     drawn = [each for each in (Attacker.OBLIVIOUS, views.strongest) if views.has_gradient(each)]
@@ -74,9 +79,9 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
 def planted_images(plan: Plan, passes: int, images: int, curve_images: int) -> int:
     """In how many images examples are planted, for `passes` each.
 
-    Up to 100 of the curves' images, for at most a quarter of the evaluation's passes, but at least
-    20 of them. What is planned counts as if no attack stopped early; attacks without a number of
-    steps count as one step.
+    Up to 100 of the curves' images, for at most a sixth of the passes that are planned, but at
+    least 20 of them. Other attacks stop early where they can, so that of the passes that are made
+    it is up to a quarter. Attacks without a number of steps count as one step.
     """
     if plan.planted is None:
         return 0
@@ -84,7 +89,13 @@ def planted_images(plan: Plan, passes: int, images: int, curve_images: int) -> i
         2 * (job.steps or 1) * (images if everywhere else curve_images)
         for job, everywhere in plan.distinct().items()
     )
-    return min(max(work // (4 * passes), 20), 100, curve_images)
+    return min(max(work // (6 * passes), 20), 100, curve_images)
+
+
+def _wants_square(attacks: Sequence[str], norm: str, views: Views) -> bool:
+    """Whether gradients were replaced by a guess, and no attack does without them."""
+    guessed = views.found is not None and not views.random  # there by far too many passes
+    return guessed and norm != "l1-dense" and not {"square", "autoattack"} & set(attacks)
 
 
 def _gains_nothing(job: Job, views: Views) -> bool:
@@ -117,15 +128,15 @@ def _job(
     views: Views,
 ) -> Job:
     loss = views.loss(attacker) if attack in OWN_GRADIENT else "ce"
-    if attack == "autoattack" and views.random:
-        attack = RANDOM_AUTOATTACK
+    random_autoattack = attack == "autoattack" and views.random
     return Job(
-        attack=attack,
+        attack=RANDOM_AUTOATTACK if random_autoattack else attack,
         attacker=attacker,
         norm=settings.norm,
         epsilon=epsilon,
         steps=steps,
         loss=loss,
+        on_survivors=random_autoattack,
     )
 
 

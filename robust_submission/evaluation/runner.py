@@ -196,20 +196,20 @@ class Runner:
 
     def _run_attacks(self) -> dict[Job, _Found]:
         rows, size = np.arange(len(self._right)), micro_batch_size(self.image_size)
-        found = self._attack([job for job in self.jobs if not job.skips], 0, rows, size)
+        found = self._attack([job for job in self.jobs if not job.on_survivors], 0, rows, size)
         for job, (arrays, pictures) in found.items():
             arrays["fooled_by"] = np.where(arrays["fooled"], 0, -1)
             for part in range(1, len(job.parts)):
                 self._attack_survivors(job, part, arrays, pictures)
         for job in self.jobs:
-            if job.skips:
+            if job.on_survivors:
                 found[job] = self._fooled_before(job, found)
                 for part in range(len(job.parts)):
                     self._attack_survivors(job, part, *found[job])
         return found
 
     def _fooled_before(self, job: Job, found: dict[Job, _Found]) -> _Found:
-        """What a job that skips starts with: clean images, or what fools them in every draw."""
+        """What a job on survivors starts with: clean images, or what fools them in every draw."""
         arrays = {
             "predictions": self._clean.copy(),
             "distance": np.zeros(len(self._clean)),
@@ -240,7 +240,7 @@ class Runner:
         """Run a later part of a job on the images that withstood those before; as `WorstCase`."""
         right, gallery = self._right[: self._limit(job)], self._shown(job)
         before = arrays["fooled_by"] >= 0
-        survivors = np.flatnonzero(self._withstood(arrays) if job.skips else right & ~before)
+        survivors = np.flatnonzero(self._withstood(arrays) if job.on_survivors else right & ~before)
         before = before[survivors]
         size = even_size(max(len(survivors), 1), micro_batch_size(self.image_size))
         mine = np.arange(len(survivors)) // size % self._num_processes == self._process_index

@@ -38,7 +38,7 @@ SKIPPED = (
     "images that an earlier attack fools in every scored draw; they keep that attack's result and "
     "count as not robust"
 )
-"""What AutoAttack on a random model does not attack."""
+"""What a job on survivors does not attack."""
 INDICATORS = {
     "unstable": "noise fools",
     "rise": "loss still rising",
@@ -162,12 +162,12 @@ class ReportBuilder:
             if job.attacker in ADAPTIVE:
                 settings["draws_averaged"] = self.settings.eot
                 settings["draws_averaged_if_clear"] = min(ENOUGH, self.settings.eot)
-        if len(job.parts) > 1:
-            names = [*job.parts, "an earlier attack"] if job.skips else job.parts
+        if job.scores:
+            names = [*job.parts, "an earlier attack"] if job.on_survivors else job.parts
             settings["fooled_first_by"] = {
                 name: int((arrays["fooled_by"] == place).sum()) for place, name in enumerate(names)
             }
-        if job.skips:
+        if job.on_survivors:
             settings["skipped"] = SKIPPED
         return Measurement(
             name=job.name,

@@ -29,6 +29,7 @@ def views(**changes: Any) -> Views:
 
 
 HONEST: dict[str, Any] = {"seen_by": {OBLIVIOUS: identity, ADAPTIVE: identity}}
+FOUND = {"seen_by": HONEST["seen_by"] | {BPDA: bpda.BPDA(identity, bpda.Through.IMAGES)}}
 
 
 def plan(attacks: str, changes: dict[str, Any] | None = None, **settings: Any) -> Plan:
@@ -98,7 +99,7 @@ def test_a_random_model_gets_few_draws_on_curves_and_the_rand_version_of_autoatt
     found = plan("pgd autoattack", HONEST | {"random": True}, curves=True)
     rand = [job for job in found.main if job.attack.startswith("autoattack")]
     assert [job.parts for job in rand] == [("apgd-ce", "apgd-dlr")] * 2
-    assert all(job.skips for job in rand) and not any(job.few_draws for job in found.main)
+    assert all(job.on_survivors for job in rand) and not any(job.few_draws for job in found.main)
     curves = [*found.epsilon_curves[ADAPTIVE], *found.steps_curves[OBLIVIOUS]]
     assert all(job.few_draws for job in curves) and not set(curves) & set(found.main)
     assert found.fixed is not None and found.fixed.name == "pgd-7 linf 8/255 adaptive"
@@ -145,15 +146,19 @@ def test_a_model_without_gradients_is_attacked_by_square_and_transfer():
 
 
 def test_who_found_what_hides_the_gradient_attacks_with_it_and_draws_the_curves():
-    found = {
-        OBLIVIOUS: identity,
-        ADAPTIVE: identity,
-        BPDA: bpda.BPDA(identity, bpda.Through.IMAGES),
-    }
-    changes = {"seen_by": found, "differentiable": False}
-    planned = plan("pgd", changes, curves=True)
+    planned = plan("pgd", FOUND | {"differentiable": False}, curves=True)
     assert [each.attacker for each in planned.main if each.attack == "pgd"] == [BPDA]
     assert list(planned.steps_curves) == [BPDA]
+
+
+def test_square_tries_what_withstands_a_gradient_that_is_a_guess():
+    last = plan("fgsm pgd", FOUND).main[-1]
+    assert last.name == "square linf 8/255 adaptive-bpda" and last.on_survivors
+    assert last.settings(early_stop=True)["queries"] == 500
+    for others in (plan("autoattack", FOUND), plan("pgd square", FOUND), plan("pgd", HONEST)):
+        assert not any(job.on_survivors for job in others.main)
+    random = plan("pgd", FOUND | {"random": True})
+    assert not any(job.attack == "square" for job in random.main)
 
 
 def test_saturated_logits_get_a_loss_that_does_not_saturate():

@@ -145,7 +145,7 @@ def test_what_fooled_is_kept_else_what_came_nearest(evaluation: Runner):
 
 
 def test_autoattack_on_a_random_model_leaves_out_what_an_earlier_attack_fools(evaluation: Runner):
-    rand = replace(AUTOATTACK, attack="autoattack-rand")
+    rand = replace(AUTOATTACK, attack="autoattack-rand", on_survivors=True)
     evaluation.plan = Plan(main=[PGD, rand], epsilon_curves={}, steps_curves={}, same_as={})
     evaluation.jobs = evaluation.plan.distinct()
     results = evaluation.run()

@@ -1,8 +1,10 @@
 """Automatic BPDA finds the gradient of the undefended network behind defences of many kinds."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,3 +143,19 @@ def test_masks_are_passed_through_on_demand():
     )
     assert torch.equal(masked, direction(winners))
     assert (passed * direction(network)).sum(1).mean() > (masked * direction(network)).sum(1).mean()
+
+
+def test_a_map_out_of_torch_passes_on_what_changes_its_output():
+    def blurred(images: Tensor) -> Tensor:
+        return torch.stack(
+            [images.roll(each, (2, 3)) for each in product((-1, 0, 1), repeat=2)]
+        ).mean(0)
+
+    def out_and_back(images: Tensor) -> Tensor:
+        pixels = blurred(images.detach()).numpy()
+        return network(torch.from_numpy(np.round(255 * pixels) / 255))
+
+    expected = direction(lambda images: network(blurred(images)))
+    through = Through.OPERATIONS | Through.IMAGES
+    assert (direction(BPDA(out_and_back, through)) * expected).sum(1).min() > 0.95
+    assert (direction(network) * expected).sum(1).max() < 0.9

@@ -109,7 +109,7 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
     if adaptive:
         # Without a gradient of the model, the oblivious attacker has the others alone.
         yield check_gap(survival(oblivious or everything), survival(adaptive))
-        black_box = [job for job in everything if job.attack in BLACK_BOX]
+        black_box = [job for job in results.plan.headline(*Attacker) if job.attack in BLACK_BOX]
         yield check_adaptive(survival(black_box), survival(adaptive))
     pgd = [job for job in adaptive if job.attack == "pgd"]
     autoattack = [job for job in adaptive if job.attack == "autoattack"]

@@ -35,6 +35,33 @@ def linked(values: Tensor, source: Tensor) -> Tensor:
     return joined
 
 
+def response(changes: Tensor, responses: Tensor) -> Tensor:
+    """How a map from images to images passes on small changes, by least squares.
+
+    It is taken as a filter with three colours in and out. A lossy codec drops high frequencies and
+    keeps low ones, so that a change it passes on must be made of these.
+
+    Args:
+        changes: Of the images, (N, 3, H, W), float32.
+        responses: Of what the map makes of them, the same.
+
+    Returns:
+        Complex (H, W // 2 + 1, 3, 3), as `filtered` takes it.
+    """
+    before, after = torch.fft.rfft2(changes), torch.fft.rfft2(responses)
+    products = torch.einsum("nchw,ndhw->hwcd", after, before.conj())
+    squares = torch.einsum("nchw,ndhw->hwcd", before, before.conj())
+    unit = torch.eye(len(squares[0, 0]), dtype=squares.dtype, device=squares.device)
+    squares = squares + 1e-3 * squares.abs().mean() * unit
+    return torch.linalg.solve(squares, products, left=False)
+
+
+def filtered(images: Tensor, passed: Tensor) -> Tensor:
+    """Images (B, 3, H, W) as a map with this `response` would change them."""
+    spectrum = torch.einsum("hwcd,ndhw->nchw", passed, torch.fft.rfft2(images))
+    return torch.fft.irfft2(spectrum, s=images.shape[2:])
+
+
 def sloped(output: Tensor, source: Tensor) -> Tensor:
     """Replace the derivative of images on which it is far from the slope of the values.
 

@@ -6,9 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from robust_submission.models.bpda.gradients import in_order
+from robust_submission.models.bpda.gradients import in_order, response
 from robust_submission.models.bpda.operations import Through
 from robust_submission.models.bpda.watch import Watch
+
+NOISE = 0.03
+"""Standard deviation of the noise by which a map of images is measured: an attack's usual size."""
+MEASURED = 4
+"""How often each image is given with noise."""
 
 
 class BPDA(nn.Module):
@@ -28,6 +33,8 @@ class BPDA(nn.Module):
     """Whether the model called autograd itself in that pass."""
     _join: int | None
     """Number of the tensor that is linked to the images; see `Watch`."""
+    _passed: Tensor | None
+    """How that tensor follows the images, as `response` gives it."""
     _raw: int | None
     """Number of the outputs before squashing among `Watch.rows`; -1 for none."""
 
@@ -36,7 +43,7 @@ class BPDA(nn.Module):
         self.model = model
         self.through = through
         # Found in the first pass, then kept: results must not depend on the batch.
-        self._join = self._raw = None
+        self._join = self._raw = self._passed = None
 
     def forward(self, images: Tensor) -> Tensor:
         if not (images.requires_grad and torch.is_grad_enabled()):
@@ -45,6 +52,7 @@ class BPDA(nn.Module):
             outputs, watch = self._watched(images)
             self._raw = _before_squashing(watch.rows, outputs)
             self._join = watch.last_made if Through.IMAGES in self.through else None
+            self._passed = self._measured(images) if self._join else None
         outputs, watch = self._watched(images)
         number = self._raw
         kept = 0 <= number < len(watch.rows) and watch.rows[number].shape == outputs.shape
@@ -56,8 +64,22 @@ class BPDA(nn.Module):
         self.substituted, self.optimises = tuple(watch.found), watch.optimises
         return outputs
 
+    def _measured(self, images: Tensor) -> Tensor | None:
+        """How the tensor that is linked to the images follows them; None if it is not there."""
+        generator, points = torch.Generator().manual_seed(0), [images.detach()]
+        for _ in range(MEASURED):
+            noise = torch.randn(images.shape, generator=generator).to(images)
+            points.append((points[0] + NOISE * noise).clamp(0, 1))
+        joined = [self._watched(each.clone().requires_grad_())[1].joined for each in points]
+        found = [each for each in joined if each is not None]
+        if len(found) < len(points):
+            return None
+        changes = torch.cat([each - points[0] for each in points[1:]])
+        responses = torch.cat([each - found[0] for each in found[1:]])
+        return response(changes, responses.float())
+
     def _watched(self, images: Tensor) -> tuple[Tensor, Watch]:
-        watch = Watch(images.view_as(images), self.through, self._join)
+        watch = Watch(images.view_as(images), self.through, self._join, self._passed)
         with without_backward_hooks(self.model) as hooked, watch:
             outputs = self.model(watch.images)
         watch.found |= dict.fromkeys(hooked)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from robust_submission.models.bpda.gradients import (
     RELATED,
     correlation,
+    filtered,
     is_identity,
     is_same,
     linked,
@@ -61,12 +62,16 @@ class Watch(TorchFunctionMode):
     the images.
     """
 
-    def __init__(self, images: Tensor, through: Through, join: int | None) -> None:
+    def __init__(
+        self, images: Tensor, through: Through, join: int | None, passed: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.images = images
         self.last_made = 0
         """Number of the last tensor that is the images, changed; `join` links that one to them."""
-        self._join = join
+        self.joined: Tensor | None = None
+        """The values of that one."""
+        self._join, self._passed = join, passed
         self._made = 0
         self.found = dict[str, None]()
         self.optimises = False
@@ -239,15 +244,16 @@ class Watch(TorchFunctionMode):
         self._made += 1
         if self._join not in (None, self._made):
             return output
-        pairs = (each.detach().flatten(1).double() for each in (self.images, output))
-        related = correlation(*pairs)
         if self._join is None:
-            if bool((related.abs() > RELATED).all()):
+            pairs = (each.detach().flatten(1).double() for each in (self.images, output))
+            if bool((correlation(*pairs).abs() > RELATED).all()):
                 self.last_made = self._made
             return output
         self._note(f"images to {name}")
         self._cut.pop(id(output), None)
-        return linked(output, self.images * related.sign().to(output.dtype).view(-1, 1, 1, 1))
+        self.joined = output.detach()
+        source = self.images if self._passed is None else filtered(self.images, self._passed)
+        return linked(output, source)
 
     def _written(self, tensors: list[Tensor]) -> Tensor:
         """The tensor that an operation wrote into."""
