@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from robust_submission.cli.command import run
-from robust_submission.evaluation.data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.data import open_evaluation_data
 from robust_submission.models.load import load_checkpoint
+from robust_submission.settings import DataOptions
 from timing import DEVICE, ON_CPU, load_images, print_table, python, run_command
 
 PROCESSES = len(os.sched_getaffinity(0)) if ON_CPU else 1

@@ -35,10 +35,11 @@ from robust_submission.cli.command import Ratio, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.data.loader import micro_batch_size
-from robust_submission.evaluation.data import DataOptions, open_evaluation_data
+from robust_submission.evaluation.data import open_evaluation_data
 from robust_submission.evaluation.results import share_of
 from robust_submission.models.classifier import reveal, undefended
 from robust_submission.models.load import LoadedModel, load_named
+from robust_submission.settings import DataOptions
 from timing import load_images
 
 SEED = 0  # of images and random starts

@@ -9,16 +9,17 @@ certain; training applies each with probability 0.05.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
-from sklearn.datasets import load_sample_image
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
-from robust_submission.data.augment import apply_transform
 from robust_submission.data.images import read_image, resize_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INCHES = 1.6
 """Side of one image on the sheet."""
@@ -56,9 +57,8 @@ def draw_operations(image: np.ndarray, seed: int, draws: int) -> dict[str, np.nd
     Returns:
         uint8 (S, draws * S, 3) a name.
     """
-    from robust_submission.data.challenge_operations import (
-        challenge_operations,  # takes seconds: not for --help
-    )
+    from robust_submission.data.augment import apply_transform
+    from robust_submission.data.challenge_operations import challenge_operations
 
     operations = challenge_operations(image.shape[0], p=1)
     return {
@@ -72,8 +72,10 @@ def draw_operations(image: np.ndarray, seed: int, draws: int) -> dict[str, np.nd
     }
 
 
-def draw_sheet(pictures: dict[str, np.ndarray]) -> Figure:
+def draw_sheet(pictures: dict[str, np.ndarray]) -> "Figure":
     """A grid of the pictures, all of one shape, under their names."""
+    from matplotlib.figure import Figure
+
     height, width = next(iter(pictures.values())).shape[:2]
     columns = math.ceil(7 * height / width)
     rows = math.ceil(len(pictures) / columns)
@@ -90,6 +92,8 @@ def draw_sheet(pictures: dict[str, np.ndarray]) -> Figure:
 
 def main(options: Options) -> None:
     """Write the sheet."""
+    from sklearn.datasets import load_sample_image
+
     check_writable(options.out)
     found = read_image(options.image) if options.image else load_sample_image("china.jpg")
     image = resize_image(found, options.image_size)

@@ -17,17 +17,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from accelerate import InitProcessGroupKwargs
-
-from robust_submission.api import run_evaluation
 from robust_submission.cli.command import Names, Ratio, Ratios, run
 from robust_submission.cli.errors import UserError
-from robust_submission.evaluation.data import DataOptions, open_evaluation_data
-from robust_submission.evaluation.jobs import EvaluationSettings
-from robust_submission.evaluation.views import build_views
-from robust_submission.models.load import load_named
-from robust_submission.report.text import print_table
-from robust_submission.runtime import start_accelerator
+from robust_submission.settings import DataOptions, EvaluationSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +83,15 @@ class Options(EvaluationSettings):
 
 def main(options: Options) -> None:
     """Evaluate and write the report."""
+    from accelerate import InitProcessGroupKwargs
+
+    from robust_submission.api import run_evaluation
+    from robust_submission.evaluation.data import open_evaluation_data
+    from robust_submission.evaluation.views import build_views
+    from robust_submission.models.load import load_named
+    from robust_submission.report.text import print_table
+    from robust_submission.runtime import start_accelerator
+
     # A process waits for another's whole chunk, every attack on it: longer than torch's 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
     accelerator = start_accelerator(mixed_precision="no", kwargs_handlers=[patience])

@@ -8,18 +8,11 @@ of processes (torchrun, accelerate launch) change the speed and nothing else.
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import atomic_write, check_writable, write_archive
-from robust_submission.data.dataset import ImageDataset
-from robust_submission.data.loader import EvaluationLoader
-from robust_submission.data.sources import Source, open_run_data, open_source
-from robust_submission.data.truncated import TruncatedSource
-from robust_submission.models.cpu import optimize_for_cpu
-from robust_submission.models.load import load_checkpoint
 from robust_submission.prediction.layout import plan_layout
 from robust_submission.prediction.schema import (
     Answers,
@@ -30,14 +23,10 @@ from robust_submission.prediction.schema import (
     find_class,
 )
 from robust_submission.prediction.template import read_template
-from robust_submission.prediction.writer import (
-    FREQUENT,
-    Predictions,
-    label_unread,
-    predict_images,
-    write_predictions,
-)
-from robust_submission.runtime import start_accelerator
+
+if TYPE_CHECKING:
+    from robust_submission.data.sources import Source
+    from robust_submission.prediction.writer import Predictions
 
 
 @dataclass(kw_only=True)
@@ -103,6 +92,15 @@ class Options:
 
 def predict(options: Options) -> None:
     """Classify each image once and write the prediction file."""
+    import numpy as np
+
+    from robust_submission.data.dataset import ImageDataset
+    from robust_submission.data.loader import EvaluationLoader
+    from robust_submission.models.cpu import optimize_for_cpu
+    from robust_submission.models.load import load_checkpoint
+    from robust_submission.prediction.writer import FREQUENT, label_unread, predict_images
+    from robust_submission.runtime import start_accelerator
+
     format = choose_format(check_writable(options.out), options.format)
     if options.zip:
         check_writable(options.archive)
@@ -146,7 +144,10 @@ def predict(options: Options) -> None:
     accelerator.end_training()
 
 
-def _open_source(options: Options) -> Source:
+def _open_source(options: Options) -> "Source":
+    from robust_submission.data.sources import open_run_data, open_source
+    from robust_submission.data.truncated import TruncatedSource
+
     if options.images is None:
         source = open_run_data(options.checkpoint, "test", options.max_pixels)
     else:
@@ -154,7 +155,9 @@ def _open_source(options: Options) -> Source:
     return source if options.bad_label is None else TruncatedSource(source)
 
 
-def _write(options: Options, predictions: Predictions, layout: Layout) -> None:
+def _write(options: Options, predictions: "Predictions", layout: Layout) -> None:
+    from robust_submission.prediction.writer import write_predictions
+
     write_predictions(options.out, predictions, layout)
     print(f"{options.out}: {len(predictions.images)} rows")
     if options.zip:

@@ -9,27 +9,10 @@ picture is the prediction of the classifier without the TRN, in red if it is wro
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from torch import Tensor
-
-from robust_submission.attacks import Attack, build_attack, image_seeds
 from robust_submission.cli.command import Ratio, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import check_writable
-from robust_submission.data.dataset import ImageDataset, collate
-from robust_submission.evaluation.data import DataOptions, open_evaluation_data
-from robust_submission.evaluation.results import choose_gallery
-from robust_submission.models.classifier import RobustClassifier, undefended
-from robust_submission.models.load import load_restoring
-from robust_submission.models.trn import TRN
-from robust_submission.report.style import INK, STYLE, write_png
-
-AMPLIFIED = 8
-WRONG = "#b0102a"
+from robust_submission.settings import DataOptions
 
 
 @dataclass(kw_only=True)
@@ -62,48 +45,21 @@ class Options:
             )
 
 
-def columns(
-    model: RobustClassifier, images: Tensor, labels: Tensor, attack: Attack, seeds: Tensor
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Pictures (B, 3, H, W), 0 to 1, by title, with predictions (B,) if there are any."""
-    trn, twin = model.restore, undefended(model)
-    assert isinstance(trn, TRN)
-    attacked = attack(twin, images, labels, seeds=seeds)
-    maps = trn.gradient_map(attacked, model.classify)
-    with torch.no_grad():
-        restored = trn.restore(attacked, maps)
-        predictions = [twin(each).argmax(1) for each in (images, attacked, restored)]
-    left = (0.5 + AMPLIFIED * (restored - images)).clamp(0, 1)
-    shown = {"clean": (images, predictions[0]), "attacked": (attacked, predictions[1])}
-    if maps is not None:
-        shown["gradient map"] = ((0.5 + maps / 6).clamp(0, 1), None)
-    shown["restored"] = (restored, predictions[2])
-    shown[f"restored - clean, {AMPLIFIED} times"] = (left, None)
-    return shown
-
-
-def draw(
-    shown: dict[str, tuple[Tensor, Tensor | None]], labels: Tensor, class_names: list[str]
-) -> Figure:
-    """One row per image, one column per entry of `shown`."""
-    figure = Figure(figsize=(1.7 * len(shown), 1.85 * len(labels)), layout="constrained")
-    grid = figure.subplots(len(labels), len(shown), squeeze=False)
-    for column, (title, (pictures, predictions)) in enumerate(shown.items()):
-        grid[0][column].set_title(title, fontsize=9, pad=8)
-        for row, picture in enumerate(pictures):
-            axes: Axes = grid[row][column]
-            axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set(xticks=[], yticks=[], frame_on=False)
-            if predictions is not None:
-                right = predictions[row] == labels[row]
-                axes.set_xlabel(
-                    class_names[int(predictions[row])], color=INK if right else WRONG, fontsize=8
-                )
-    return figure
-
-
 def main(options: Options) -> None:
     """Attack a few images, restore them and draw the result."""
+    import matplotlib as mpl
+    import numpy as np
+    import torch
+
+    from robust_submission.attacks import build_attack, image_seeds
+    from robust_submission.data.dataset import ImageDataset, collate
+    from robust_submission.evaluation.data import open_evaluation_data
+    from robust_submission.evaluation.results import choose_gallery
+    from robust_submission.models.classifier import undefended
+    from robust_submission.models.load import load_restoring
+    from robust_submission.report.restoration import draw_restoration, restoration_pictures
+    from robust_submission.report.style import STYLE, write_png
+
     check_writable(options.out)
     name, model = load_restoring(options.checkpoint, options.model, options.trn)
     some = 4 * options.limit
@@ -118,9 +74,9 @@ def main(options: Options) -> None:
         raise UserError(f"{name}: expected an image that it gets right, found none.")
     images, labels, indices = (batch[key][kept] for key in ("images", "labels", "indices"))
     attack = build_attack("pgd", options.epsilon, steps=10)
-    shown = columns(model, images, labels, attack, image_seeds(options.seed, indices))
+    shown = restoration_pictures(model, images, labels, attack, image_seeds(options.seed, indices))
     with mpl.rc_context(STYLE):
-        write_png(draw(shown, labels, data.class_names), options.out, dots=110)
+        write_png(draw_restoration(shown, labels, data.class_names), options.out, dots=110)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from robust_submission.evaluation.cache import (
 )
 from robust_submission.evaluation.chunks import FittingBatches
 from robust_submission.evaluation.data import EvaluationData, TensorSource, arrange_images
-from robust_submission.evaluation.jobs import Attacker, EvaluationSettings
+from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.plan import plan_jobs, planted_images
 from robust_submission.evaluation.runner import Runner
 from robust_submission.evaluation.views import Views, build_views, try_model
@@ -45,6 +45,7 @@ from robust_submission.report.build import ReportBuilder, describe_model
 from robust_submission.report.schema import Report
 from robust_submission.report.write import write_report
 from robust_submission.runtime import provenance
+from robust_submission.settings import EvaluationSettings
 
 CODE = Path(__file__).parent
 

@@ -11,13 +11,8 @@ checkpoint's logits on a set of images.
 from dataclasses import dataclass
 from pathlib import Path
 
-from robust_submission.checker.host import Rules
-from robust_submission.checker.sandbox import Limits
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
-from robust_submission.models.load import load_checkpoint
-from robust_submission.packaging.export import choose_writer
-from robust_submission.packaging.proof import proof_images, write_package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +49,12 @@ def package(options: Options) -> None:
     Raises:
         UserError: see `load_checkpoint`, `proof_images` and `write_package`.
     """
+    from robust_submission.checker.host import Rules
+    from robust_submission.checker.sandbox import Limits
+    from robust_submission.models.load import load_checkpoint
+    from robust_submission.packaging.export import choose_writer
+    from robust_submission.packaging.proof import proof_images, write_package
+
     choose_writer(options.out)
     model = load_checkpoint(options.checkpoint, options.trn)
     rules = Rules(

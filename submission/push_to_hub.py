@@ -12,14 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.constants import REPOCARD_NAME
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import whole_folder
-from robust_submission.hub.model_card import fill_folder, upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +43,9 @@ class Options:
         if self.private and self.repo_id is None:
             raise UserError("--private: expected a --repo_id to keep private, found --out.")
         if self.repo_id is not None:
+            from huggingface_hub.errors import HFValidationError
+            from huggingface_hub.utils import validate_repo_id
+
             if self.repo_id.count("/") != 1:
                 raise UserError(f"--repo_id: expected user/name, found {self.repo_id!r}.")
             try:
@@ -62,6 +60,10 @@ def push_to_hub(options: Options) -> None:
     Raises:
         UserError: see `fill_folder`, `upload` and `whole_folder`.
     """
+    from huggingface_hub.constants import REPOCARD_NAME
+
+    from robust_submission.hub.model_card import fill_folder, upload
+
     place = whole_folder(options.out) if options.out else tempfile.TemporaryDirectory()
     with place as folder:
         fill_folder(

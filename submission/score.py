@@ -14,23 +14,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from robust_submission.cli.command import Names, Ratios, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.cli.numbers import plural
-from robust_submission.data.dataset import ImageDataset
-from robust_submission.evaluation.data import DataOptions, open_evaluation_data
-from robust_submission.leaderboard import scorer as scorer_module
-from robust_submission.leaderboard.board import Board, Weights, remarks
-from robust_submission.leaderboard.load import loaded_submission, require_logits
-from robust_submission.leaderboard.scorer import AttackPool, Scorer, measure_columns
-from robust_submission.models.classifier import undefended
-from robust_submission.models.load import load_checkpoint
-from robust_submission.runtime import provenance
-
-DEFAULTS = Path(scorer_module.__file__).parent / "weights.yaml"
+from robust_submission.leaderboard.settings import DEFAULTS, AttackPool, Weights
+from robust_submission.settings import DataOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +81,17 @@ def score(options: Options) -> None:
     Raises:
         UserError: see `loaded_submission` and `open_evaluation_data`.
     """
+    from rich.console import Console
+
+    from robust_submission.data.dataset import ImageDataset
+    from robust_submission.evaluation.data import open_evaluation_data
+    from robust_submission.leaderboard.board import Board, remarks
+    from robust_submission.leaderboard.load import loaded_submission, require_logits
+    from robust_submission.leaderboard.scorer import Scorer, measure_columns
+    from robust_submission.models.classifier import undefended
+    from robust_submission.models.load import load_checkpoint
+    from robust_submission.runtime import provenance
+
     if options.out is not None:
         check_writable(options.out)
     pool = options.pool

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "robust_submission"
 FLOORS = (
     {"cli", "runtime"},
     {"data", "models", "attacks"},
+    {"settings"},
     {"training", "prediction", "evaluation"},
     {"report"},
     {"api", "checker"},

@@ -7,14 +7,15 @@ Reads metrics.csv, also while the run continues. The epoch that was kept is mark
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
-from robust_submission.training.run_folder import best_epoch
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 COLORS = {
     "train_loss": "#5a6172",
@@ -35,12 +36,14 @@ class Options:
     """A PNG file."""
 
 
-def read_metrics(folder: Path) -> pd.DataFrame:
+def read_metrics(folder: Path) -> "pd.DataFrame":
     """The metrics of a run, one row per epoch.
 
     Raises:
         UserError: There are none, or they are damaged.
     """
+    import pandas as pd
+
     path = folder / "metrics.csv"
     try:
         rows = pd.read_csv(path)
@@ -52,8 +55,12 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     return rows
 
 
-def draw_curves(rows: pd.DataFrame) -> Figure:
+def draw_curves(rows: "pd.DataFrame") -> "Figure":
     """The losses beside the accuracies in %."""
+    from matplotlib.figure import Figure
+
+    from robust_submission.training.run_folder import best_epoch
+
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     for name in rows.columns.intersection(list(COLORS)):

@@ -9,8 +9,6 @@ The run folder then holds the best checkpoint, metrics.csv, recipe.yaml and the 
 from pathlib import Path
 
 from robust_submission.cli.command import run
-from robust_submission.training.build import build_training
-from robust_submission.training.loop import run_training, summarize
 from robust_submission.training.recipe import Recipe
 
 QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -18,6 +16,9 @@ QUICKSTART = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
 def train(recipe: Recipe) -> None:
     """Train as the recipe says, and report the best epoch's accuracy on the test images."""
+    from robust_submission.training.build import build_training
+    from robust_submission.training.loop import run_training, summarize
+
     run_training(recipe, build_training, summarize)
 
 

@@ -14,15 +14,16 @@ an attack depends on the label. inference/evaluate.py measures an attacker who k
 from pathlib import Path
 
 from robust_submission.cli.command import run
-from robust_submission.training.build import build_trn_training
-from robust_submission.training.loop import run_training
-from robust_submission.training.trn import TRNRecipe
+from robust_submission.training.recipe import TRNRecipe
 
 DIGITS = Path(__file__).parent / "recipes" / "digits_trn.yaml"
 
 
 def train_trn(recipe: TRNRecipe) -> None:
     """Train as the recipe says."""
+    from robust_submission.training.build import build_trn_training
+    from robust_submission.training.loop import run_training
+
     run_training(recipe, build_trn_training)
 
 

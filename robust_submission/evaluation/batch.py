@@ -28,9 +28,10 @@ from robust_submission.attacks.trajectory import Trajectory
 from robust_submission.data.corruptions import SEVERITIES, Corruption
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
-from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, EvaluationSettings, Job
+from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, Job
 from robust_submission.evaluation.planted import LONGER, QUERIES, PlantedTest, Planter
 from robust_submission.evaluation.views import Views
+from robust_submission.settings import EvaluationSettings
 
 ATTACK_DRAW = 1_000_000
 """The first of the draws that attackers see; the scored draws start at 0."""

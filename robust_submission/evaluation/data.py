@@ -25,28 +25,7 @@ from robust_submission.data.sources import (
     split_train_validation,
     stratified_subset,
 )
-
-
-@dataclass(kw_only=True)
-class DataOptions:
-    """The images."""
-
-    name: str | None = None
-    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c or imagenetc (see
-    data/README.md); by default the run's own."""
-    root: Path | None = None
-    """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
-    digits."""
-    split: str = "test"
-    """train, val or test; of cifar10c and imagenetc a kind and a severity, such as fog/3."""
-    download: bool = False
-    """Let torchvision download the data set if it is not in root."""
-    image_column: str | None = None
-    """hf: the column of the images; by default the one of type Image."""
-    label_column: str | None = None
-    """hf: the column of the labels; by default the one of type ClassLabel."""
-    max_pixels: int | None = None
-    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
+from robust_submission.settings import DataOptions
 
 
 @dataclass(frozen=True, kw_only=True)

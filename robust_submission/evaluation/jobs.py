@@ -5,12 +5,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from robust_submission.attacks import PGD, AutoAttack, BallAttack, build_attack
-from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import radius
-from robust_submission.data.corruptions import corruption_names
 
 BLACK_BOX = ("noise", "square")
 """Attacks that use no gradient."""
@@ -46,54 +44,6 @@ class Attacker(StrEnum):
 
 ADAPTIVE = (Attacker.ADAPTIVE, Attacker.ADAPTIVE_BPDA)
 """The attackers that know the defence."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """How to attack: everything but the model and the images that decides the results."""
-
-    attacks: tuple[str, ...] = ("fgsm", "pgd", "autoattack")
-    """fgsm, ffgsm, bim, mim, pgd, cw (L2), autoattack or one of its parts: apgd-ce, apgd-t,
-    apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added."""
-    norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf"
-    """The norm that epsilon bounds."""
-    epsilon: tuple[float, ...] = (8 / 255,)
-    """Radii in pixel values from 0 to 1; the headline numbers are for the first."""
-    steps: int = 20
-    """Steps of bim, mim and pgd."""
-    draws: int = 5
-    """Draws of a random model that are scored."""
-    eot: int = 10
-    """Draws of a random model that an adaptive attack averages over, at most; other ones than are
-    scored."""
-    curves: bool = True
-    """Also measure accuracy against epsilon and against steps, for the checks that need them."""
-    corruptions: tuple[str, ...] = ()
-    """Also measure accuracy on corrupted images: all, or kinds such as gaussian_noise and fog, each
-    at severities 1 to 5."""
-    seed: int = 0
-    """Seed of every random draw."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "draws", "eot"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"{name}: expected at least 1, found {value}.")
-        corruption_names(self.corruptions)
-        if self.seed < 0:
-            raise UserError(f"seed: expected at least 0, found {self.seed}.")
-        if not self.attacks or not self.epsilon:
-            raise UserError("attacks, epsilon: expected at least one of each, found none.")
-        if min(self.epsilon) <= 0 or (self.norm == "linf" and max(self.epsilon) > 1):
-            raise UserError(
-                "epsilon: expected radii above 0, for linf at most 1, as pixels are 0 to 1 "
-                f"(8/255), found {', '.join(f'{each:g}' for each in self.epsilon)}."
-            )
-        names = [radius(each, self.norm) for each in set(self.epsilon)]
-        if len(set(names)) < len(names):
-            raise UserError(
-                "epsilon: expected radii that differ in the digits that name them "
-                f"({max(names, key=names.count)}), found {', '.join(map(str, self.epsilon))}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

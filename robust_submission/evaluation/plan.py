@@ -11,11 +11,11 @@ from robust_submission.evaluation.jobs import (
     OWN_GRADIENT,
     RANDOM_AUTOATTACK,
     Attacker,
-    EvaluationSettings,
     Job,
     Plan,
 )
 from robust_submission.evaluation.views import Views
+from robust_submission.settings import EvaluationSettings
 
 EPSILONS = (0, 1 / 4, 1 / 2, 1, 2, 4)
 """Points of the epsilon curve, in units of epsilon; `unbounded` is added as the last."""

@@ -13,7 +13,7 @@ from robust_submission.attacks import PGD, Model, input_gradient
 from robust_submission.attacks.losses import LARGEST_GAP, bounded_cross_entropy, margin
 from robust_submission.attacks.norms import rescaled
 from robust_submission.cli.errors import UserError, log
-from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, EvaluationSettings
+from robust_submission.evaluation.jobs import ADAPTIVE, Attacker
 from robust_submission.evaluation.planted import Readout, find_readout
 from robust_submission.models.bpda import BPDA, Through
 from robust_submission.models.classifier import (
@@ -26,6 +26,7 @@ from robust_submission.models.classifier import (
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import LoadedModel
 from robust_submission.models.trn import TRN
+from robust_submission.settings import EvaluationSettings
 
 WAYS_THROUGH = (
     Through.OPERATIONS,

@@ -7,39 +7,9 @@ from statistics import fmean, stdev
 from rich.table import Table
 from rich.text import Text
 
-from robust_submission.cli.errors import UserError
 from robust_submission.evaluation.jobs import Attacker
-from robust_submission.leaderboard.scorer import SCORE_PARTS, Scorer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The weight of each part; only their ratios matter."""
-
-    clean: float = 4
-    """Of images as they are."""
-    corrupted: float = 4
-    """Of corrupted images."""
-    black_box: float = 4
-    """Of attacks without the model's gradients."""
-    white_box: float = 3
-    """Of attacks with them."""
-
-    def __post_init__(self) -> None:
-        values = vars(self).values()
-        if min(values) < 0 or not sum(values):
-            raise UserError("weights: expected none below 0 and not all 0.")
-
-    def of(self, columns: Sequence[str]) -> dict[str, float]:
-        """The weight of each part among `columns`.
-
-        Raises:
-            UserError: none of them has a weight above 0.
-        """
-        weights = {part: getattr(self, part) for part in SCORE_PARTS if part in columns}
-        if not sum(weights.values()):
-            raise UserError("weights: expected one above 0 of a measured part, found none.")
-        return weights
+from robust_submission.leaderboard.scorer import Scorer
+from robust_submission.leaderboard.settings import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Which attack each image gets in each draw, and whether the submission still classifies it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,49 +10,17 @@ from tqdm import tqdm
 
 from robust_submission.attacks import Attack, Model, WorstCase, build_attack, image_seeds
 from robust_submission.attacks.base import correct
-from robust_submission.cli.errors import UserError
 from robust_submission.data.corruptions import CORRUPTIONS, Corruption
 from robust_submission.data.dataset import ImageDataset
 from robust_submission.data.loader import EvaluationLoader, micro_batches
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.leaderboard.load import Submission
+from robust_submission.leaderboard.settings import AttackPool
 
-KNOWN_ATTACKS = {
-    "black_box": ("transfer", "square"),
-    "white_box": ("fgsm", "ffgsm", "bim", "mim", "pgd"),
-}
-"""The attacks that may be in a pool."""
 SCORE_PARTS = ("clean", "corrupted", "black_box", "white_box")
 """The parts of the score."""
 
 _Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, seeds to changed images
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackPool:
-    """The attacks that may be drawn for an image."""
-
-    severities: Sequence[int]
-    """Of corruptions, 1 to 5."""
-    black_box: Sequence[str]
-    white_box: Sequence[str]
-    epsilon: Sequence[float]
-    """Linf radii, pixel values from 0 to 1."""
-    steps: int
-    queries: int
-    """Of Square."""
-    seed: int
-    """Of all draws."""
-
-    def __post_init__(self) -> None:
-        for field, known in KNOWN_ATTACKS.items():
-            if unknown := sorted(set(getattr(self, field)) - set(known)):
-                raise UserError(f"--{field}: expected {', '.join(known)}, found {unknown[0]}.")
-        for field in ("black_box", "white_box", "epsilon", "severities"):
-            if not getattr(self, field):
-                raise UserError(f"--{field}: expected at least one, found none.")
-        if unknown := sorted(set(self.severities) - set(range(1, 6))):
-            raise UserError(f"--severities: expected 1 to 5, found {unknown[0]}.")
 
 
 class Scorer:

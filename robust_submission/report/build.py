@@ -15,7 +15,7 @@ from robust_submission.evaluation.batch import CURVE_EOT, ENOUGH
 from robust_submission.evaluation.checks import run_checks, verdict
 from robust_submission.evaluation.checks.indicators import STILL_RISING
 from robust_submission.evaluation.data import EvaluationData
-from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, EvaluationSettings, Job
+from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, Job
 from robust_submission.evaluation.results import (
     CorruptedAccuracy,
     Curve,
@@ -33,6 +33,7 @@ from robust_submission.models.gcm import GCM
 from robust_submission.models.trn import TRN
 from robust_submission.report.schema import GalleryImage, Report
 from robust_submission.runtime import provenance
+from robust_submission.settings import EvaluationSettings
 
 SKIPPED = (
     "images that an earlier attack fools in every scored draw; they keep that attack's result and "

@@ -32,15 +32,11 @@ from robust_submission.training.recipe import (
     OptimizerConfig,
     Recipe,
     RunRecipe,
+    TRNRecipe,
     require,
 )
 from robust_submission.training.state import Training, is_sharded, require_whole_weights
-from robust_submission.training.trn import (
-    RestorationLoss,
-    TRNRecipe,
-    attack_unaware,
-    build_restoration,
-)
+from robust_submission.training.trn import RestorationLoss, attack_unaware, build_restoration
 
 
 def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, TrainingData]:

@@ -1,10 +1,7 @@
-"""Training a TRN: its recipe, the attacks that it sees, and its loss."""
+"""Training a TRN: the images that it is attacked on, and its loss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import inf
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,127 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_submission.attacks import Attack, build_attack
-from robust_submission.cli.command import Ratio
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.surgery import evaluating, frozen
 from robust_submission.models.trn import TRN
-from robust_submission.models.trn.gradient_map import Estimator, gradient_map
-from robust_submission.training.recipe import RunRecipe, require
-
-
-@dataclass(kw_only=True)
-class TRNConfig:
-    """The network; see models/trn/network.py."""
-
-    width: int = 48
-    """Channels of each stream."""
-    depth: int = 4
-    """Pairs of residual blocks, each followed by a Fusion Block."""
-    stride: int = 2
-    """Side in pixels of the patches that the streams work on."""
-    streams: Literal["both", "image", "gradient"] = "both"
-    """The streams that the network has."""
-    fusion: Literal["fusion", "concatenation"] = "fusion"
-    """Fusion Blocks, or streams that are concatenated at the end only."""
-    estimator: Estimator = "predicted"
-    """The label-free loss whose gradient is the map: predicted, expected or average."""
-    top_k: int | None = None
-    """Number of classes that the estimator average uses; null for all."""
-    start: Path | None = None
-    """Start from the weights of this TRN's run, of the same shapes; null for new ones."""
-    surrogate: dict[str, Any] | None = None
-    """Arguments of the small network that computes the gradient map, such as {widths: [32, 64],
-    depth: 2}; null uses the classifier's own gradient."""
-
-
-@dataclass(kw_only=True)
-class AttackConfig:
-    """One of the attacks that make the training images."""
-
-    name: Literal["pgd", "fgsm", "ffgsm", "bim", "mim", "noise"] = "pgd"
-    """The attack."""
-    epsilon: Ratio = Ratio("8/255")
-    """Radius in L-infinity, in pixel values from 0 to 1."""
-    steps: int = 10
-    """Steps of pgd, bim and mim."""
-    weight: float = 1.0
-    """How often it is drawn, relative to the other attacks."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.weight < inf, "objective.attacks", "weight > 0", self.weight)
-        self.build()
-
-    def build(self) -> Attack:
-        """The attack."""
-        options = {"steps": self.steps} if self.name in ("pgd", "bim", "mim") else {}
-        return build_attack(self.name, self.epsilon, "linf", **options)
-
-
-@dataclass(kw_only=True)
-class RestorationConfig:
-    """What is minimised, and on which images."""
-
-    attacks: list[AttackConfig] = field(default_factory=lambda: [AttackConfig()])
-    """The attacks, drawn per image; their victim is the classifier without TRN."""
-    clean: float = 0.25
-    """Share of the images that are not attacked, so that TRN learns not to change them."""
-    cache: bool = False
-    """Attack each image once and use the result in every epoch, for classifiers that are slow to
-    attack. Needs augmentation none, flip false and end_to_end false."""
-    reconstruction: float = 10.0
-    """Weight of the mean absolute difference to the clean image."""
-    cross_entropy: float = 1.0
-    """Weight of the classifier's cross-entropy on the restored image."""
-    feature: float = 0.0
-    """Weight of the relative difference between the classifier's last features and those of the
-    clean image (Liao et al. 2018); needs a timm backbone."""
-    distillation: float = 1.0
-    """Weight of the surrogate's distance to the classifier: logits and gradient maps."""
-    end_to_end: bool = False
-    """Train the classifier too; the run folder then holds both, as one checkpoint."""
-
-    def __post_init__(self) -> None:
-        weights = (self.reconstruction, self.cross_entropy, self.feature, self.distillation)
-        holds = all(0 <= each < inf for each in weights) and 0 <= self.clean <= 1 and self.attacks
-        expected = "attacks, weights of at least 0 and clean from 0 to 1"
-        found = f"{len(self.attacks)} attacks, {weights}, {self.clean}"
-        require(bool(holds), "objective", expected, found)
-        trains = self.cross_entropy or self.feature
-        expected = "cache false and a weight of cross_entropy or feature"
-        found = f"{self.cache}, {self.cross_entropy} and {self.feature}"
-        holds = not self.end_to_end or (trains and not self.cache)
-        require(bool(holds), "objective.end_to_end", expected, found)
-
-
-@dataclass(kw_only=True)
-class TRNRecipe(RunRecipe):
-    """A training run of a TRN."""
-
-    output: Path = Path("runs/digits_trn")
-    """The run folder."""
-    checkpoint: Path | None = None
-    """Run folder of the trained classifier."""
-    model: str | None = None
-    """Instead of a checkpoint: package.module:function, or path/file.py:function, that returns a
-    RobustClassifier."""
-    trn: TRNConfig = field(default_factory=TRNConfig)
-    """The network."""
-    objective: RestorationConfig = field(default_factory=RestorationConfig)
-    """What is minimised."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        holds = (self.checkpoint is None) != (self.model is None)
-        require(holds, "checkpoint", "either checkpoint or model", "both or neither")
-        augmentation, flip = self.data.augmentation, self.data.flip
-        holds = not self.objective.cache or (augmentation == "none" and not flip)
-        expected = "data.augmentation none and data.flip false"
-        require(holds, "objective.cache", expected, f"{augmentation} and {flip}")
-
-    @property
-    def inputs(self) -> list[Path | None]:
-        return [*super().inputs, self.checkpoint, self.trn.start]
+from robust_submission.models.trn.gradient_map import gradient_map
+from robust_submission.training.recipe import RestorationConfig
 
 
 def attack_unaware(
@@ -266,7 +148,9 @@ class RestorationObjective:
 def build_restoration(config: RestorationConfig) -> RestorationObjective:
     """The objective of a recipe, with its attacks."""
     return RestorationObjective(
-        attacks=[each.build() for each in config.attacks],
+        attacks=[
+            build_attack(each.name, each.epsilon, "linf", **each.options) for each in config.attacks
+        ],
         weights=[each.weight for each in config.attacks],
         clean=config.clean,
         cache={} if config.cache else None,

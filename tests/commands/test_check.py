@@ -74,7 +74,7 @@ def test_a_killed_check_leaves_no_process(tmp_path: Path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model.py", f"import subprocess\nsubprocess.run(['sleep', '{pause}'])")
-    started = start_command("submission/check.py", path)
+    started = start_command("submission/check.py", path, environment={"TMPDIR": str(tmp_path)})
     wait_until(lambda: running(pause))
     os.kill(started.pid, signal.SIGKILL)
     assert started.wait().returncode == -signal.SIGKILL

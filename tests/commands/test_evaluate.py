@@ -18,7 +18,7 @@ import pytest
 from inference.evaluate import Options
 from inference.evaluate import main as evaluate
 from robust_submission.cli.command import Names, Ratios, run
-from robust_submission.evaluation.data import DataOptions
+from robust_submission.settings import DataOptions
 from tests.conftest import run_command
 
 FORKSERVER = multiprocessing.get_context("forkserver")

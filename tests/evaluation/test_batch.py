@@ -13,11 +13,12 @@ from robust_submission.evaluation.batch import ChunkEvaluator
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.checks.gradients import check_size, check_uphill
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
-from robust_submission.evaluation.jobs import Attacker, EvaluationSettings, Job
+from robust_submission.evaluation.jobs import Attacker, Job
 from robust_submission.evaluation.views import build_views
 from robust_submission.models.gcm import GCM
 from robust_submission.models.load import LoadedModel
 from robust_submission.models.resize_pad import RandomResizePad
+from robust_submission.settings import EvaluationSettings
 
 CPU = torch.device("cpu")
 COUNT, CLASSES = 20, 4

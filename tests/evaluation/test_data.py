@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_submission.evaluation.data import DataOptions, TensorSource, open_evaluation_data
+from robust_submission.evaluation.data import TensorSource, open_evaluation_data
+from robust_submission.settings import DataOptions
 from tests.evaluation.test_views import IMAGES
 
 

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from robust_submission.attacks import PGD
-from robust_submission.evaluation.jobs import Attacker, EvaluationSettings, Job, Plan
+from robust_submission.evaluation.jobs import Attacker, Job, Plan
 from robust_submission.evaluation.plan import plan_jobs, unbounded
 from robust_submission.evaluation.views import Views
 from robust_submission.models import bpda
+from robust_submission.settings import EvaluationSettings
 
 OBLIVIOUS, ADAPTIVE, BPDA, TRANSFER = Attacker
 

@@ -10,7 +10,6 @@ from robust_submission.evaluation.batch import ChunkEvaluator
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.checks.strength import check_planted
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
-from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.plan import plan_jobs
 from robust_submission.evaluation.planted import Planter, find_readout
 from robust_submission.evaluation.results import Planted, share_of
@@ -19,6 +18,7 @@ from robust_submission.models.bpda import BPDA, Through
 from robust_submission.models.gcm import GCM
 from robust_submission.models.load import LoadedModel
 from robust_submission.models.resize_pad import RandomResizePad
+from robust_submission.settings import EvaluationSettings
 
 CPU = torch.device("cpu")
 COUNT, CLASSES, SEED = 20, 4, 3

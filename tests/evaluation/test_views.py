@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_submission.evaluation.jobs import Attacker, EvaluationSettings
+from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.views import LogProbabilities, Views, build_views
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
@@ -12,6 +12,7 @@ from robust_submission.models.load import LoadedModel
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.surgery import StraightThrough
 from robust_submission.models.trn import TRN
+from robust_submission.settings import EvaluationSettings
 
 OBLIVIOUS, ADAPTIVE, TRANSFER = Attacker.OBLIVIOUS, Attacker.ADAPTIVE, Attacker.TRANSFER
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

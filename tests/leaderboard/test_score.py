@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from robust_submission.attacks.ensemble import EOT
 from robust_submission.cli.errors import UserError
-from robust_submission.leaderboard.board import Board, Weights, spread
+from robust_submission.leaderboard.board import Board, spread
 from robust_submission.leaderboard.load import Submission, loaded_submission, require_logits
-from robust_submission.leaderboard.scorer import AttackPool, Scorer
+from robust_submission.leaderboard.scorer import Scorer
+from robust_submission.leaderboard.settings import AttackPool, Weights
 from robust_submission.models.classifier import RobustClassifier, set_draw, undefended
 from robust_submission.models.load import load_checkpoint
 from robust_submission.packaging.export import write_zip

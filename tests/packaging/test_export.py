@@ -30,7 +30,7 @@ from robust_submission.packaging.export import (
     write_zip,
     zip_files,
 )
-from robust_submission.training.trn import TRNRecipe
+from robust_submission.training.recipe import TRNRecipe
 from tests.conftest import ROOT
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_submission.attacks import PGD
-from robust_submission.cli.command import parse
+from robust_submission.cli.command import Ratio, parse
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint, save_trn
@@ -33,14 +33,16 @@ from robust_submission.training.build import (
 )
 from robust_submission.training.objectives import CrossEntropy, Trades
 from robust_submission.training.recipe import (
+    AttackConfig,
     MixupConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     Recipe,
+    RestorationConfig,
+    TRNRecipe,
 )
 from robust_submission.training.state import Training
-from robust_submission.training.trn import AttackConfig, RestorationConfig, TRNRecipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 RESTORATIONS = sorted(RECIPES.glob("*_trn.yaml"))
@@ -195,6 +197,8 @@ def test_a_size_that_the_backbone_does_not_take_is_named(backbone: str, size: in
             "model.compile: expected false with a trn",
         ),
         (AttackConfig, {"weight": nan}, "expected weight > 0"),
+        (AttackConfig, {"epsilon": Ratio(-1)}, "expected epsilon >= 0"),
+        (AttackConfig, {"steps": 0}, "expected steps >= 1"),
         (RestorationConfig, {"feature": nan}, "weights of at least 0"),
         (RestorationConfig, {"reconstruction": -1.0}, "weights of at least 0"),
         (RestorationConfig, {"attacks": []}, "expected attacks"),

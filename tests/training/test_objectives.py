@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_submission.attacks import PGD, UniformNoise
+from robust_submission.cli.command import Ratio
 from robust_submission.models.classifier import Normalize, RobustClassifier
 from robust_submission.training.mixing import Challenge, MixedCrossEntropy, Mixing
 from robust_submission.training.objectives import (
@@ -23,7 +24,7 @@ from robust_submission.training.objectives import (
     validation_attack,
     with_more_steps,
 )
-from robust_submission.training.recipe import MixupConfig, ObjectiveConfig, Ratio
+from robust_submission.training.recipe import MixupConfig, ObjectiveConfig
 
 SEEDS = torch.arange(16)
 ATTACK = PGD(epsilon=8 / 255, steps=5)

@@ -21,10 +21,11 @@ from robust_submission.training.recipe import (
     ObjectiveConfig,
     Recipe,
     RunRecipe,
+    TRNConfig,
+    TRNRecipe,
     as_plain,
 )
 from robust_submission.training.run_folder import MAY_CHANGE, RunFolder, changed_key
-from robust_submission.training.trn import TRNConfig, TRNRecipe
 
 
 @pytest.fixture

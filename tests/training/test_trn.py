@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -8,10 +9,9 @@ from torch import Tensor, nn
 from robust_submission.attacks.pgd import FGSM, PGD
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
 from robust_submission.models.trn import TRN
-from robust_submission.models.trn.gradient_map import gradient_map
+from robust_submission.models.trn.gradient_map import Estimator, gradient_map
+from robust_submission.training.recipe import AttackConfig, RestorationConfig, TRNConfig
 from robust_submission.training.trn import (
-    AttackConfig,
-    RestorationConfig,
     RestorationLoss,
     RestorationObjective,
     attack_unaware,
@@ -158,3 +158,8 @@ def test_features_need_a_timm_backbone():
     model = RobustClassifier(class_names=["a", "b"], image_size=32, backbone=network)
     with pytest.raises(ValueError, match="expected a timm backbone with forward_features"):
         RestorationLoss(model, RestorationConfig(feature=1))
+
+
+def test_the_recipe_names_every_estimator():
+    """Without importing what implements them."""
+    assert get_type_hints(TRNConfig)["estimator"] == Estimator

@@ -16,9 +16,9 @@ from robust_submission.evaluation.checks.gradients import examine_gradients
 from robust_submission.evaluation.checks.indicators import examine_indicators
 from robust_submission.evaluation.checks.outputs import examine_outputs
 from robust_submission.evaluation.checks.strength import examine_strength
-from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.results import Check, Results
 from robust_submission.evaluation.views import Views
+from robust_submission.settings import EvaluationSettings
 
 MaskingVerdict = Literal["masked", "no sign of masking", "evaluation failed"]
 NEEDS_NO_PROOF = 0.05

@@ -6,9 +6,9 @@ import numpy as np
 
 from robust_submission.cli.numbers import percent
 from robust_submission.evaluation.checks.rule import Finding, rule, when
-from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.results import Check, Results, Share, accuracy
 from robust_submission.evaluation.views import Views
+from robust_submission.settings import EvaluationSettings
 
 
 @rule("logits", "Does the model return logits?", "logits")

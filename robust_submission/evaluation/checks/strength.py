@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from robust_submission.evaluation.checks.rule import Finding, rule, when
-from robust_submission.evaluation.jobs import EvaluationSettings
 from robust_submission.evaluation.results import Check, Planted, Results
 from robust_submission.evaluation.views import Views
+from robust_submission.settings import EvaluationSettings
 
 LEAST_FOUND = 0.8
 """Share of the planted examples that an attack must find, within chance."""

@@ -1,0 +1,136 @@
+"""The recipe of a classifier: its network, and what is minimised."""
+
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any, Literal
+
+from robust_submission.cli.command import Ratio
+from robust_submission.training.recipe.run import RunRecipe, require
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The classifier."""
+
+    backbone: str = "convnext_tiny"
+    """Any timm model."""
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the timm model, such as {patch_size: 2}."""
+    image_size: int = 32
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each channel (RGB, 0 to 1)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel."""
+    conceal: bool = True
+    """Put GCM in front of the backbone."""
+    randomize: int | None = None
+    """Smallest side of the random resize-and-pad in pixels; null for none."""
+    compile: bool = False
+    """Compile the backbone (torch.compile) for training; on one GPU as CUDA graphs, unless
+    gradients are accumulated. Not possible behind a TRN."""
+    channels_last: bool | None = None
+    """Keep the backbone's weights in channels-last memory format; null: on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 1, "model.image_size", "at least 1", self.image_size)
+        require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What is minimised."""
+
+    name: Literal["standard", "adversarial", "trades", "challenge"] = "standard"
+    """standard: cross-entropy; adversarial: cross-entropy on PGD examples (Madry et al. 2018);
+    trades: clean and PGD examples (Zhang et al. 2019); challenge: clean, MixUp, CutMix and FGSM
+    images of random radius, like the challenge's 2nd place."""
+    epsilon: Ratio = Ratio("8/255")
+    """Radius of the attack in L-infinity, in pixel values from 0 to 1."""
+    step_size: Ratio = Ratio("2/255")
+    """Step of the attack; with one step, 1.25 epsilon is usual (Wong et al. 2020)."""
+    steps: int = 10
+    """Steps of the attack, from a random start."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+    beta: float = 6.0
+    """Weight of the divergence in trades."""
+    fall_back: bool = True
+    """Continue one-step training with four steps after val_robust_accuracy has fallen below half of
+    its best (catastrophic overfitting). With more steps there is only a warning."""
+    awp_gamma: float = 0.0
+    """Size of the adversarial weight perturbation of adversarial and trades, relative to the
+    weights (Wu et al. 2020 use 0.005 to 0.01); 0 for none."""
+    awp_warmup: int = 0
+    """Epochs before the weights are perturbed."""
+
+    def __post_init__(self) -> None:
+        found = f"{self.steps}, {self.epsilon}, {self.step_size}"
+        holds = self.steps >= 1 and 0 <= self.epsilon < inf and 0 < self.step_size < inf
+        require(holds, "objective", "steps >= 1, epsilon >= 0, step_size > 0", found)
+        smoothing, weights = self.label_smoothing, (self.beta, self.awp_gamma, self.awp_warmup)
+        require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
+        holds, found = all(0 <= each < inf for each in weights), ", ".join(map(str, weights))
+        require(holds, "objective", "beta, awp_gamma, awp_warmup >= 0", found)
+        holds = not self.awp_gamma or self.attacks
+        require(holds, "objective.awp_gamma", "adversarial or trades", self.name)
+
+    @property
+    def attacks(self) -> bool:
+        """Whether it trains on PGD examples of the given radius and steps."""
+        return self.name in ("adversarial", "trades")
+
+
+@dataclass(kw_only=True)
+class MixupConfig:
+    """MixUp and CutMix for the objective standard; off if both alphas are 0."""
+
+    mixup_alpha: float = 0.0
+    """Beta(alpha, alpha) of MixUp (Zhang et al. 2018)."""
+    cutmix_alpha: float = 0.0
+    """Beta(alpha, alpha) of CutMix (Yun et al. 2019)."""
+    prob: float = 1.0
+    """Share of images that are mixed, by one or the other."""
+
+    def __post_init__(self) -> None:
+        alphas, found = (self.mixup_alpha, self.cutmix_alpha), vars(self).values()
+        holds = all(0 <= each < inf for each in alphas) and 0 <= self.prob <= 1
+        require(holds, "mixup", "alphas >= 0 and prob from 0 to 1", ", ".join(map(str, found)))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether MixUp or CutMix is on."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+@dataclass(kw_only=True)
+class Recipe(RunRecipe):
+    """A training run of a classifier."""
+
+    checkpoint: Path | None = None
+    """Start from the weights of this run, of the same shapes; null for new ones."""
+    trn: Path | None = None
+    """Train behind the TRN of this run, which is not changed; null for none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The classifier."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimised."""
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+    """MixUp and CutMix."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        mixup, name = self.mixup, self.objective.name
+        expected = f"both alphas 0 with the objective {name}"
+        found = f"{mixup.mixup_alpha} and {mixup.cutmix_alpha}"
+        require(name == "standard" or not mixup.mixes, "mixup", expected, found)
+        # A TRN's gradient map is differentiated again, which compiled code does not support.
+        holds = self.trn is None or not self.model.compile
+        require(holds, "model.compile", "false with a trn", "true")
+
+    @property
+    def inputs(self) -> list[Path | None]:
+        return [*super().inputs, self.checkpoint, self.trn]
