@@ -23,7 +23,7 @@ from robust_submission.checker.unpack import (
 )
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import resize_image
-from robust_submission.data.sources import open_source, stratified_subset
+from robust_submission.data.sources import available_splits, open_source, stratified_subset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Image
         UserError: see `open_source`.
     """
     name = "challenge" if (folder / "label.txt").is_file() else "folder"
-    split = "test" if name == "challenge" or (folder / "test").is_dir() else "train"
+    split = "test" if "test" in (available_splits(name, folder) or ("test",)) else "train"
     source = open_source(name, folder, split)
     assert source.labels is not None
     chosen = stratified_subset(source.labels, limit, seed)

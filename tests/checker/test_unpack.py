@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_submission.checker.unpack import Bounds, RefusedError, scratch_folder, unpack
+from robust_submission.checker.unpack import Bounds, RefusedError, needless, scratch_folder, unpack
 
 
 def make_zip(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
@@ -114,3 +114,8 @@ def test_a_scratch_folder_goes_whatever_is_left_in_it():
                 os.chdir("deep")
             Path("file").touch()
     assert not folder.exists()
+
+
+def test_what_systems_leave_is_needless() -> None:
+    names = ["a/@eaDir/model.py", "__MACOSX/._model.py", "Thumbs.db", ".ipynb_checkpoints/a.py"]
+    assert needless([*names, "model.py", "eadir/weights.bin"]) == names

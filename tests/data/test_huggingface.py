@@ -191,6 +191,53 @@ def test_a_tar_sample_without_its_label_is_named(tmp_path: Path) -> None:
     assert source.class_names == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("names", "column", "said"),
+    [
+        ([f"{n:02d}.v1.0" for n in range(12)], None, []),
+        (
+            [f"{n:02d}.v{1 + n // 6}.0" for n in range(12)],
+            "v1.0.png",
+            ["6 left out, samples that cannot be used: row 6: without an image; "],
+        ),
+        (
+            [f"{n // 2:02d}.v{1 + n % 2}.0" for n in range(12)],
+            "v1.0.png",
+            ["1 left out, columns of images (see data.image_column): v2.0.png."],
+        ),
+    ],
+)
+def test_samples_with_dots_in_their_names_do_not_vanish(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    names: list[str],
+    column: str | None,
+    said: list[str],
+) -> None:
+    members = list[tuple[str, bytes]]()
+    for level, name in enumerate(names):
+        members += [(f"{name}.png", picture(level)), (f"{name}.cls", b"%d" % (level % 2))]
+    write_tar(tmp_path / "0.tar", members)
+    source = open_source("hf", tmp_path, columns=Columns(image=column, label="v1.0.cls"))
+    assert len(source) == (6 if said else 12)
+    assert "ends at its first dot" in caplog.messages[0]
+    for message, text in zip(caplog.messages[1:], said, strict=True):
+        assert text in message
+
+
+def test_files_that_datasets_ignores_are_said_when_training(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data := tmp_path / "data").mkdir()
+    write_parquet(folder, data)
+    (tmp_path / "notes.txt").touch()
+    stray = (data / "test-00000-of-00001.parquet").rename(data / "test.parquet")
+    assert len(open_source("hf", tmp_path)) == 72
+    assert caplog.messages == [
+        f"{tmp_path}: 1 left out, files that `datasets` does not read: {stray}."
+    ]
+
+
 def test_columns_of_other_types_by_their_names(tmp_path: Path) -> None:
     contents = [picture(level) for level in (1, 2, 3)]
     root = saved(tmp_path, png=contents, animal=["dog", "cat", "dog"], number=[7, 0, 2])

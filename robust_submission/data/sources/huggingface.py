@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log_once
 from robust_submission.data.images import read_bytes
 from robust_submission.data.sources.folders import list_files
 from robust_submission.data.sources.names import name_splits, number_labels, say_left_out
@@ -151,8 +151,11 @@ def _select_images(root: str, dataset: "datasets.Dataset", named: str | None) ->
     """The column of the images alone, undecoded."""
     import datasets
 
-    column = _find_column(root, dataset.features, "Image", named)
     images = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    if "__key__" in dataset.features and any("." in name for name in images):
+        kind = f"{images[0]} is taken for its kind"
+        log_once(f"{root}: a sample's name in a tar file ends at its first dot; {kind}.")
+    column = _find_column(root, dataset.features, "Image", named)
     others = [name for name in images if name != column]
     say_left_out(root, others, "columns of images (see data.image_column)")
     try:
