@@ -19,6 +19,7 @@ from typing import Any
 
 from robust_submission.cli.command import Names, Ratio, Ratios, run
 from robust_submission.cli.errors import UserError
+from robust_submission.cli.files import check_writable
 from robust_submission.settings import DataOptions, EvaluationSettings
 
 
@@ -58,6 +59,11 @@ class Options(EvaluationSettings):
     """Images that each process reads at a time; changes no result."""
     num_workers: int = 0
     """Processes that read images; changes no result."""
+    save_adversarial: Path | None = None
+    """A .pt file for the adversarial images: one tensor (N, 3, S, S), 0 to 1, in the order of the
+    data, as RobustBench takes it; its claim is written to robustbench.md beside the report."""
+    save_images: Path | None = None
+    """A new folder for the adversarial images as PNG files of the images' names."""
     fail_below: Ratio | None = None
     """For CI: exit with status 1, after all is written, if the adaptive robust accuracy (0 to 1) is
     lower."""
@@ -70,6 +76,10 @@ class Options(EvaluationSettings):
                 raise UserError(f"--{name}: expected at least {least}, found {value}.")
         if self.fail_below is not None and not 0 <= self.fail_below <= 1:
             raise UserError(f"--fail_below: expected 0 to 1, found {self.fail_below:g}.")
+        if self.save_adversarial:
+            check_writable(self.save_adversarial)
+        if self.save_images and self.save_images.exists():
+            raise UserError(f"--save_images: expected a new folder, found {self.save_images}.")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out: expected a folder, found the file {self.out}.")
 
@@ -77,6 +87,7 @@ class Options(EvaluationSettings):
     def shown(self) -> dict[str, Any]:
         """What the report gives as its settings."""
         hidden = ("out", "batch_size", "num_workers", "data", "seed", "fail_below")
+        hidden += ("save_adversarial", "save_images")
         values = {name: value for name, value in asdict(self).items() if name not in hidden}
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
@@ -89,6 +100,7 @@ def main(options: Options) -> None:
     from robust_submission.evaluation.data import open_evaluation_data
     from robust_submission.evaluation.views import build_views
     from robust_submission.models.load import load_named
+    from robust_submission.report.adversarial import AdversarialFiles
     from robust_submission.report.text import print_table
     from robust_submission.runtime import start_accelerator
 
@@ -104,8 +116,21 @@ def main(options: Options) -> None:
     twin = load_named(options.twin, None).model if options.twin else None
     few = data.first_images(named.image_size)
     views = build_views(named, twin, few, data.class_names, accelerator.device, options)
+    files = AdversarialFiles(
+        tensor=options.save_adversarial,
+        folder=options.save_images,
+        claim=options.out / "robustbench.md",
+        views=views,
+        data=data,
+    )
     report = run_evaluation(
-        views, data, options, options.shown, out=options.out, accelerator=accelerator
+        views,
+        data,
+        options,
+        options.shown,
+        out=options.out,
+        accelerator=accelerator,
+        save=files.write if files.tensor or files.folder else None,
     )
     if accelerator.is_main_process:
         print_table(report)

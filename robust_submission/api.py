@@ -8,7 +8,7 @@ report.oblivious.value, report.adaptive.value
 import copy
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain
@@ -37,6 +37,7 @@ from robust_submission.evaluation.chunks import FittingBatches
 from robust_submission.evaluation.data import EvaluationData, TensorSource, arrange_images
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.plan import plan_jobs, planted_images
+from robust_submission.evaluation.results import Results
 from robust_submission.evaluation.runner import Runner
 from robust_submission.evaluation.views import Views, build_views, try_model
 from robust_submission.models.digest import source_digest
@@ -154,6 +155,7 @@ def run_evaluation(
     *,
     out: Path | None,
     accelerator: Accelerator | None = None,
+    save: Callable[[Results, Report], None] | None = None,
 ) -> Report:
     """Run the evaluation that `evaluate` and `inference/evaluate.py` prepare.
 
@@ -164,6 +166,8 @@ def run_evaluation(
         options: What the report gives as its settings.
         out: A folder for the report and for continuing; None writes no file.
         accelerator: The processes that share the work, each of which calls this; None for one.
+        save: Called in the main process with results that hold the adversarial images, before the
+            means for continuing are removed.
 
     Raises:
         UserError: an attack that the model or the norm does not allow, an image that cannot be
@@ -171,14 +175,16 @@ def run_evaluation(
     """
     plan, model = plan_jobs(settings, views), describe_model(views)
     main = accelerator is None or accelerator.is_main_process
-    journal = Journal(out / ".journal", _journal_settings(views, data, settings)) if out else None
+    about = _journal_settings(views, data, settings) if out else {}
+    journal = Journal(out / ".journal", about | {"images kept": save is not None}) if out else None
     if journal and main:
         journal.prepare()
     if accelerator:
         accelerator.wait_for_everyone()
     fit = FittingBatches(micro_batch_size(views.image_size))
     bar = WorkBar(hidden=not main)
-    evaluator = ChunkEvaluator(views, settings, fit, bar.tick)
+    kept = plan.headline_runs() if save else frozenset()
+    evaluator = ChunkEvaluator(views, settings, fit, bar.tick, kept)
     cost = evaluator.planted_passes(plan.planted) if plan.planted else 0
     runner = Runner(
         evaluator=evaluator,
@@ -190,6 +196,7 @@ def run_evaluation(
         device=views.device,
         accelerator=accelerator,
         journal=journal,
+        keeps=save is not None,
         bar=bar,
     )
     if main and log.isEnabledFor(logging.INFO):
@@ -199,6 +206,8 @@ def run_evaluation(
     results = runner.run()
     built = ReportBuilder(model=model, results=results, views=views, data=data, settings=settings)
     report = built.report(options)
+    if save and main:
+        save(results, report)
     if out and journal and main:
         write_report(report, built.pictures(), built.per_image_table(), out)
         journal.remove()

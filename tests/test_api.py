@@ -123,8 +123,28 @@ def test_corrupted_accuracy_is_that_of_a_model_that_reads_brightness(tmp_path: P
     assert found.mean == report.corruptions.mean and found.mean.total == 25
     assert found.mean.value == pytest.approx(right[:, 1:].mean())
     assert found.mean.low < found.mean.value < found.mean.high
+    assert report.auc == report.corrupted_auc == 1  # no order of two images changes
     table = pd.read_csv(out / "per_image.csv")
     assert table["corrupted"].tolist() == pytest.approx(right[:, 1:].mean(axis=1).tolist())
+
+
+def test_two_classes_have_an_area_under_the_roc_curve():
+    """As the share of pairs of both classes in which the second class has the higher score."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    images, _ = labelled(model)
+    labels = torch.arange(24) % 2
+    with torch.no_grad():
+        score = model(images).diff(dim=1).flatten()
+    pairs = score[labels == 1][:, None] > score[labels == 0]
+    report = evaluate(model, images, labels, attacks=["fgsm"], curves=False)
+    assert report.auc == pytest.approx(pairs.double().mean().item()) and 0.1 < report.auc < 0.9
+    assert json.loads(json_text(report))["auc"] == report.auc and "ROC AUC" in repr(report)
+    for others in (torch.ones(24, dtype=torch.int64), None):
+        several = network()
+        given = (model, images, others) if others is not None else (several, *labelled(several))
+        report = evaluate(*given, attacks=["fgsm"], curves=False)
+        assert report.auc is None and "auc" not in json.loads(json_text(report))
 
 
 def test_a_callable_and_another_twin():

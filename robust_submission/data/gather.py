@@ -20,7 +20,7 @@ def _to_array(values: Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(values)
 
 
-def _from_all_processes(accelerator: Accelerator | None, objects: list) -> list:
+def from_all_processes(accelerator: Accelerator | None, objects: list) -> list:
     """The lists of all processes one after the other, on each of them."""
     if accelerator is None or accelerator.num_processes == 1:
         return objects
@@ -68,7 +68,7 @@ def gather_by_index(
             does not have one row per index. All processes raise it, so that none waits.
     """
     mine = (_to_array(indices), {name: _to_array(array) for name, array in values.items()})
-    parts = [part for part in _from_all_processes(accelerator, [mine]) if len(part[0])]
+    parts = [part for part in from_all_processes(accelerator, [mine]) if len(part[0])]
     for of_part, results in parts:
         lengths = {name: len(array) for name, array in results.items()}
         if set(lengths.values()) - {len(of_part)}:
@@ -84,5 +84,5 @@ def gather_by_index(
 
 def gather_skipped(accelerator: Accelerator | None, skipped: Sequence[Skipped]) -> dict[int, str]:
     """Messages of the unreadable images of all processes, by index, in order of index."""
-    everything = _from_all_processes(accelerator, list(skipped))
+    everything = from_all_processes(accelerator, list(skipped))
     return {image.index: image.message for image in sorted(everything, key=lambda one: one.index)}

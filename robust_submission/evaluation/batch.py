@@ -1,7 +1,7 @@
 """Predicts and attacks one chunk of images: a function of the seed, the chunk and the job alone."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,7 @@ class ChunkEvaluator:
         settings: Norm, epsilon, seed and draws.
         fit: Splits batches that do not fit in memory.
         tick: Called with a number of passes whenever they have been made.
+        kept: Jobs of which the images that fool the model are returned.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class ChunkEvaluator:
         settings: EvaluationSettings,
         fit: FittingBatches,
         tick: Callable[[int], None] = lambda passes: None,
+        kept: Set[Job] = frozenset(),
     ) -> None:
         self.views = views
         self.settings = settings
         self.fit = fit
         self.tick = tick
+        self.kept = kept
         self.draws = settings.draws if views.random else 1
 
     def passes(self, job: Job | None, part: int = 0) -> int:
@@ -112,7 +115,8 @@ class ChunkEvaluator:
         """Predict without an attack, and examine the gradients.
 
         Returns:
-            `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,), the twin's. If autograd
+            `predictions` int64 (n, draws), -1 for NaN; `twin` int64 (n,), the twin's; of two
+            classes `scores` float64 (n, draws), the second's logit minus the first's. If autograd
             can differentiate the model, also `gradient` float64 (n,), L1 norms of the margin's
             gradient, NaN where not finite; `margin` float64 (n,); `rises` bool (n,), whether a
             small step along the gradient raises the margin. `adaptive_gradient` is that of what
@@ -121,8 +125,8 @@ class ChunkEvaluator:
         twin = torch.full((chunk.count,), -1)
         if (model := self.views.seen_by.get(Attacker.TRANSFER)) is not None:
             self._seed(chunk, 0)
-            twin = self._predict(model, chunk.images)[: chunk.count]
-        arrays = {"predictions": self._predictions(chunk, chunk.images), "twin": twin.numpy()}
+            twin = self._predict(model, chunk.images)[0][: chunk.count]
+        arrays = {**self._scored(chunk, chunk.images), "twin": twin.numpy()}
         strongest = self.views.strongest
         if self.views.has_gradient(Attacker.OBLIVIOUS):
             arrays |= self._gradients(chunk, Attacker.OBLIVIOUS)
@@ -134,16 +138,16 @@ class ChunkEvaluator:
         """Predict the images corrupted by one of `CORRUPTIONS` at each severity, without an attack.
 
         Returns:
-            `predictions` int64 (n, severities, draws), -1 for NaN.
+            `predictions` int64 (n, severities, draws), -1 for NaN; `scores` of two classes.
         """
-        predictions = list[np.ndarray]()
+        scored = list[Arrays]()
         for severity in SEVERITIES:
             corruption = Corruption(name=kind, severity=severity)
             seeds = corruption.seeds(self.settings.seed, chunk.indices)
             images = chunk.images.clone()
             images[: chunk.count] = corruption.batch(images[: chunk.count], seeds)
-            predictions.append(self._predictions(chunk, images))
-        return {"predictions": np.stack(predictions, axis=1)}
+            scored.append(self._scored(chunk, images))
+        return {name: np.stack([each[name] for each in scored], axis=1) for name in scored[0]}
 
     def fixed(self, job: Job, chunk: ImageChunk) -> Arrays:
         """Attack and score a random model that makes the same draw in every call.
@@ -289,7 +293,8 @@ class ChunkEvaluator:
         Returns:
             `predictions` int64 (n, draws), -1 for NaN; `distance` float64 (n,) in the job's norm;
             `fooled` bool (n,) and `loss` float32 (n,), zeros unless the job `scores` (see
-            `WorstCase`); `pictures` uint8 (shown, H, W, 3).
+            `WorstCase`); `pictures` uint8 (shown, H, W, 3). Of a kept job also `images` float32
+            (k, 3, H, W): those of `right` that fool the model in its first draw.
         """
         count = len(right)
         rows = torch.from_numpy(right).nonzero().squeeze(1)
@@ -306,8 +311,13 @@ class ChunkEvaluator:
             found[rows] = self.fit(attack, rows)
         moved = (found - chunk.images)[:count]
         pictures = (255 * found[torch.from_numpy(shown)].permute(0, 2, 3, 1)).round()
-        return {
-            "predictions": self._predictions(chunk, found, job.few_draws)[:count],
+        predictions = self._scored(chunk, found, job.few_draws)["predictions"][:count]
+        images = dict[str, np.ndarray]()
+        if job in self.kept:
+            fooling = right & (predictions[:, 0] != chunk.labels[:count].cpu().numpy())
+            images["images"] = found[:count][torch.from_numpy(fooling)].cpu().numpy()
+        return images | {
+            "predictions": predictions,
             "distance": NORMS[job.norm].size(moved).double().cpu().numpy(),
             "fooled": fooled.numpy(),
             "loss": losses.numpy(),
@@ -373,23 +383,35 @@ class ChunkEvaluator:
         seen = range(ATTACK_DRAW, ATTACK_DRAW + draws)
         return EOT(self._counted(model), seen, self.views.set_draw, enough=ENOUGH)
 
-    def _predictions(self, chunk: ImageChunk, images: Tensor, one_draw: bool = False) -> np.ndarray:
-        """int64 (count, draws): the deployed model's predictions, always in the one batch shape."""
-        predictions = list[Tensor]()
+    def _scored(self, chunk: ImageChunk, images: Tensor, one_draw: bool = False) -> Arrays:
+        """(count, draws) each: `predictions` of the deployed model, int64, always in the one batch
+        shape; and of two classes `scores`."""
+        predictions, scores = list[Tensor](), list[Tensor]()
         for draw in range(1 if one_draw else self.draws):
             self.views.set_draw(draw)
             self._seed(chunk, 1 + draw)
-            predictions.append(self._predict(self.views.model, images)[: chunk.count])
-        return torch.stack(predictions, dim=1).numpy()
+            predicted, score = self._predict(self.views.model, images)
+            predictions.append(predicted[: chunk.count])
+            scores.append(score[: chunk.count])
+        arrays = {"predictions": torch.stack(predictions, dim=1).numpy()}
+        if self.views.num_classes == 2:
+            arrays["scores"] = torch.stack(scores, dim=1).numpy()
+        return arrays
 
-    def _predict(self, model: Model, images: Tensor) -> Tensor:
+    def _predict(self, model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) each: the predictions, -1 for NaN, and by how much the second of two logits is
+        larger."""
+
         def predict(rows: Tensor) -> Tensor:
             with torch.no_grad():
                 logits = self._counted(model)(images[rows]).float()
             predictions = logits.argmax(dim=1)
-            return torch.where(correct(logits, predictions), predictions, -1).cpu()
+            predictions = torch.where(correct(logits, predictions), predictions, -1)
+            score = logits[:, -1].double() - logits[:, 0].double()
+            return torch.stack([predictions.double(), score], dim=1).cpu()
 
-        return self.fit(predict, torch.arange(len(images)))
+        predictions, scores = self.fit(predict, torch.arange(len(images))).T
+        return predictions.long(), scores
 
     def _gradients(self, chunk: ImageChunk, attacker: Attacker) -> Arrays:
         norm, epsilon = NORMS[self.settings.norm], self.settings.epsilon[0]

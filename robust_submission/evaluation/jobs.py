@@ -159,6 +159,10 @@ class Plan:
         everywhere = set(runs[: len(self.main)])
         return {job: job in everywhere for job in runs}
 
+    def headline_runs(self) -> frozenset[Job]:
+        """The jobs to run for the headline numbers."""
+        return frozenset(self.same_as.get(job, job) for job in self.headline(*Attacker))
+
     def headline(self, *attackers: Attacker) -> list[Job]:
         """The jobs of these attackers on all images with the first epsilon."""
         epsilon = self.main[0].epsilon

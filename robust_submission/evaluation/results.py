@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
 
 from robust_submission.cli.numbers import plural
 from robust_submission.evaluation.cache import Arrays
@@ -176,8 +177,8 @@ class Results:
     """How many of them, from the first on, the curves are measured on."""
     clean: Arrays
     """As `ChunkEvaluator.clean` returns it."""
-    corrupted: dict[str, np.ndarray] = field(default_factory=dict)
-    """By kind of corruption, predictions int64 (n, severities, draws)."""
+    corrupted: dict[str, Arrays] = field(default_factory=dict)
+    """By kind of corruption, as `ChunkEvaluator.corrupted` returns it."""
     fixed: np.ndarray | None = None
     """bool (n,): which images are correct with and without PGD, the randomness held fixed; None for
     a deterministic model."""
@@ -191,6 +192,9 @@ class Results:
     images only."""
     gallery: list[int]
     """Rows of the images to show."""
+    adversarial: np.ndarray | None = None
+    """float32 (n, 3, H, W), 0 to 1, if it was to be kept: of each image what the first job of the
+    headline that fools the model makes of it, else the clean image."""
     pictures: dict[Job, np.ndarray]
     """uint8 (len(gallery), H, W, 3), of the jobs on all images."""
 
@@ -214,8 +218,16 @@ class Results:
     @property
     def correct_corrupted(self) -> np.ndarray:
         """bool (n, kinds, severities, draws): which corrupted images are correct."""
-        predictions = np.stack(list(self.corrupted.values()), axis=1)
+        predictions = np.stack([each["predictions"] for each in self.corrupted.values()], axis=1)
         return predictions == self.labels[:, None, None, None]
+
+    def roc_auc(self) -> tuple[float | None, float | None]:
+        """Area under the ROC curve of two classes: clean, and the mean over corrupted images and
+        severities; None where there are other classes or no images of both."""
+        clean = _area(self.labels, self.clean.get("scores"))
+        areas = [_area(self.labels, each.get("scores")) for each in self.corrupted.values()]
+        found = [area for area in areas if area is not None]
+        return clean, float(np.mean(found)) if found else None
 
     def on_curve(self, job: Job) -> np.ndarray:
         """`robust`, for the images of the curves."""
@@ -254,6 +266,14 @@ class Results:
         correct = self.correct[: len(robust), : robust.shape[1]]
         kept = correct.any(axis=1)
         return robust[kept].sum(axis=1) / correct[kept].sum(axis=1)
+
+
+def _area(labels: np.ndarray, scores: np.ndarray | None) -> float | None:
+    """The mean area under the ROC curve over scores (n, …) that rank the second class higher."""
+    if scores is None or set(labels.tolist()) != {0, 1} or not np.isfinite(scores).all():
+        return None
+    columns = scores.reshape(len(scores), -1).T
+    return float(np.mean([roc_auc_score(labels, column) for column in columns]))
 
 
 def every_draw(robust: np.ndarray) -> Share:

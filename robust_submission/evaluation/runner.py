@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from robust_submission.cli.numbers import plural
 from robust_submission.cli.progress import WorkBar
 from robust_submission.data.corruptions import SEVERITIES
-from robust_submission.data.gather import gather_by_index
+from robust_submission.data.gather import from_all_processes, gather_by_index
 from robust_submission.data.loader import even_size, micro_batch_size
 from robust_submission.evaluation.cache import Arrays, Journal, digest
 from robust_submission.evaluation.chunks import ImageChunk
@@ -73,6 +73,8 @@ class Runner:
     """The processes that share the work; None for this one alone."""
     journal: Journal | None = None
     """Where results are kept; None keeps none."""
+    keeps: bool = False
+    """Whether the results hold the adversarial images."""
     bar: WorkBar = field(default_factory=lambda: WorkBar(hidden=True))
     """Shows the progress, in the evaluator's passes."""
     jobs: dict[Job, bool] = field(init=False)
@@ -81,10 +83,12 @@ class Runner:
     _clean: np.ndarray = field(init=False)  # (n, draws), predictions
     _right: np.ndarray = field(init=False)  # bool (n,): correct when clean in any draw, or unknown
     _gallery: list[int] = field(init=False)  # rows
+    _kept: dict[int, tuple[int, np.ndarray]] = field(init=False)  # by row: job's number and image
 
     def __post_init__(self) -> None:
         self.jobs = self.plan.distinct()
         self._right = np.ones(len(self.data.indices), dtype=bool)
+        self._kept = {}
 
     def run(self) -> Results:
         """Do what the journal does not hold yet; every process must call it."""
@@ -107,12 +111,13 @@ class Runner:
             labels=labels,
             curve_images=self.data.curve_images,
             clean=done["clean"],
-            corrupted={kind: done[f"corrupted-{kind}"]["predictions"] for kind in self.corruptions},
+            corrupted={kind: done[f"corrupted-{kind}"] for kind in self.corruptions},
             fixed=fixed and done[f"fixed-{fixed.label}"]["robust"],
             indicators=done[f"watched-{watched.label}"] if watched else {},
             planted=planted,
             arrays={job: found[source][0] for job, source in sources.items()},
             gallery=self._gallery,
+            adversarial=self._adversarial() if self.keeps else None,
             pictures={job: found[sources[job]][1] for job in everywhere},
         )
 
@@ -271,12 +276,33 @@ class Runner:
                 work = partial(self.evaluator.attacked, job, chunk, right, shown, part)
                 arrays = self._recorded(self._key(job, part), job.name, chunk, expected, work)
                 pictures[job].append((mine[shown], {"pictures": arrays.pop("pictures")}))
+                fooling = mine[right & (arrays["predictions"][:, 0] != self._labels[mine])]
+                self._keep(job, fooling, arrays.pop("images", ()))
                 parts[job].append((mine, arrays))
         found = dict[Job, _Found]()
         for job in jobs:
             arrays = self._gathered(parts[job], rows[rows < self._limit(job)])
             shown = self._gathered(pictures[job], np.intersect1d(rows, self._shown(job)))
             found[job] = arrays, shown.get("pictures", np.zeros((0, 0, 0, 3), dtype=np.uint8))
+        return found
+
+    def _keep(self, job: Job, rows: np.ndarray, images: Iterable[np.ndarray]) -> None:
+        """Keep what fools the model, of each image what the first job makes of it."""
+        number = list(self.jobs).index(job)
+        for row, image in zip(rows.tolist(), images, strict=False):
+            if row not in self._kept or number < self._kept[row][0]:
+                self._kept[row] = number, image
+
+    def _adversarial(self) -> np.ndarray | None:
+        """The images, with what all processes kept of them; in the main process."""
+        kept = from_all_processes(self.accelerator, [*self._kept.items()])
+        if self._process_index:
+            return None
+        rows = np.arange(len(self.data.indices))
+        (batch,) = self.data.micro_batches(rows, self.image_size, len(rows), 0, 1)
+        found = batch["images"].numpy()
+        for row, (_, image) in sorted(kept, key=lambda one: one[1][0], reverse=True):
+            found[row] = image
         return found
 
     def _key(self, job: Job, part: int) -> str:

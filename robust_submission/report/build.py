@@ -70,6 +70,7 @@ class ReportBuilder:
         worst = accuracy(adaptive)
         checks = run_checks(results, self.views, self.settings)
         twin = results.clean["twin"] == results.labels
+        auc, corrupted_auc = results.roc_auc()
         has_twin = Attacker.TRANSFER in self.views.seen_by
         return Report(
             model=self.model,
@@ -87,6 +88,8 @@ class ReportBuilder:
             measurements=tuple(self._measurement(job) for job in results.plan.main),
             curves=tuple(self._curves()),
             corruptions=self._corrupted() if results.corrupted else None,
+            auc=auc,
+            corrupted_auc=corrupted_auc,
             planted=results.planted_shares,
             checks=tuple(checks),
             verdict=verdict(checks, worst.value),

@@ -84,6 +84,11 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     """The options that decide the report: norm, epsilons, steps, draws; the headline numbers are
     for the first epsilon."""
+    auc: float | None = None
+    """Area under the ROC curve, without an attack; left out of report.json unless there are two
+    classes."""
+    corrupted_auc: float | None = None
+    """The same on corrupted images, the mean over kinds and severities."""
     schema: int = 3
 
     def __repr__(self) -> str:
@@ -93,6 +98,7 @@ class Report:
         lines = [
             f"Report of {self.model.get('name')} on {plural(self.clean.total, 'image')}",
             f"clean accuracy {percent(self.clean.value)}",
+            *([f"ROC AUC {self.auc:.4f}"] if self.auc is not None else []),
             *([f"corrupted accuracy {percent(mean.value)} (mean)"] if mean else []),
             f"robust accuracy {percent(self.oblivious.value)} (oblivious), "
             f"at most {percent(self.adaptive.value)} (adaptive)",
@@ -129,6 +135,7 @@ class Report:
 def json_text(report: Report) -> str:
     """The content of report.json: indented, UTF-8, null for what is not a finite number."""
     plain = to_jsonable_python(report, inf_nan_mode="null", fallback=_to_plain)
+    plain = {k: v for k, v in plain.items() if v is not None or k not in ("auc", "corrupted_auc")}
     return json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 

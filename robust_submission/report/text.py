@@ -194,6 +194,9 @@ def print_table(report: Report, console: Console | None = None) -> None:
     ):
         value = Text(shown, "bold", justify="right")
         numbers.add_row(name, value, interval_percent(share), counted(share))
+    for name, area in (("Clean", report.auc), ("Corrupted", report.corrupted_auc)):
+        if area is not None:
+            numbers.add_row(f"{name} ROC AUC", Text(f"{area:.4f}", "bold", justify="right"))
     console.print(numbers)
     if report.planted:
         console.print(Text(planted_words(report)))

@@ -12,12 +12,19 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from inference.evaluate import Options
 from inference.evaluate import main as evaluate
 from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.cli.numbers import SPACE
+from robust_submission.data.images import resize_image
+from robust_submission.data.sources import open_source
+from robust_submission.models.load import load_checkpoint
 from robust_submission.settings import DataOptions
 from tests.conftest import run_command
 
@@ -73,9 +80,11 @@ def report_of(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def finished(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report folder of a run that nothing interrupted."""
-    out = tmp_path_factory.mktemp("finished") / "deep" / "report"
-    process = start(options(small_run, out))
+    """The report folder of a run that nothing interrupted, and its adversarial images."""
+    folder = tmp_path_factory.mktemp("finished")
+    out = folder / "deep" / "report"
+    saved = {"save_adversarial": folder / "images.pt", "save_images": folder / "images"}
+    process = start(options(small_run, out, **saved))
     process.join()
     assert process.exitcode == 0
     return out
@@ -135,6 +144,37 @@ def test_the_parts_of_the_report_fit_together(finished: Path):
     assert len(report["gallery"]) == 8
     assert len({picture["label"] for picture in report["gallery"]}) == 8
     assert not (finished / ".journal").exists()
+
+
+def test_adversarial_images_are_what_the_report_counts(small_run: Path, finished: Path):
+    """In the order of the source, in the ball, and wrong where the report says so."""
+    folder, report = finished.parents[1], json.loads((finished / "report.json").read_text())
+    table = pd.read_csv(finished / "per_image.csv")
+    images = torch.load(folder / "images.pt", weights_only=True)
+    assert images.shape == (140, 3, 32, 32) and images.dtype == torch.float32
+    source, model = open_source("digits", split="test"), load_checkpoint(small_run)
+    rows = [source.ids.tolist().index(name) for name in table["id"]]
+    assert source.labels is not None
+    labels = torch.from_numpy(source.labels[rows])
+    clean = np.stack([resize_image(source.image(row), 32) for row in rows]).transpose(0, 3, 1, 2)
+    names = sorted(path.name for path in (folder / "images").iterdir())
+    assert names == sorted(table["id"])
+    files = [np.array(Image.open(folder / "images" / name)) for name in table["id"]]
+    for attacked in (images, torch.from_numpy(np.stack(files).transpose(0, 3, 1, 2)) / 255):
+        assert attacked.min() >= 0 and attacked.max() <= 1
+        assert (attacked - torch.from_numpy(clean) / 255).abs().max() <= 8 / 255 + 1e-6
+        with torch.no_grad():
+            right = (model(attacked).argmax(1) == labels).numpy()
+        assert (right == table["worst case adaptive robust"]).mean() > 0.97
+    assert right.sum() <= report["adaptive"]["count"] + 2
+    with torch.no_grad():
+        right = (model(images).argmax(1) == labels).numpy()
+    assert right.tolist() == (table["worst case adaptive robust"] == 1).tolist()
+    claim = (finished / "robustbench.md").read_text()
+    for line in ("**Threat Model**: Linf", "**eps**: 8/255", "masked", "pgd-3 (adaptive)"):
+        assert line in claim
+    for name in ("clean", "adaptive"):
+        assert f"{100 * report[name]['value']:.1f}{SPACE}%" in claim
 
 
 def test_without_gcm_there_is_no_sign_of_masking(small_run: Path, finished: Path, report_of: Run):
@@ -206,9 +246,12 @@ def test_two_processes_give_the_same_report(small_run: Path, finished: Path, tmp
     arguments = ["--checkpoint", small_run, "--out", tmp_path / "report", "--attacks", "fgsm,pgd"]
     arguments += ["--steps", 3, "--limit", 140, "--batch_size", 7, "--num_workers", 1]
     arguments += ["--corruptions", "fog,gaussian_noise"]
+    arguments += ["--save_adversarial", tmp_path / "images.pt"]
     done = run_command("inference/evaluate.py", *arguments, processes=2)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "report") == contents(finished)
+    expected = torch.load(finished.parents[1] / "images.pt", weights_only=True)
+    assert torch.equal(torch.load(tmp_path / "images.pt", weights_only=True), expected)
     assert done.stdout.count("Verdict: masked") == done.stderr.count("; at most about ") == 1
 
 
@@ -254,6 +297,8 @@ def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
         (["--seed", "-1"], 1, "seed: expected at least 0, found -1."),
         (["--fail_below", "30"], 1, "--fail_below: expected 0 to 1, found 30."),
         (["--image_size", "16"], 1, "--image_size: expected 32, as "),
+        (["--save_images", "."], 1, "--save_images: expected a new folder, found ."),
+        (["--save_adversarial", "no/a.pt"], 1, "no/a.pt: expected the existing folder no"),
         (["--out", "an.png"], 1, "--out: expected a folder, found the file an.png."),
         (["--norm", "l3"], 2, "l3"),
         (["--data.name", "folder", "--data.root", "nowhere"], 1, "nowhere"),
@@ -294,8 +339,6 @@ def test_a_run_without_a_recipe_needs_the_data_named(small_run: Path, tmp_path: 
 
 
 def two_classes(folder: Path) -> None:
-    from PIL import Image
-
     for name in ("cat", "dog"):
         (folder / "test" / name).mkdir(parents=True)
         for number in range(3):

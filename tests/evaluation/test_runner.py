@@ -182,15 +182,16 @@ def test_corruptions_come_in_the_order_of_the_images_and_from_the_journal(evalua
     first = evaluation.run()
     assert list(first.corrupted) == ["fog", "snow"]
     for kind, found in first.corrupted.items():
-        assert found.shape == (NUMBER, 5, 1)
-        assert (found == INDICES[:, None, None] + len(kind)).all()
+        assert found["predictions"].shape == (NUMBER, 5, 1)
+        assert (found["predictions"] == INDICES[:, None, None] + len(kind)).all()
     done = evaluation.evaluator.corruptions  # type: ignore[attr-defined]
     done.clear()
     assert evaluation.journal is not None
     (evaluation.journal.folder / "corrupted-snow" / "00001.npz").unlink()
     again = evaluation.run()
     assert done == ["snow"]
-    assert all((again.corrupted[kind] == first.corrupted[kind]).all() for kind in first.corrupted)
+    for kind, found in first.corrupted.items():
+        assert (again.corrupted[kind]["predictions"] == found["predictions"]).all()
 
 
 def test_examples_are_planted_in_the_first_images(evaluation: Runner):
