@@ -94,7 +94,7 @@ def main(options: Options) -> None:
     """Write the sheet."""
     from sklearn.datasets import load_sample_image
 
-    check_writable(options.out)
+    check_writable(options.out, options.image)
     found = read_image(options.image) if options.image else load_sample_image("china.jpg")
     image = resize_image(found, options.image_size)
     pictures = {"original": np.hstack([image] * options.draws)}

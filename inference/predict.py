@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError, log
-from robust_submission.cli.files import atomic_write, check_writable, write_archive
+from robust_submission.cli.files import (
+    atomic_write,
+    check_writable,
+    checkpoint_files,
+    write_archive,
+)
 from robust_submission.prediction.layout import plan_layout
 from robust_submission.prediction.schema import (
     Answers,
@@ -101,9 +106,10 @@ def predict(options: Options) -> None:
     from robust_submission.prediction.writer import FREQUENT, label_unread, predict_images
     from robust_submission.runtime import start_accelerator
 
-    format = choose_format(check_writable(options.out), options.format)
-    if options.zip:
-        check_writable(options.archive)
+    read = checkpoint_files(options.checkpoint, options.trn)
+    for path in (options.out, options.archive) if options.zip else (options.out,):
+        check_writable(path, *read, options.images, options.template)
+    format = choose_format(options.out, options.format)
     template = read_template(options.template, format) if options.template else None
     accelerator = start_accelerator()
     source = _open_source(options)

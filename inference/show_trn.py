@@ -11,7 +11,7 @@ from pathlib import Path
 
 from robust_submission.cli.command import Ratio, run
 from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import check_writable
+from robust_submission.cli.files import check_writable, checkpoint_files
 from robust_submission.settings import DataOptions
 
 
@@ -60,7 +60,8 @@ def main(options: Options) -> None:
     from robust_submission.report.restoration import draw_restoration, restoration_pictures
     from robust_submission.report.style import STYLE, write_png
 
-    check_writable(options.out)
+    read = checkpoint_files(options.checkpoint, options.trn)
+    check_writable(options.out, *read, options.data.root)
     name, model = load_restoring(options.checkpoint, options.model, options.trn)
     some = 4 * options.limit
     data = open_evaluation_data(options.data, options.checkpoint, some, 1, options.seed)

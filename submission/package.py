@@ -13,6 +13,7 @@ from pathlib import Path
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
+from robust_submission.cli.files import check_writable, checkpoint_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def package(options: Options) -> None:
     from robust_submission.packaging.export import choose_writer
     from robust_submission.packaging.proof import proof_images, write_package
 
-    choose_writer(options.out)
+    read = checkpoint_files(options.checkpoint, options.trn)
+    choose_writer(check_writable(options.out, *read, options.images))
     model = load_checkpoint(options.checkpoint, options.trn)
     rules = Rules(
         num_classes=len(model.class_names),

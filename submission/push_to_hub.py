@@ -8,13 +8,12 @@ unchanged, with the paths in them; and README.md, the card. A report of another 
 The token is that of `hf auth login`, or HF_TOKEN.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import whole_folder
+from robust_submission.cli.files import scratch_folder, whole_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +63,18 @@ def push_to_hub(options: Options) -> None:
 
     from robust_submission.hub.model_card import fill_folder, upload
 
-    place = whole_folder(options.out) if options.out else tempfile.TemporaryDirectory()
+    place = whole_folder(options.out) if options.out else scratch_folder("upload-")
     with place as folder:
         fill_folder(
-            Path(folder),
-            options.repo_id or Path(options.out or folder).name,
+            folder,
+            options.repo_id or (options.out or folder).name,
             checkpoint=options.checkpoint,
             trn=options.trn,
             report=options.report,
             license=options.license,
         )
         if options.repo_id is not None:
-            print(upload(Path(folder), options.repo_id, private=options.private))
+            print(upload(folder, options.repo_id, private=options.private))
     if options.out is not None:
         print(options.out / REPOCARD_NAME)
 

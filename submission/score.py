@@ -16,7 +16,7 @@ from pathlib import Path
 
 from robust_submission.cli.command import Names, Ratios, run
 from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.cli.files import atomic_write, check_writable, checkpoint_files
 from robust_submission.cli.numbers import plural
 from robust_submission.leaderboard.settings import DEFAULTS, AttackPool, Weights
 from robust_submission.settings import DataOptions
@@ -93,7 +93,8 @@ def score(options: Options) -> None:
     from robust_submission.runtime import provenance
 
     if options.out is not None:
-        check_writable(options.out)
+        read = checkpoint_files(options.checkpoint, options.trn, options.twin)
+        check_writable(options.out, options.file, *read, options.data.root)
     pool = options.pool
     data = open_evaluation_data(options.data, options.checkpoint, options.limit, 1, options.seed)
     origin = load_checkpoint(options.checkpoint, options.trn) if options.checkpoint else None

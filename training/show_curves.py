@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import atomic_write, check_writable
+from robust_submission.cli.files import atomic_write, check_writable, checkpoint_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def draw_curves(rows: "pd.DataFrame") -> "Figure":
 
 def main(options: Options) -> None:
     """Draw the curves."""
-    check_writable(options.out)
+    check_writable(options.out, *checkpoint_files(options.run))
     figure = draw_curves(read_metrics(options.run))
     with atomic_write(options.out) as path:
         figure.savefig(path, format="png", dpi=120, metadata={"Software": None})

@@ -18,10 +18,10 @@ from robust_submission.checker.unpack import (
     RefusedError,
     check_layout,
     foreign,
-    scratch_folder,
     unpack,
 )
 from robust_submission.cli.errors import UserError
+from robust_submission.cli.files import scratch_folder
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import available_splits, open_source, stratified_subset
 

@@ -1,17 +1,14 @@
 """Unpack a stranger's zip; every entry is checked before the first byte is written."""
 
 import lzma
-import os
 import stat
-import tempfile
-import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from robust_submission.cli.files import FULL
 from robust_submission.data.sources.names import is_litter
 
 CODED = (zlib.error, lzma.LZMAError, UnicodeDecodeError)
@@ -63,6 +60,8 @@ def unpack(archive: Path, folder: Path, bounds: Bounds = BOUNDS) -> list[str]:
             for entry in entries:
                 left -= _write(content, entry, folder, left)
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # of the folder, not the archive
         raise RefusedError("a whole zip file", f"{error}", "zip it again and compare") from error
     return [_name(entry) for entry in entries]
 
@@ -145,25 +144,3 @@ def _write(content: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, left:
                 raise RefusedError("the size that it declares", found, "zip again")
             file.write(chunk)
     return written
-
-
-@contextmanager
-def scratch_folder(prefix: str) -> Iterator[Path]:
-    """A temporary folder, removed with all that a stranger's archive or program leaves in it.
-
-    Folders are brought to its top one by one: `shutil.rmtree` fails on a thousand in one another.
-    """
-    top = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
-    try:
-        yield top
-    finally:
-        folders = [top]
-        for folder in folders:
-            for entry in list(os.scandir(folder)):
-                if entry.is_dir(follow_symlinks=False):
-                    Path(entry.path).chmod(0o700)
-                    folders.append(Path(entry.path).rename(top / f"{uuid.uuid4()}"))
-                else:
-                    Path(entry.path).unlink()
-        for folder in reversed(folders):
-            folder.rmdir()

@@ -14,12 +14,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import jsonargparse
 from docstring_parser import parse_from_object
@@ -27,16 +28,26 @@ from jsonargparse import (  # pyright: ignore[reportPrivateImportUsage]
     ActionConfigFile,
     ArgumentError,
     ArgumentParser,
-    Namespace,
 )
 from jsonargparse.typing import register_type
 from tqdm import tqdm
 
-from robust_submission.cli.errors import StoppedError, UsageError, UserError, log
+from robust_submission.cli.documents import read_yaml
+from robust_submission.cli.errors import (
+    StoppedError,
+    UsageError,
+    UserError,
+    log,
+    printable,
+    shorten,
+)
 
 Options = TypeVar("Options")
 
 _SWITCHES = ("true", "false", "yes", "no", "on", "off")
+PATIENCE = 5.0
+"""Seconds after SIGTERM until a process ends that is still at work or waits."""
+_TERMINATED = 128 + signal.SIGTERM
 _LOST = re.compile("Connection (closed|reset) by peer|Timed out waiting|ncclRemoteError")
 _UNKNOWN = {
     r"unrecognized arguments: --([\w.]+)": "option --",
@@ -53,11 +64,14 @@ class Ratio(float):
 
     def __new__(cls, value: str | float) -> "Ratio":
         try:
-            return super().__new__(cls, Fraction(value) if isinstance(value, str) else value)
-        except (ValueError, ZeroDivisionError):
-            raise UserError(
-                f"expected a number or a fraction such as 8/255, found {value!r}"
-            ) from None
+            above, slash, below = value.partition("/") if isinstance(value, str) else (value, "", 1)
+            ratio = super().__new__(cls, int(above) / int(below) if slash else above)
+        except (ValueError, TypeError, ArithmeticError):
+            ratio = None
+        if ratio is None or not isfinite(ratio):
+            found = shorten(value)
+            raise UserError(f"expected a number or a fraction such as 8/255, found {found}")
+        return ratio
 
 
 class Names(tuple[str, ...]):
@@ -132,23 +146,65 @@ def parse(
     actions = [each for each in parser._actions if each.dest not in ("help", "print_config")]
     flags = {f"--{each.dest}" for each in actions if getattr(each, "_typehint", None) is bool}
     known = [each.dest for each in actions if each.option_strings]
+    configs = list[str]()
     if default_config:
-        arguments = _configs_first(parser, arguments, default_config, known)
+        configs, arguments = _split_configs(arguments, default_config)
+        for config in configs:
+            _check_config(parser, options, config, known)
+    files = [f"--config={config}" for config in configs]
     try:
-        namespace = parser.parse_args(_spell_out_flags(arguments, flags))
-        _check_groups(options, namespace)
-        values = dict(vars(parser.instantiate(namespace)))
+        return _build(parser, options, [*files, *_spell_out_flags(arguments, flags)])
     except ArgumentError as error:
         raise UsageError(_explain(str(error), known)) from error
+    except UserError as error:
+        for config in configs:
+            if str(error) == _fault_of(parser, options, config):
+                raise UserError(f"{config}: {error}") from error
+        raise
+
+
+def _build(parser: ArgumentParser, options: type[Options], arguments: Sequence[str]) -> Options:
+    """The dataclass of these arguments.
+
+    Raises:
+        ArgumentError: jsonargparse refuses them.
+        UserError: the dataclass does.
+    """
+    namespace = parser.parse_args(list(arguments))
+    _check_values(options, namespace.as_dict())
+    values = dict(vars(parser.instantiate(namespace)))
     values.pop("config", None)
     return options(**values)
 
 
-def _check_groups(options: type, namespace: Namespace) -> None:
-    """Raise UserError for a configuration like `data: 5` where `data` is a group of keys."""
+def _fault_of(parser: ArgumentParser, options: type[Options], config: str) -> str:
+    """What the dataclass refuses of a configuration file alone."""
+    try:
+        _build(parser, options, [f"--config={config}"])
+    except UserError as error:
+        return str(error)
+    except ArgumentError:
+        pass
+    return ""
+
+
+def _check_values(options: type, values: Mapping[Any, Any], prefix: str = "") -> None:
+    """Raise UserError for what jsonargparse lets pass: null where a value is needed, and `data: 5`
+    where data is a group of keys."""
     for field in fields(options):
-        if is_dataclass(field.type) and not isinstance(group := namespace[field.name], Namespace):
-            raise UserError(f"{field.name}: expected a group of keys, found {group!r}.")
+        if field.name not in values:
+            continue
+        name, value, kinds = prefix + field.name, values[field.name], get_args(field.type)
+        kind, found = field.type, {name: value}
+        if isinstance(value, list) and kinds:  # of groups, or of plain values
+            kind, found = kinds[0], {f"{name}.{place}": each for place, each in enumerate(value)}
+        for place, each in found.items():
+            if isinstance(kind, type) and is_dataclass(kind):
+                if not isinstance(each, Mapping):
+                    raise UserError(f"{place}: expected a group of keys, found {shorten(each)}.")
+                _check_values(kind, each, f"{place}.")
+            elif each is None and type(None) not in kinds:
+                raise UserError(f"{place}: expected a value, found null.")
 
 
 def _build_parser(options: type, description: str | None, takes_config: bool) -> ArgumentParser:
@@ -170,35 +226,38 @@ def _build_parser(options: type, description: str | None, takes_config: bool) ->
     return parser
 
 
-def _configs_first(
-    parser: ArgumentParser, arguments: Sequence[str], default: Path, known: Sequence[str]
-) -> list[str]:
-    """The arguments, but every `--config FILE` first: the others override it wherever they stand.
-
-    Each file is parsed alone, so that its faults are reported as the file's.
-
-    Raises:
-        UserError: A file cannot be read, or has an unknown key or a value of the wrong type.
-    """
+def _split_configs(arguments: Sequence[str], default: Path) -> tuple[list[str], list[str]]:
+    """The files of `--config`, which the others override wherever they stand; and the others."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append")
     found, others = finder.parse_known_args(list(arguments))
-    configs = [f"--config={path}" for path in found.config or [default]]
-    for config in configs:
-        try:
-            parser.parse_args([config])
-        except ArgumentError as error:
-            if "required" not in str(error):  # the command line may have it
-                path = config.removeprefix("--config=")
-                raise UserError(f"{path}: {_explain(str(error), known)}") from error
-    return [*configs, *others]
+    return found.config or [str(default)], others
+
+
+def _check_config(parser: ArgumentParser, options: type, config: str, known: Sequence[str]) -> None:
+    """Check a file of `--config` alone, so that its faults are reported as the file's.
+
+    Raises:
+        UserError: it cannot be read, or has an unknown key or a value of the wrong type.
+    """
+    values = read_yaml(Path(config), "a recipe")
+    if not isinstance(values, Mapping):
+        raise UserError(f"{config}: expected keys and their values, found {shorten(values)}.")
+    try:
+        _check_values(options, values)
+        parser.parse_args([f"--config={config}"])
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from error
+    except ArgumentError as error:
+        if "required" not in str(error):  # the command line may have it
+            raise UserError(f"{config}: {_explain(str(error), known)}") from error
 
 
 class _BesideProgressBars(logging.Handler):
     """Prints a record above the progress bars instead of into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 
 def _send_log_to_stderr() -> None:
@@ -216,7 +275,21 @@ def _lost_another(error: RuntimeError) -> bool:
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # one is enough
-    sys.exit(128 + number)
+    last = threading.Timer(PATIENCE, os._exit, [_TERMINATED])  # a thread may wait for ever
+    last.daemon = True
+    last.start()
+    sys.exit(_TERMINATED)
+
+
+def _work(work: Callable[[Options], None], options: Options) -> None:
+    """Do the work; code that it runs may be the user's, and may not end the command."""
+    try:
+        work(options)
+    except SystemExit as end:
+        if end.code != _TERMINATED:
+            found = f"exit({shorten(end.code)})"
+            raise UserError(f"expected code that returns, found {found}.") from end
+        raise
 
 
 def _print_anything() -> None:
@@ -231,8 +304,8 @@ def run(
 ) -> NoReturn:
     """Parse the command line into `options`, do the work, and exit with its status.
 
-    SIGTERM raises SystemExit, so that every `finally` runs. Not under a launcher: there a process
-    might wait in a `finally` for another that has ended.
+    SIGTERM raises SystemExit, so that every `finally` runs, for at most `PATIENCE` seconds. Not
+    under a launcher: there a process might wait in a `finally` for another that has ended.
     """
     _print_anything()
     _send_log_to_stderr()
@@ -241,7 +314,7 @@ def run(
     try:
         script = inspect.getmodule(work)
         description = script.__doc__ if script else None
-        work(parse(options, sys.argv[1:], default_config, description))
+        _work(work, parse(options, sys.argv[1:], default_config, description))
     except UsageError as error:
         status, message = 2, f"{error}\nSee --help."
     except UserError as error:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
+from robust_submission.cli.documents import read_file
 from robust_submission.cli.errors import UserError
 
 Image.init()
@@ -42,15 +43,7 @@ _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"IDAT", 
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of an image file; UserError where they cannot be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected an image file, found nothing there.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: expected an image file, found a folder.") from None
-    except OSError as error:
-        found = error.strerror or str(error)
-        raise UserError(f"{path}: expected a readable image file, found: {found}.") from error
+    return read_file(path, "an image file")
 
 
 def _sixteen_to_eight_bits(values: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from robust_submission.attacks.base import Model
+from robust_submission.cli.documents import read_json, validated
 from robust_submission.cli.errors import UserError, log
-from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
+from robust_submission.cli.files import atomic_write, clear_folder, lock_folder, own_folder
 from robust_submission.models.digest import function_digest, module_digest
 
 Arrays = dict[str, np.ndarray]
@@ -47,13 +48,7 @@ class Journal:
             UserError: the folder cannot be made, or another evaluation works there.
         """
         path = self.folder / "settings.json"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: expected a folder to write to, found: {error.strerror}."
-            ) from error
-        self._lock = lock_folder(self.folder)
+        self._lock = lock_folder(own_folder(self.folder))
         if path.exists():
             differing = self._differing(path)
             if not differing:
@@ -67,8 +62,8 @@ class Journal:
 
     def _differing(self, path: Path) -> list[str]:
         try:
-            found = dict[str, Any](json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+            found = validated(dict[str, Any], read_json(path, "settings"), path)
+        except UserError:
             return ["version"]
         wanted = json.loads(json.dumps(self.settings))
         return [key for key in found | wanted if found.get(key) != wanted.get(key)]
@@ -88,7 +83,7 @@ class Journal:
     def save(self, job: str, chunk: int, digest: str, arrays: Arrays) -> None:
         """Write the arrays of a job for a chunk of pixels named by `digest`."""
         path = self._path(job, chunk)
-        path.parent.mkdir(exist_ok=True)
+        own_folder(path.parent)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             everything: Any = {"digest": np.array(digest), **arrays}
             np.savez(file, **everything)

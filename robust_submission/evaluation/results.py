@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
@@ -13,6 +14,7 @@ from robust_submission.cli.numbers import plural
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.jobs import Attacker, Job, Plan
 
+Rate = Annotated[float, Field(ge=0, le=1)]
 Outcome = Literal["ok", "masking", "failed", "warning", "not run"]
 """Of a check. Masking and failed decide the verdict: the gradients of the model are masked, or the
 adaptive attack itself has failed. A warning is for the reader to weigh."""
@@ -24,16 +26,16 @@ GALLERY = 8
 class Share:
     """A share of images with its 95 % interval."""
 
-    value: float
+    value: Rate
     """From 0 to 1; for a random model the mean over draws."""
-    low: float
+    low: Rate
     """Wilson's interval over images, widened to the spread over draws where that is larger."""
-    high: float
-    count: float
+    high: Rate
+    count: NonNegativeFloat
     """Images counted; a mean over draws may be fractional."""
-    total: int
+    total: NonNegativeInt
     """Images in all."""
-    by_draw: tuple[float, ...] = ()
+    by_draw: tuple[Rate, ...] = ()
     """One value per draw of a random model; empty for a deterministic one."""
 
 
@@ -87,7 +89,7 @@ class Measurement:
     attack: str
     attacker: Attacker
     norm: str
-    epsilon: float
+    epsilon: NonNegativeFloat
     """In the norm's unit, pixel values from 0 to 1."""
     settings: dict[str, Any]
     """Steps, step size, restarts, EOT draws: everything that is needed to repeat the attack."""

@@ -1,5 +1,7 @@
 """A classifier on the Hugging Face hub: its model card, its folder, its upload in one commit."""
 
+import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +10,12 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard
 from huggingface_hub.constants import CONFIG_NAME, REPOCARD_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import HTTPError
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue
+from pydantic_core import to_jsonable_python
 
 from robust_submission.cli import numbers
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.documents import read_json, validated
+from robust_submission.cli.errors import UserError, printable
 from robust_submission.data.sources import read_recipe
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.results import Share
@@ -31,6 +35,17 @@ TRAINING = (
     *("objective.name", "objective.epsilon", "objective.steps", "seed"),
 )
 """The keys of a recipe that the card shows."""
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|]")
+
+
+def markdown(value: Any) -> Any:
+    """A plain value whose texts, in lists and groups too, are text in Markdown: one line, no link,
+    table cell or HTML."""
+    if isinstance(value, str):
+        return _MARKDOWN.sub(r"\\\g<0>", printable(value).replace("\n", " "))
+    if isinstance(value, Mapping):
+        return {markdown(key): markdown(item) for key, item in value.items()}
+    return [markdown(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def model_card(
@@ -57,18 +72,20 @@ def model_card(
     if report is not None:
         data.model_name, data.eval_results = name, eval_results(report)
         used = {Attacker.OBLIVIOUS, Attacker.ADAPTIVE, *report.attackers}
+        report = validated(Report, markdown(to_jsonable_python(report)))
     return ModelCard.from_template(
         data,
         template_path=str(CARD_TEMPLATE),
-        name=name,
+        place=json.dumps(name)[1:-1],
         text=text,
         numbers=numbers,
-        facts=facts(model),
+        title=markdown(name),
+        facts=markdown(facts(model)),
         model=model,
         report=report,
         attackers=[attacker for attacker in Attacker if attacker in used],
-        training=training(recipe or {}),
-        provenance=provenance,
+        training=markdown(training(recipe or {})),
+        provenance=markdown(provenance),
     )
 
 
@@ -195,11 +212,7 @@ def _read_report_of(model: RobustClassifier, folder: Path, checkpoint: Path) -> 
 
 
 def _read_provenance(path: Path) -> dict[str, JsonValue]:
-    try:
-        return TypeAdapter(dict[str, JsonValue]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        found = error.errors()[0]["msg"]
-        raise UserError(f"{path}: expected a JSON object, found: {found}.") from error
+    return validated(dict[str, JsonValue], read_json(path, "a run's provenance"), path)
 
 
 def upload(folder: Path, repo_id: str, *, private: bool) -> str:

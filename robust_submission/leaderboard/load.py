@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_submission.attacks import EOT, Model
-from robust_submission.checker.unpack import RefusedError, scratch_folder, unpack
+from robust_submission.checker.unpack import RefusedError, unpack
 from robust_submission.cli.errors import UserError
+from robust_submission.cli.files import scratch_folder
 from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.surgery import StraightThrough, replaced
 from robust_submission.models.trn import TRN, DifferentiableTRN

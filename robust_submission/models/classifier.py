@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from robust_submission.cli.documents import open_file, validated
 from robust_submission.cli.errors import UserError
+from robust_submission.models.configuration import IMAGENET_MEAN, IMAGENET_STD, ClassifierArguments
 from robust_submission.models.gcm import GCM
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.surgery import StraightThrough, evaluating, frozen, replaced
 from robust_submission.models.trn import TRN, DifferentiableTRN
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MODEL_CARD = """---
 {{ card_data }}
 ---
@@ -70,7 +70,7 @@ class RobustClassifier(
         class_names: Names in label order; their number is the number of logits.
         backbone: A timm model name; or your own network from normalised images to logits, which
             can be trained and evaluated but not saved.
-        backbone_args: Further arguments of the timm model, such as `patch_size`.
+        backbone_args: Further arguments of the timm model that shape it, such as `patch_size`.
         image_size: Side of the square input in pixels.
         mean: Per-channel mean (RGB, 0 to 1) that `normalize` subtracts.
         std: Per-channel standard deviation that `normalize` divides by.
@@ -79,7 +79,8 @@ class RobustClassifier(
         restore: Arguments of `TRN`, or None; see also `attach_trn`.
 
     Raises:
-        UserError: no class, an unknown backbone, a stage or a backbone that refuses its arguments.
+        UserError: an argument of another type or range (see `configuration`), an unknown backbone,
+            or a stage or a backbone that refuses its arguments.
     """
 
     def __init__(
@@ -96,8 +97,19 @@ class RobustClassifier(
         restore: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not class_names:
-            raise UserError("class_names: expected at least one class, received none.")
+        self.rebuildable = isinstance(backbone, str)
+        given: dict[str, object] = {
+            "class_names": class_names,
+            "backbone": backbone if isinstance(backbone, str) else "",
+            "backbone_args": backbone_args,
+            "image_size": image_size,
+            "mean": mean,
+            "std": std,
+            "conceal": conceal,
+            "randomize": randomize,
+            "restore": restore,
+        }
+        validated(ClassifierArguments, given)
         self.class_names = list(class_names)
         self.image_size = image_size
         try:
@@ -109,7 +121,6 @@ class RobustClassifier(
         except ValueError as error:
             raise UserError(str(error)) from error
         self.normalize = Normalize(mean, std)
-        self.rebuildable = isinstance(backbone, str)
         if isinstance(backbone, str):
             backbone = _create_backbone(backbone, len(class_names), backbone_args or {})
         self.backbone = backbone
@@ -174,11 +185,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load every tensor of a safetensors file into `model`, strictly.
 
     Raises:
-        UserError: the file is missing or not safetensors, or its tensors are not those of the
-            model (the first difference is named).
+        UserError: the file is missing, unreadable or not safetensors, or its tensors are not those
+            of the model (the first difference is named).
     """
-    if not path.is_file():
-        raise UserError(f"{path}: expected a safetensors file, found none.")
+    open_file(path, "a safetensors file", most=2**40).close()
     try:
         found = load_file(path)
     except SafetensorError as error:
@@ -204,8 +214,11 @@ def _create_backbone(name: str, num_classes: int, arguments: dict[str, Any]) -> 
         raise UserError(f"backbone: expected a timm model, received {name!r}{hint}.")
     try:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
-    except TypeError as error:
-        raise UserError(f"backbone_args of {name}: {error}.") from error
+    except Exception as error:  # timm's networks check their arguments in every way there is
+        if not arguments:
+            raise
+        found = str(error) or type(error).__name__
+        raise UserError(f"backbone_args: expected those of {name}, found: {found}.") from error
 
 
 def reveal(model: nn.Module, *, bypass: bool = False) -> nn.Module:

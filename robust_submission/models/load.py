@@ -5,12 +5,11 @@ model (`resnet18`, with its published weights) or a Hugging Face hub id.
 """
 
 import difflib
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import timm
 from huggingface_hub import hf_hub_download
@@ -18,12 +17,12 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from robust_submission.cli.documents import MEBIBYTE, read_json, validated
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import Normalize, RobustClassifier, load_weights
+from robust_submission.models.configuration import ClassifierArguments, TRNArguments
 from robust_submission.models.trn import TRN
 from robust_submission.models.user_function import call_function
-
-Rebuilt = TypeVar("Rebuilt", RobustClassifier, TRN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ def _published(name: str, image_size: int) -> LoadedModel:
 def _from_hub(name: str, image_size: int) -> LoadedModel:
     try:
         config = Path(hf_hub_download(name, CONFIG_NAME))
-        if "architecture" in json.loads(config.read_text()):  # timm's; ours has class_names
+        if "architecture" in read_json(config, "a configuration"):  # timm's; ours has class_names
             return _published(f"hf-hub:{name}", image_size)
         hf_hub_download(name, SAFETENSORS_SINGLE_FILE)
     except (OSError, ValueError) as error:
@@ -156,10 +155,16 @@ def load_checkpoint(path: str | Path, trn: str | Path | None = None) -> RobustCl
     Raises:
         UserError: a file is missing, damaged, or they do not belong together.
     """
-    model = _load(RobustClassifier, path, required="class_names")
+    folder = Path(path)
+    arguments = _read_arguments(folder, ClassifierArguments, "class_names", "RobustClassifier")
+    try:
+        model = RobustClassifier(**arguments)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_NAME}: {error}") from error
+    load_weights(model, folder / SAFETENSORS_SINGLE_FILE)
     if trn is not None:
         model.attach_trn(load_trn(trn))
-    return model
+    return model.eval()
 
 
 def load_trn(path: str | Path) -> TRN:
@@ -168,7 +173,10 @@ def load_trn(path: str | Path) -> TRN:
     Raises:
         UserError: a file is missing, damaged, or they do not belong together.
     """
-    return _load(TRN, path, required="estimator")
+    folder = Path(path)
+    trn = TRN(**_read_arguments(folder, TRNArguments, "estimator", "TRN"))
+    load_weights(trn, folder / SAFETENSORS_SINGLE_FILE)
+    return trn.eval()
 
 
 def save_trn(trn: TRN, folder: Path) -> None:
@@ -179,29 +187,15 @@ def save_trn(trn: TRN, folder: Path) -> None:
     save_model(trn, str(folder / SAFETENSORS_SINGLE_FILE))
 
 
-def _load(kind: type[Rebuilt], path: str | Path, required: str) -> Rebuilt:
-    """Rebuild a model from a folder's config.json and load its tensors strictly."""
-    config = Path(path) / CONFIG_NAME
-    if not Path(path).is_dir():
-        raise UserError(f"{path}: expected the folder of a checkpoint, found none.")
-    if not config.is_file():
-        raise UserError(f"{path}: expected a checkpoint with {CONFIG_NAME}, found none in it.")
-    try:
-        arguments = json.loads(config.read_text())
-    except ValueError as error:
-        raise UserError(f"{config}: expected a JSON object, found {error}.") from error
-    known = inspect.signature(kind).parameters
+def _read_arguments(folder: Path, kind: type, required: str, model: str) -> dict[str, Any]:
+    """The arguments in a folder's config.json, of a model that is known by the key `required`."""
+    config = folder / CONFIG_NAME
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected the folder of a checkpoint, found none.")
+    expected = f"the arguments of a {model}"
+    arguments = read_json(config, expected, most=16 * MEBIBYTE)
     if not isinstance(arguments, dict) or required not in arguments:
-        expected = f"the arguments of a {kind.__name__}, among them {required}"
         found = ", ".join(arguments) if isinstance(arguments, dict) else type(arguments).__name__
-        raise UserError(f"{config}: expected {expected}, found {found or 'none'}.")
-    if unknown := sorted(arguments.keys() - known.keys()):
-        expected = f"arguments of {kind.__name__} ({', '.join(known)})"
-        raise UserError(f"{config}: expected {expected}, found {unknown[0]}.")
-    try:
-        model = kind(**arguments)
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        expected = f"arguments that make a {kind.__name__}"
-        raise UserError(f"{config}: expected {expected}, found {error}") from error
-    load_weights(model, Path(path) / SAFETENSORS_SINGLE_FILE)
-    return model.eval()
+        raise UserError(f"{config}: expected {expected}, among them {required}, found {found}.")
+    validated(kind, arguments, config)
+    return arguments

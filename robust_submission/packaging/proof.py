@@ -1,7 +1,6 @@
 """Write a package only once a separate process has loaded it and found the checkpoint's logits."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from tqdm import tqdm
 from robust_submission.checker.checks import check_trial
 from robust_submission.checker.host import Images, Rules, try_submission
 from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import atomic_write
+from robust_submission.cli.files import atomic_write, scratch_folder
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_run_data, open_source
 from robust_submission.models.classifier import RobustClassifier
@@ -65,8 +64,8 @@ def write_package(
             `LOGIT_TOLERANCE`. `out` then keeps its former content.
     """
     write = choose_writer(out)
-    with tempfile.TemporaryDirectory(prefix="package-") as folder:
-        draft = Path(folder) / f"draft{out.suffix.lower()}"
+    with scratch_folder("package-") as folder:
+        draft = folder / f"draft{out.suffix.lower()}"
         write(model, draft)
         trial = try_submission(draft, rules, Images(pixels=pixels), logits=True)
         failed = [verdict for verdict in check_trial(trial, rules) if verdict.status == "fail"]

@@ -4,6 +4,7 @@ One fault does not hide the next: the readers pass it to `report` and continue w
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robust_submission.cli.csv_text import DELIMITERS, find_delimiter, text_encoding
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.documents import open_file
+from robust_submission.cli.errors import shorten
 
 BYTE_ORDER_MARK = "\ufeff"
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -41,12 +43,6 @@ class Fault(NamedTuple):
 Reporter = Callable[[Fault], None]
 
 
-def shorten(value: object, length: int = 80) -> str:
-    """A value as a message shows it: in quotes where it is text, cut when long."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
 def _text_lines(path: Path, report: Reporter) -> Iterator[str]:
     """The lines of a file, each with its LF; bytes that are not UTF-8 become surrogates. UTF-16 is
     a fault, and read.
@@ -56,25 +52,23 @@ def _text_lines(path: Path, report: Reporter) -> Iterator[str]:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            encoding = text_encoding(file.read(2))
-        if encoding != "utf-8":
-            fix = "save the file as UTF-8 (in Excel as CSV UTF-8)"
-            report(Fault("UTF-16", 1, "UTF-8 text", "UTF-16", fix))
-        errors = "surrogateescape" if encoding == "utf-8" else "replace"
-        with path.open(encoding=encoding, errors=errors, newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1 and line.startswith(BYTE_ORDER_MARK):
-                    line = line.removeprefix(BYTE_ORDER_MARK)
-                    expected, fix = "no byte order mark", "save the file as UTF-8 without one"
-                    report(Fault("byte order mark", 1, expected, "one (ef bb bf)", fix))
-                if not line.isascii() and (wrong := _UNDECODED.search(line)):
-                    found = f"the byte 0x{ord(wrong[0]) - 0xDC00:02x}"
-                    report(Fault("encoding", number, "UTF-8 text", found, "save it as UTF-8"))
-                yield line
-    except OSError as error:
-        raise UserError(f"{path}: expected a readable file, found: {error.strerror}.") from error
+    opened = open_file(path, "a file")
+    encoding = text_encoding(opened.read(2))
+    opened.seek(0)
+    if encoding != "utf-8":
+        fix = "save the file as UTF-8 (in Excel as CSV UTF-8)"
+        report(Fault("UTF-16", 1, "UTF-8 text", "UTF-16", fix))
+    errors = "surrogateescape" if encoding == "utf-8" else "replace"
+    with io.TextIOWrapper(opened, encoding, errors, newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith(BYTE_ORDER_MARK):
+                line = line.removeprefix(BYTE_ORDER_MARK)
+                expected, fix = "no byte order mark", "save the file as UTF-8 without one"
+                report(Fault("byte order mark", 1, expected, "one (ef bb bf)", fix))
+            if not line.isascii() and (wrong := _UNDECODED.search(line)):
+                found = f"the byte 0x{ord(wrong[0]) - 0xDC00:02x}"
+                report(Fault("encoding", number, "UTF-8 text", found, "save it as UTF-8"))
+            yield line
 
 
 def csv_rows(path: Path, report: Reporter) -> Iterator[tuple[int, list[str]]]:

@@ -8,13 +8,14 @@ give equal files.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic_core import to_jsonable_python
 
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.documents import read_json, validated
+from robust_submission.cli.errors import UserError, shorten
 from robust_submission.cli.numbers import percent, plural
 from robust_submission.evaluation.checks import MaskingVerdict
 from robust_submission.evaluation.jobs import Attacker
@@ -70,7 +71,7 @@ class Report:
     oblivious_robustness: Share
     """`oblivious` as AR: of the images classified correctly when clean."""
     adaptive_robustness: Share
-    measurements: tuple[Measurement, ...]
+    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1)]
     curves: tuple[Curve, ...]
     corruptions: CorruptedAccuracy | None = None
     """None where it was not asked for."""
@@ -147,24 +148,12 @@ def read_report(folder: Path) -> Report:
             is damaged or has another schema; or a number in it is not finite.
     """
     path = folder / "report.json"
-    if not path.is_file():
-        raise UserError(f"{path}: expected the report of a finished evaluation, found none.")
-    try:
-        values = json.loads(path.read_bytes())
-        schema = values.get("schema") if isinstance(values, dict) else None
-        if schema != Report.schema:
-            raise UserError(
-                f"{path}: expected schema {Report.schema}, found {schema}; evaluate again."
-            )
-        return TypeAdapter(Report).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path}: expected a complete report, found: {place}: {first['msg']}."
-        ) from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a report in JSON, found: {error}.") from error
+    values = read_json(path, "the report of a finished evaluation")
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != Report.schema:
+        found = shorten(schema)
+        raise UserError(f"{path}: expected schema {Report.schema}, found {found}; evaluate again.")
+    return validated(Report, values, path)
 
 
 def _to_plain(value: Any) -> Any:

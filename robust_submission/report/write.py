@@ -30,6 +30,8 @@ CURVES = {
     "steps": ("Accuracy against steps", "It should be flat at the end: more steps change little."),
 }
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 
 def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, folder: Path) -> None:
     """Write every file of the report into `folder`, which is made if it is missing.
@@ -54,11 +56,26 @@ def write_report(report: Report, pictures: Pictures, per_image: pd.DataFrame, fo
     except OSError as error:
         raise UserError(f"{folder}: expected a folder, found: {error.strerror}.") from error
     _write_text(folder / "report.json", json_text(report))
-    _write_text(folder / "per_image.csv", per_image.to_csv(index=False, lineterminator="\n"))
+    _write_text(
+        folder / "per_image.csv",
+        spreadsheet_text(per_image).to_csv(index=False, lineterminator="\n"),
+    )
     write_curves(report, "epsilon", folder / "epsilon.png")
     write_curves(report, "steps", folder / "steps.png")
     write_gallery(rows, folder / "gallery.png")
     _write_text(folder / "report.html", page)
+
+
+def spreadsheet_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `'` before each text that a spreadsheet would take for a formula.
+
+    File names and class names may begin with =, +, - or @, and be a stranger's.
+    """
+    table = table.copy()
+    for name, column in table.select_dtypes(exclude=["number", "bool"]).items():
+        cells = [f"'{cell}" if str(cell).startswith(_FORMULA) else cell for cell in column]
+        table[name] = cells
+    return table
 
 
 def _write_text(path: Path, content: str) -> None:

@@ -14,8 +14,10 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
+from robust_submission.cli.documents import validated
 from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier, load_weights
+from robust_submission.models.configuration import TRNArguments
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_named, load_trn
 from robust_submission.models.surgery import evaluating
@@ -214,10 +216,8 @@ def build_restored(recipe: TRNRecipe) -> RobustClassifier:
         arguments["surrogate"] = {"num_classes": len(model.class_names)} | recipe.trn.surrogate
     set_seed(recipe.seed)
     model.requires_grad_(recipe.objective.end_to_end)
-    try:
-        model.attach_trn(TRN(**arguments))
-    except TypeError as error:
-        raise UserError(f"trn.surrogate: expected its arguments, found {error}.") from error
+    validated(dict[str, TRNArguments], {"trn": arguments})
+    model.attach_trn(TRN(**arguments))
     if start is not None:
         load_weights(model.restore, start / SAFETENSORS_SINGLE_FILE)
     return model

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -59,7 +59,8 @@ def run_training(
             report(training, data, folder)
     except BaseException:
         for tracker in accelerator.trackers:
-            tracker.finish()
+            with suppress(OSError):  # the folder may be gone
+                tracker.finish()
         raise
     accelerator.end_training()
 

@@ -5,7 +5,7 @@
     data.json                        the classes, and digests of the images
     metrics.csv, summary.json        one row per epoch; the final figures
     state/epoch-0003/                everything that --resume needs, after three whole epochs
-    state/epoch-0003-step-000120/    the same, 120 steps later (only the last state is kept)
+    state/epoch-0003-step-000120/    the same, 120 steps later; see saved_state
     .lock                            held by the run while it works
 
 Each file is replaced as a whole, and a state gets its name only when it is complete: after a crash
@@ -15,12 +15,9 @@ or on a full disk the last good one is still there.
 import csv
 import json
 import os
-import pickle
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +29,27 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import atomic_write, clear_folder, lock_folder
+from robust_submission.cli.documents import read_json, read_yaml, validated
+from robust_submission.cli.errors import UserError, log
+from robust_submission.cli.files import (
+    atomic_write,
+    clear_left,
+    holds_lock,
+    lock_folder,
+    own_folder,
+    temporary_beside,
+)
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.runtime import provenance
 from robust_submission.training.recipe import RunRecipe, as_plain, require
+from robust_submission.training.saved_state import (
+    DAMAGED,
+    check_state,
+    complete_state,
+    saved_states,
+)
 
 ACCUMULATION = {"gradient_accumulation", "auto_batch_size"}
 """Keys of a recipe that cut a step into parts, of which each has its own weight perturbation."""
@@ -49,11 +60,12 @@ MAY_CHANGE = {
 }
 """Keys of a recipe that do not influence the weights: a resumed run may change them."""
 
-DAMAGED = (
-    *(OSError, RuntimeError, ValueError, LookupError),
-    *(SafetensorError, EOFError, pickle.UnpicklingError),
+WRITTEN = (
+    *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
+    *("metrics.csv", "summary.json", "state/epoch-*", "state/partial", "state"),
+    *("logs/events.out.tfevents.*", "logs"),
 )
-"""What torch, pickle, safetensors and json raise for a damaged state."""
+"""Patterns of what a run writes; a folder named last is removed if nothing else is in it."""
 
 CHOOSES_BEST = ("val_robust_accuracy", "val_restored_accuracy", "val_accuracy")
 """The metrics that choose the best epoch; the first that was measured does."""
@@ -77,11 +89,6 @@ def best_epoch(rows: Sequence[Mapping[str, float]]) -> int:
     """The epoch (from 1) of the highest validation accuracy, under attack if that was measured."""
     metric = next(name for name in CHOOSES_BEST if name in rows[0])
     return 1 + max(range(len(rows)), key=lambda place: rows[place][metric])
-
-
-def _position(state: Path) -> list[int]:
-    """The epoch and the step in the name of a state, compared as numbers in long runs."""
-    return [int(number) for number in re.findall(r"\d+", state.name)]
 
 
 @contextmanager
@@ -138,14 +145,8 @@ class RunFolder:
     def _check(self, name: str, now: dict[str, Any], may_change: set[str]) -> None:
         """Raise UserError unless a file of the run to resume agrees with this run."""
         path = self.path / name
-        try:
-            text = path.read_text()
-            former = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError):
-            former = None
-        if not isinstance(former, dict):
-            expected = "the file of a run to resume"
-            raise UserError(f"{path}: expected {expected}, found none or a damaged one.")
+        read = read_json if path.suffix == ".json" else read_yaml
+        former = validated(dict[str, Any], read(path, "the file of a run to resume"), path)
         if difference := changed_key(former, now, may_change):
             raise UserError(f"{path}: expected {difference}; a resumed run may not change this.")
 
@@ -164,20 +165,40 @@ class RunFolder:
         if accelerator.is_main_process:
             overwrite = self.recipe.overwrite and not self.recipe.resume
             if overwrite and (self.path / "recipe.yaml").exists():
-                clear_folder(self.path)
-            for left in self.path.glob(".best-*"):  # by a crash
-                shutil.rmtree(left)
+                self._clear()
+            clear_left(self.path / "best")
             self.write_yaml("recipe.yaml", as_plain(self.recipe))
             self.write_json("provenance.json", provenance())
             self.write_json("data.json", data)
         accelerator.init_trackers("logs")
 
+    def _clear(self) -> None:
+        """Remove what the former run wrote, and name the rest."""
+        for path in (found for pattern in WRITTEN for found in self.path.glob(pattern)):
+            with suppress(OSError):  # a folder that is not empty
+                if not path.is_dir() or path.is_symlink():
+                    path.unlink()
+                elif path.parent.name == "state":
+                    shutil.rmtree(path)
+                else:
+                    path.rmdir()
+        rest = sorted(path.name for path in self.path.iterdir() if path.name != ".lock")
+        if rest:
+            log.info("%s: not the former run's, and left there: %s", self.path, ", ".join(rest))
+
+    def _require_folder(self) -> None:
+        """Raise UserError if the folder was deleted or replaced while the run is at work."""
+        there = self._lock is None or holds_lock(self._lock, self.path)
+        require(there, self.path, "the folder of this run", "it deleted or replaced")
+
     def add_row(self, row: dict[str, float]) -> None:
-        """Add the metrics of an epoch that is done."""
+        """Add the metrics of an epoch that is done; UserError if the folder is gone."""
+        self._require_folder()
         self.rows.append(row)
         self.losses = torch.empty(0)
 
     def write_json(self, name: str, value: object) -> None:
+        self._require_folder()
         with atomic_write(self.path / name) as temporary:
             temporary.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -186,6 +207,7 @@ class RunFolder:
             temporary.write_text(yaml.safe_dump(value, sort_keys=False))
 
     def write_metrics(self) -> None:
+        self._require_folder()
         with atomic_write(self.path / "metrics.csv") as temporary, temporary.open("w") as file:
             table = csv.DictWriter(file, self.rows[0], lineterminator="\n")
             table.writeheader()
@@ -193,20 +215,19 @@ class RunFolder:
 
     def write_best(self, model: RobustClassifier | TRN) -> None:
         """Replace the checkpoint by `model`, file by file; UserError if it cannot be written."""
-        temporary = tempfile.TemporaryDirectory
-        with _writing(self.path), temporary(dir=self.path, prefix=".best-") as folder:
+        self._require_folder()
+        with _writing(self.path), temporary_beside(self.path / "best", folder=True) as folder:
             if isinstance(model, TRN):
-                save_trn(model, Path(folder))
+                save_trn(model, folder)
             else:
                 model.save_pretrained(folder)
             for name in ("config.json", "model.safetensors"):
-                (Path(folder) / name).chmod(0o644)  # safetensors makes its files private
-                (Path(folder) / name).replace(self.path / name)
+                (folder / name).chmod(0o644)  # safetensors makes its files private
+                (folder / name).replace(self.path / name)
 
     def last_state(self) -> Path | None:
         """The newest complete state."""
-        states = (self.path / "state").glob("epoch-*")
-        return max(states, key=_position, default=None)
+        return next(reversed(saved_states(self.path / "state")), None)
 
     def save_state(
         self, accelerator: Accelerator, ema: ModelEmaV3 | None, losses: Tensor | None = None
@@ -223,7 +244,9 @@ class RunFolder:
         """
         partial = self.path / "state" / "partial"
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._require_folder()
+            own_folder(partial.parent)
+            shutil.rmtree(own_folder(partial))
         accelerator.wait_for_everyone()
         every_loss = None if losses is None else accelerator.gather(losses[None])
         with _writing(partial):
@@ -242,32 +265,31 @@ class RunFolder:
         accelerator.wait_for_everyone()
 
     def _complete(self, partial: Path, steps: int) -> None:
-        """Rename a state that is complete, and remove all others."""
-        for path in filter(Path.is_file, partial.rglob("*")):
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-        name = f"epoch-{len(self.rows):04d}" + (f"-step-{steps:06d}" if steps else "")
-        complete = partial.rename(partial.with_name(name))
-        for former in set(complete.parent.glob("epoch-*")) - {complete}:
-            shutil.rmtree(former)
+        """Give a state its name, and remove all but it and the one before it."""
+        step = f"-step-{steps:06d}" if steps else ""
+        complete_state(partial, f"epoch-{len(self.rows):04d}{step}")
 
     def _load_state(self, accelerator: Accelerator, ema: ModelEmaV3 | None) -> None:
         """Load the newest state with `rows` and `losses`."""
-        state = self.last_state()
-        assert state is not None
+        *before, state = saved_states(self.path / "state")
+        advice = f"Delete {state} to continue from {before[-1].name}." if before else ""
         losses = None
         try:
+            if accelerator.is_main_process:
+                check_state(state)
             accelerator.load_state(str(state))
             if ema:
                 ema.module.load_state_dict(load_file(state / "ema.safetensors"))
-            self.rows = json.loads((state / "metrics.json").read_text())
+            found = read_json(state / "metrics.json", "the metrics of each epoch")
+            self.rows = validated(list[dict[str, int | float]], found, state / "metrics.json")
             if (path := state / "losses.safetensors").exists():
                 losses = load_file(path)["losses"]
+        except UserError as error:
+            raise UserError(f"{error}\n{advice}".strip()) from error
         except DAMAGED as error:
             found = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"{state}: expected a whole state, found it damaged: {found}"
-            ) from error
+            message = f"{state}: expected a whole state, found it damaged: {found}\n{advice}"
+            raise UserError(message.strip()) from error
         if losses is not None:
             same = len(losses) == accelerator.num_processes
             self.losses = losses[accelerator.process_index] if same else losses.mean(0)

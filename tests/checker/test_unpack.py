@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from robust_submission.checker.unpack import Bounds, RefusedError, needless, scratch_folder, unpack
+from robust_submission.checker.unpack import Bounds, RefusedError, needless, unpack
+from robust_submission.cli.files import scratch_folder
 
 
 def make_zip(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes]) -> Path:

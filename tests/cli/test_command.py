@@ -62,7 +62,7 @@ class FileOptions:
 def test_ratio() -> None:
     for text, value in (("8/255", 8 / 255), ("0.03", 0.03), ("0", 0), ("1e-3", 1e-3), (0.5, 0.5)):
         assert Ratio(text) == value and isinstance(Ratio(text), float)
-    for text in ("eight", "1/0", "1/2/3", ""):
+    for text in ("eight", "1/0", "1/2/3", "", "nan", "1e309", "1e999999999", None):
         with pytest.raises(ValueError, match="a number or a fraction such as 8/255, found"):
             Ratio(text)
 
@@ -173,16 +173,32 @@ def test_config_replaces_the_default(tmp_path: Path, recipe: Path) -> None:
     assert parse(Options, ["--limit", "9", "--config", str(other)], recipe).limit == 9
 
 
+LAUGHS = "a0: &a0 ha\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+"""Few bytes that stand for a billion values."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("out: x\nlimt: 3\n", "unknown key limt; nearest known: limit."),
         ("out: x\nmodel:\n  backbon: a\n", "nearest known: model.backbone"),
         ("limit: many\n", "many"),
-        ("out: [\n", "Problems parsing config"),
-        ("", "Unexpected config"),
-        (None, "File does not exist"),
+        ("out: [\n", "expected a recipe in YAML, found: "),
+        ("", "expected keys and their values, found None."),
+        (None, "expected a recipe, found nothing there."),
+        ("out: null\n", "out: expected a value, found null."),
+        ("out: x\nepsilon: null\n", "epsilon: expected a value, found null."),
+        ("out: x\nepsilon: 1e309\n", "expected a number or a fraction such as 8/255, found "),
+        ("out: x\nmodel: other.yaml\n", "model: expected a group of keys, found 'other.yaml'."),
+        ("out: x\nlimit: 0\n", "--limit: expected at least 1, found 0."),  # by the dataclass
+        ("out: x\nmodel: &a {backbone: *a}\n", "aliases for what is complete, found *a."),
+        (LAUGHS, "at most 10,000 values, found more."),
+        (f"out: {'[' * 30}", "at most 20 levels, found more."),
+        ("#" * 300_000, "of at most 262,144 bytes, found 300,000."),
     ],
+    ids=lambda text: str(text)[:20],
 )
 def test_bad_config_is_bad_input(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "bad.yaml"

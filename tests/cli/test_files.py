@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from robust_submission.cli.files import (
     atomic_write,
     check_writable,
     clear_folder,
+    holds_lock,
     lock_folder,
+    scratch_folder,
+    temporary_beside,
     whole_folder,
 )
 
@@ -28,6 +32,41 @@ def test_the_file_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
         assert path.read_text() == "former"
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_links_are_left_alone(tmp_path: Path) -> None:
+    """A writer is killed, another is at work, and a stranger has put a link there."""
+    path, users = tmp_path / "out.txt", tmp_path / "users"
+    users.mkdir()
+    (users / "file").write_text("mine")
+    for number, target in enumerate((users, users / "file")):
+        (tmp_path / f".out.txt.{number:016x}.tmp").symlink_to(target)
+    (tmp_path / ".out.txt.mine.tmp").write_text("mine")
+    before = set(tmp_path.iterdir())
+    if (pid := os.fork()) == 0:
+        with temporary_beside(path), temporary_beside(path, folder=True) as folder:
+            (folder / "file").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len([*tmp_path.iterdir()]) == len(before) + 2
+    with temporary_beside(path) as mine, atomic_write(path) as other:
+        assert {*tmp_path.iterdir()} == before | {mine, other}
+        other.write_text("new")
+    assert {*tmp_path.iterdir()} == before | {path} and path.read_text() == "new"
+    assert (users / "file").read_text() == "mine"
+
+
+def test_an_output_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("config.json", "images/0.png", "images/label.txt", "images/sub.csv"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "config.json")
+    read = (tmp_path / "config.json", None, tmp_path / "images", tmp_path / "none")
+    for name in ("config.json", "link.csv", "images/0.png", "images/label.txt"):
+        with pytest.raises(UserError, match=f"{name}: expected an output that is no input, found"):
+            check_writable(tmp_path / name, *read)
+    for name in ("images/sub.csv", "images/new.png", "sub.csv"):
+        check_writable(tmp_path / name, *read)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyboardInterrupt])
@@ -48,6 +87,17 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
         atomic_write(path) as temporary,
     ):
         temporary.write_text("half")
+        raise OSError(28, os.strerror(28))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}: expected space .*, found: No space left on"),
+        scratch_folder("a-") as folder,
+    ):
+        assert folder.parent == tmp_path
         raise OSError(28, os.strerror(28))
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +146,7 @@ def test_check_writable_makes_a_file_there(tmp_path: Path, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match=r"out\.txt: expected to write there, found: Read-only"):
         check_writable(tmp_path / "out.txt")
 
@@ -112,6 +162,24 @@ def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path: Path) -> None:
     assert f"{tmp_path}: expected no other process at work there, found one." in done.stderr
     assert subprocess.run([*other, tmp_path]).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_is_a_file_of_its_own(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "users").write_text("mine")
+    lock = tmp_path / ".lock"
+    os.mkfifo(lock) if kind == "pipe" else lock.symlink_to(tmp_path / "users")
+    found = "a device or a pipe" if kind == "pipe" else ".*a symbolic link"
+    with pytest.raises(UserError, match=rf"\.lock: expected a file to lock, found:? ?{found}"):
+        lock_folder(tmp_path)
+    assert (tmp_path / "users").read_text() == "mine"
+    lock.unlink()
+    lock.write_text("kept")
+    with lock_folder(tmp_path) as held:
+        assert lock.read_text() == "kept" and holds_lock(held, tmp_path)
+        lock.unlink()
+        lock.write_text("another")
+        assert not holds_lock(held, tmp_path)
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch) -> None:

@@ -187,7 +187,7 @@ def test_bad_label_gives_every_image_a_row_and_zip_the_same_bytes(
         ("images", "unreadable", "unreadable: expected a readable image, found none."),
         ("out", "none/sub.csv", "expected the existing folder"),
         ("out", "sub.txt", "expected the ending .csv or .json"),
-        ("template", "none.csv", "none.csv: expected a readable file"),
+        ("template", "none.csv", "none.csv: expected a file, found nothing there"),
         ("template", "unknown.csv", "line 2: expected the name of one of the 260 images"),
         ("template", "double.csv", "line 3"),
         ("template", "missing.csv", "found none for '2.png' and 258 more"),

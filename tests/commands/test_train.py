@@ -62,7 +62,8 @@ def test_leaves_a_whole_run_folder(small_run: Path):
         *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
         *("metrics.csv", "summary.json", "state", "logs", ".lock"),
     }
-    assert [path.name for path in (small_run / "state").iterdir()] == ["epoch-0002"]
+    states = {path.name for path in (small_run / "state").iterdir()}
+    assert states == {"epoch-0001", "epoch-0002"}
     assert list((small_run / "logs").glob("events.out.tfevents.*"))
     assert (small_run / "model.safetensors").stat().st_mode & 0o444 == 0o444  # other users may read
     metrics = pd.read_csv(small_run / "metrics.csv")
@@ -168,7 +169,7 @@ def test_float16_trains_once_its_scale_has_come_down(few_digits: Path, tmp_path:
     ("arguments", "message"),
     [
         (["--config", "{bad_key}"], "unknown key optimizer.lrr; nearest known: optimizer.lr."),
-        (["--config", "{no_such}"], "File does not exist"),
+        (["--config", "{no_such}"], "expected a recipe, found nothing there"),
         (["--model.backbone", "convnxt_tiny"], "nearest known: convnext_tiny."),
         (
             ["--optimizer.name", "adamww"],
@@ -214,11 +215,13 @@ def test_a_run_is_not_overwritten_unasked(small_run: Path):
     assert (small_run / "model.safetensors").read_bytes() == before
 
 
-def test_what_a_crash_left_of_older_states_is_cleared(tmp_path: Path):
-    stale = tmp_path / "run" / "state" / "epoch-0000"
-    stale.mkdir(parents=True)
+def test_what_a_crash_left_of_other_states_is_cleared(tmp_path: Path):
+    states = tmp_path / "run" / "state"
+    for name in ("epoch-0000-step-000001", "epoch-0000-step-000002", "epoch-0007"):
+        (states / name).mkdir(parents=True)
     train(tmp_path / "run", "--epochs", 1, "--trackers", "", *SMALL)
-    assert [path.name for path in stale.parent.iterdir()] == ["epoch-0001"]
+    left = {path.name for path in states.iterdir()}
+    assert left == {"epoch-0000-step-000002", "epoch-0001"}
 
 
 def test_only_the_run_that_was_begun_is_resumed(small_run: Path):

@@ -145,7 +145,7 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
         ),
         (["--checkpoint", "RUN", "--model", "a:b"], "either checkpoint or model"),
         (["--checkpoint", "RUN", "--trn.start", "NOWHERE"], "expected a safetensors file"),
-        (["--checkpoint", "RUN", "--trn.surrogate", "{width: 3}"], "trn.surrogate: "),
+        (["--checkpoint", "RUN", "--trn.surrogate", "{width: 3}"], "trn.surrogate.width: "),
         (["--checkpoint", "RUN", "--objective.attacks", "[{epsilon: -1}]"], "epsilon"),
         (["--checkpoint", "RUN", "--data.name", "folder", "--data.root", "CATS"], "in its order"),
     ],

@@ -40,10 +40,10 @@ def test_accepts_and_refuses(tmp_path: Path):
         (
             ["no.csv"],
             1,
-            "error: no.csv: expected a readable file, found: No such file or directory.",
+            "error: no.csv: expected a file, found nothing there.",
         ),
         (["sub.txt"], 1, "sub.txt: expected the ending .csv or .json, or --format, found .txt."),
-        (["sub.csv", "--template", "no.csv"], 1, "error: no.csv: expected a readable file"),
+        (["sub.csv", "--template", "no.csv"], 1, "error: no.csv: expected a file"),
         (
             ["s.csv", "--num_classes", "2", "--class_names", "a"],
             1,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_submission.cli.errors import log
+from robust_submission.cli.errors import UserError, log
 from robust_submission.evaluation.cache import Journal, code_digest, model_digest
 
 SETTINGS = {"seed": 0, "model": "abc"}
@@ -55,6 +55,26 @@ def test_two_evaluations_in_one_folder(tmp_path: Path):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
     assert journal.load("pgd", 3, "pixels") is not None
+
+
+def test_links_are_not_followed(tmp_path: Path):
+    """Neither in place of the journal, whose files would be deleted, nor of what is in it."""
+    users, before = tmp_path / "users", {"file": "mine", "settings.json": "{}"}
+    users.mkdir()
+    for name, content in before.items():
+        (users / name).write_text(content)
+    (tmp_path / "j").symlink_to(users)
+    with pytest.raises(UserError, match=f"^{tmp_path}/j: expected a folder of its own, found a sy"):
+        Journal(tmp_path / "j", SETTINGS).prepare()
+    (tmp_path / "j").unlink()
+    journal = written(tmp_path / "j")
+    (tmp_path / "j" / "fgsm").symlink_to(users)
+    with pytest.raises(
+        UserError, match="fgsm: expected a folder of its own, found a symbolic link"
+    ):
+        journal.save("fgsm", 0, "pixels", {})
+    journal.remove()
+    assert {path.name: path.read_text() for path in users.iterdir()} == before
 
 
 def test_refuses_other_pixels_and_what_is_missing(tmp_path: Path):

@@ -183,11 +183,14 @@ def test_the_report_of_another_model_is_refused(
     ("name", "content", "message"),
     [
         ("model.safetensors", "damaged", "expected a safetensors file, found other bytes"),
-        ("recipe.yaml", "data: 5", "expected a recipe with data.name and data.root"),
+        ("recipe.yaml", "data: 5", "data: expected a valid dictionary, found 5"),
+        ("recipe.yaml", "data: {name: x, root: null}\nseed: a", "seed: expected a valid integer"),
         ("recipe.yaml", "\xff", "expected a recipe in YAML"),
-        ("provenance.json", "[]", "expected a JSON object, found: Input should be a"),
-        ("provenance.json", "{", "expected a JSON object, found: Invalid JSON"),
-        ("report.json", "{", "expected a report in JSON, found: "),
+        ("provenance.json", "[]", r"expected a valid dictionary, found \[\]"),
+        ("provenance.json", "{", "expected a run's provenance in JSON, found: EOF"),
+        ("report.json", "{", "expected the report of a finished evaluation in JSON, found: "),
+        ("report.json", '{"schema": "\x1b"}', "expected the report of .* in JSON, found: control"),
+        ("report.json", '{"schema": 3}', "model: expected this key, found none"),
         ("report.json", None, "expected the report of a finished evaluation"),
     ],
 )
@@ -199,6 +202,41 @@ def test_damaged_files_are_named(
     with pytest.raises(UserError, match=f"{name}: {message}"):
         report = copy if name == "report.json" else None
         fill_folder(folder, "digits", checkpoint=copy, report=report)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clean": {"value": 1.5}}, "clean.value: expected less than or equal to 1, found 1.5"),
+        ({"clean": {"total": -1}}, "clean.total: expected greater than or equal to 0, found -1"),
+        ({"adaptive": None}, "adaptive: expected a dictionary"),
+        ({"measurements": []}, "measurements: expected tuple should have at least 1 item"),
+        ({"verdict": "honest"}, "verdict: expected 'masked'"),
+    ],
+)
+def test_a_report_of_other_values_is_refused(
+    report: Path, folder: Path, change: dict[str, Any], message: str
+):
+    content = json.loads((report / "report.json").read_text())
+    for name, value in change.items():
+        content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    (folder / "report.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"report\.json: {message}"):
+        read_report(folder)
+
+
+def test_what_is_a_strangers_is_text_on_the_card(report: Path, copy: Path):
+    """Names of classes and places, for which a browser or Markdown has another meaning."""
+    evil = "<script>x</script> [a](javascript:b) \x1b[2J\n# A heading | cell `code`"
+    found = read_report(report)
+    found = replace(found, threat_model=evil, data=found.data | {"source": evil, evil: 1})
+    model = load_checkpoint(copy)
+    model.class_names[0] = evil
+    card = model_card(model, evil, report=found, recipe={"seed": evil}, provenance={evil: evil})
+    shown = r"\<script\>x\</script\> \[a\](javascript:b) \\x1b\[2J # A heading \| cell \`code\`"
+    assert card.text.count(shown) == 8
+    rest = card.text.replace(shown, "").replace(json.dumps(evil), "")
+    assert "script" not in rest and "heading" not in rest
 
 
 def test_a_report_without_a_digest_is_refused(report: Path, small_run: Path, folder: Path):

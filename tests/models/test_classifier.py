@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import (
     RobustClassifier,
     random_stages,
@@ -139,10 +140,27 @@ def damage(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **confi
         ({}, {"colour": "red"}, "colour"),
         ({}, {"backbone": "convnxt_tiny"}, "nearest known: convnext_tiny"),
         ({}, {"backbone_args": {"patchsize": 4}}, "patchsize"),
-        ({}, {"class_names": []}, "at least one class"),
-        ({}, {"class_names": 10}, "config.json: expected arguments that make a RobustClassifier"),
-        ({}, {"randomize": {"minsize": 27}}, "config.json: expected arguments .* 'minsize'"),
-        ({}, {"backbone_args": {"depths": [1]}}, "config.json: expected arguments"),
+        ({}, {"class_names": []}, "class_names: expected list should have at least 1 item"),
+        ({}, {"class_names": 10}, "config.json: class_names: expected a valid list, found 10"),
+        ({}, {"class_names": [["a"]]}, "class_names.0: expected a valid string, found "),
+        ({}, {"randomize": {"minsize": 27}}, "randomize.min_size: expected this key, found none"),
+        ({}, {"randomize": {"min_size": 32}}, "config.json: RandomResizePad: expected 1 <= min_"),
+        ({}, {"randomize": {"min_size": 27.5}}, "randomize.min_size: expected a valid integer"),
+        ({}, {"backbone_args": {"depths": [1]}}, "config.json: backbone_args: expected those of"),
+        ({}, {"backbone_args": {"depths": [1, 1, 10**9, 1]}}, "at most 200 as depths, found "),
+        ({}, {"backbone_args": {"drop_rate": float("nan")}}, "at most 10,000 as drop_rate"),
+        ({}, {"image_size": 0}, "image_size: expected greater than or equal to 1, found 0"),
+        ({}, {"image_size": "32"}, "image_size: expected a valid integer, found '32'"),
+        ({}, {"image_size": 32.5}, "image_size: expected a valid integer, found 32.5"),
+        ({}, {"image_size": None}, "image_size: expected a valid integer, found None"),
+        ({}, {"image_size": True}, "image_size: expected a valid integer, found True"),
+        ({}, {"image_size": 10**9}, "image_size: expected less than or equal to 8192"),
+        ({}, {"mean": [0.5, 0.5]}, "mean.2: expected this key, found none"),
+        ({}, {"std": [1, 1, 0]}, "std.2: expected greater than 0, found 0"),
+        ({}, {"std": [1, 1, float("inf")]}, "std.2: expected a finite number, found inf"),
+        ({}, {"conceal": None}, "conceal: expected a valid boolean, found None"),
+        ({}, {"restore": {"depth": 100_000}}, "restore.depth: expected less than or equal to 200"),
+        ({}, {"restore": {"surrogate": {}}}, "restore.surrogate.num_classes: expected this key"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
@@ -163,17 +181,37 @@ def test_a_pickle_is_refused_unread(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+        *("pretrained_strict", "cache_dir", "device", "dtype", "features_only", "scriptable"),
+    ],
+)
+def test_a_backbone_is_shaped_and_no_more(tmp_path: Path, name: str):
+    """timm would load the pickle that checkpoint_path names, and only its default spares it."""
+    message = f"backbone_args: expected arguments that shape the network, not {name}, found "
+    for arguments in ({name: "x.pth"}, {"norm_kwargs": {name: 1}}):
+        with pytest.raises(UserError, match=f"^{message}"):
+            build(backbone_args=arguments)
+    config = {"class_names": NAMES, "backbone": "test_convnext", "backbone_args": {name: True}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for load in (load_checkpoint, RobustClassifier.from_pretrained):
+        with pytest.raises(UserError, match=message):
+            load(tmp_path)
+
+
 def test_missing_parts_are_named(tmp_path: Path):
     with pytest.raises(ValueError, match="expected the folder of a checkpoint"):
         load_checkpoint(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"with config\.json, found none"):
+    with pytest.raises(ValueError, match=r"config\.json: expected the arguments .* nothing there"):
         load_checkpoint(tmp_path)
     build().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="expected a safetensors file, found none"):
+    with pytest.raises(ValueError, match="expected a safetensors file, found nothing there"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="expected a JSON object"):
+    with pytest.raises(ValueError, match="expected the arguments of a RobustClassifier in JSON"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="among them class_names, found list"):

@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from robust_submission.cli.documents import read_yaml, validated
 from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.arrays import TORCHVISION_FILES, open_digits, open_torchvision
 from robust_submission.data.sources.corrupted import (
@@ -30,6 +29,7 @@ from robust_submission.data.sources.huggingface import Columns, open_table, tabl
 from robust_submission.data.sources.manifests import manifest_splits, open_challenge, open_csv
 from robust_submission.data.sources.names import SPLITS, match_classes
 from robust_submission.data.sources.source import (
+    RunRecord,
     Source,
     StoredSource,
     split_train_validation,
@@ -155,17 +155,8 @@ def read_recipe(checkpoint: Path | None, otherwise: str) -> dict[str, Any]:
     if path is None or not path.is_file():
         place = path or "--checkpoint"
         raise UserError(f"{place}: expected a run's recipe, or {otherwise}; found neither.")
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"{path}: expected a recipe in YAML, found {line}.") from error
-    data = recipe.get("data") if isinstance(recipe, dict) else None
-    if not isinstance(data, dict) or not {"name", "root"} <= data.keys():
-        raise UserError(f"{path}: expected a recipe with data.name and data.root, found none.")
-    for key in ("optimizer", "objective"):
-        if not isinstance(group := recipe.get(key, {}), dict):
-            raise UserError(f"{path}: expected keys in {key}, found {group!r}.")
+    recipe = read_yaml(path, "a recipe")
+    validated(RunRecord, recipe, path)
     return recipe
 
 

@@ -11,6 +11,7 @@ from unicodedata import normalize
 import numpy as np
 
 from robust_submission.cli.csv_text import find_delimiter, text_encoding
+from robust_submission.cli.documents import read_file
 from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.folders import list_files, require_folder
 from robust_submission.data.sources.names import (
@@ -40,14 +41,10 @@ class Row(NamedTuple):
 def read_text(path: Path, what: str) -> str:
     """A text file in UTF-8 or UTF-16; UserError if it cannot be read."""
     try:
-        content = path.read_bytes()
+        content = read_file(path, what)
         return content.decode(text_encoding(content[:2])).removeprefix("\ufeff")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: expected {what}, found nothing there.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: expected {what} in UTF-8, found other bytes.") from None
-    except OSError as error:
-        raise UserError(f"{path}: expected {what}, found: {error.strerror or error}.") from error
 
 
 def _fault(path: Path, line: int, message: str) -> UserError:

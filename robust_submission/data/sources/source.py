@@ -4,12 +4,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import decode_image, read_bytes
+
+
+class _RunData(BaseModel):
+    """Where the images of a run are from."""
+
+    name: str
+    root: str | None
+    image_column: str | None = None
+    label_column: str | None = None
+    limit: PositiveInt | None = None
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class RunRecord(BaseModel):
+    """What is read again of a run's recipe."""
+
+    model_config = ConfigDict(strict=True)
+    data: _RunData
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    optimizer: dict[str, JsonValue] = {}
+    objective: dict[str, JsonValue] = {}
 
 
 class Source(Protocol):

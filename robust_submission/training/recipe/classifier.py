@@ -1,7 +1,7 @@
 """The recipe of a classifier: its network, and what is minimised."""
 
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,9 @@ class ModelConfig:
     """Recompute activations in the backward pass instead of keeping them."""
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 1, "model.image_size", "at least 1", self.image_size)
+        size = self.image_size
+        require(1 <= size <= 8192, "model.image_size", "from 1 to 8192", size)
+        require(all(map(isfinite, self.mean)), "model.mean", "finite numbers", self.mean)
         require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
 
 

@@ -55,6 +55,14 @@ class DataConfig:
     skip_bad: bool = False
     """Check the images, and leave out those that cannot be read instead of stopping."""
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "validation_limit"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"data.{name}", "at least 1", value)
+        share, workers = self.validation_fraction, self.num_workers
+        require(0 <= share < 1, "data.validation_fraction", "from 0 to below 1", share)
+        require(0 <= workers <= 1024, "data.num_workers", "from 0 to 1024", workers)
+
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
