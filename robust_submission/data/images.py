@@ -32,6 +32,7 @@ _DAMAGED = (
     EOFError,
     LookupError,
     ArithmeticError,
+    AssertionError,
     RuntimeError,
     struct.error,
 )

@@ -101,7 +101,11 @@ def summarize(training: Training, data: TrainingData, folder: RunFolder) -> None
     if data.test is not None:  # a loader is false where a process has no share
         classifier = training.whole or training.classifier
         load_weights(classifier, folder.path / SAFETENSORS_SINGLE_FILE)
-        summary |= training.validate(classifier, data.test, "test")
+        try:
+            summary |= training.validate(classifier, data.test, "test")
+        except UserError:
+            log.warning("%s: trained, but not tested; mend the data and evaluate it.", folder.path)
+            raise
     if not training.accelerator.is_main_process:
         return
     folder.write_json("summary.json", summary)

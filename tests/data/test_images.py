@@ -226,6 +226,7 @@ EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"  # tur
         (b"eXIf", b"no TIFF header", 1),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning:PIL")
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
 def test_what_a_png_says_beside_its_pixels_may_be_long_or_damaged(
     tmp_path: Path, kind: bytes, body: bytes, crc: int, before: bytes
@@ -312,7 +313,8 @@ def test_damaged_bytes_give_an_image_or_a_value_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     buffer = io.BytesIO()
-    kind = data.draw(st.sampled_from(["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"]))
+    usual = ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"]
+    kind = data.draw(st.sampled_from([*usual, "AVIF", "JPEG2000", "QOI", "PCX", "ICO", "DDS"]))
     picture(12).save(buffer, kind)
     content = bytearray(buffer.getvalue())
     for _ in range(data.draw(st.integers(1, 8))):

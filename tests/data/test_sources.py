@@ -181,7 +181,7 @@ def test_splits_by_their_usual_names(
 ) -> None:
     for level, folder in enumerate(called.values()):
         make(tmp_path, *(f"{folder}/{name}/{level}.png" for name in "ab"), "more/a/0.png")
-    said = [*said, "1 left out, folders that are no split: more."]
+    said = [*said, "1 left out, folders that are no split of class folders: more."]
     (tmp_path / "list.csv").write_text(
         "image,label,split\n"
         + "".join(f"{f}/{n}/{i}.png,{n},{f}\n" for i, f in enumerate(called.values()) for n in "ab")
@@ -193,6 +193,18 @@ def test_splits_by_their_usual_names(
             assert [Path(each).name for each in ids] == 2 * [f"{level}.png"]
     assert [each for each in caplog.messages if "csv" not in each] == [
         f"{tmp_path}: {each}" for each in said
+    ]
+
+
+def test_images_beside_class_folders_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, "train/a/0.png", "train/b/0.png", "train/10.png", "train/9.png", "test/0.png")
+    (tmp_path / "train/list.txt").touch()
+    assert len(open_source("folder", tmp_path)) == 2
+    assert caplog.messages == [
+        f"{tmp_path}: 1 left out, folders that are no split of class folders: test.",
+        f"{tmp_path}/train: 2 left out, images in no class folder: 9.png; 10.png.",
     ]
 
 

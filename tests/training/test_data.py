@@ -86,7 +86,7 @@ def test_exchanged_images_change_the_identity_by_name(photos: Path, part: str) -
 
 
 def test_what_was_measured_is_kept_if_a_test_image_cannot_be_read(
-    photos: Path, tmp_path: Path
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (photos / "test/cat/0.png").write_bytes(b"")
     recipe = Recipe(
@@ -101,4 +101,4 @@ def test_what_was_measured_is_kept_if_a_test_image_cannot_be_read(
         run_training(recipe, build_training, summarize)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["best_epoch"] == 1 and 0 <= summary["val_accuracy"] <= 1
-    assert "test_accuracy" not in summary
+    assert "test_accuracy" not in summary and "trained, but not tested" in caplog.messages[-1]

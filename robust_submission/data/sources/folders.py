@@ -158,6 +158,13 @@ def _classes_of(root: Path, split: str, splits: dict[str, str]) -> list[str]:
     return order_classes(classes)
 
 
+def _loose_images(folder: Path) -> list[str]:
+    """Names of the images beside the class folders, in natural order."""
+    with _readable(folder), os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not _is_left(entry.name)]
+    return _natural_order([name for name in names if is_image(f"{folder}/{name}")])
+
+
 def _require_class(folder: Path, images: list[str], alone: bool) -> None:
     """Raise UserError where a class folder is a data set itself, and data.root a level too high.
 
@@ -191,7 +198,7 @@ def open_folder(root: Path, split: str) -> FileSource:
         raise UserError(f"{root}: expected the folder {split} of class folders, found {found}.")
     if splits:
         others = [name for name in subfolders(root) if name not in splits.values()]
-        say_left_out(root, others, "folders that are no split")
+        say_left_out(root, others, "folders that are no split of class folders")
     base = root / splits.get(split, "")
     classes = _classes_of(root, split, splits)
     ids, labels, left_out = list[str](), list[np.ndarray](), list[str]()
@@ -202,6 +209,7 @@ def open_folder(root: Path, split: str) -> FileSource:
             ids += [f"{name}/{image}" for image in images]
             left_out += [f"{name}/{other}" for other in others]
             labels.append(np.full(len(images), label, dtype=np.int64))
+    say_left_out(base, _loose_images(base), "images in no class folder")
     say_left_out(base, left_out, "files that are no images")
     return FileSource(
         folder=base, ids=np.array(ids), labels=np.concatenate(labels), class_names=classes
