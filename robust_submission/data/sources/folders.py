@@ -173,7 +173,7 @@ def _require_class(folder: Path, images: list[str], alone: bool) -> None:
         images: Of the class, their paths in it.
         alone: Whether it is the only class.
     """
-    folders = {os.path.dirname(image) for image in images}  # noqa: PTH120
+    folders = {os.path.dirname(image) if "/" in image else "" for image in images}  # noqa: PTH120
     split = any(SPLIT_OF.get(each.split("/")[0].lower()) and "/" in each for each in folders)
     if split or (alone and "" not in folders):
         within = os.path.commonpath([os.path.dirname(each) for each in folders])  # noqa: PTH120
