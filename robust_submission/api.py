@@ -44,7 +44,6 @@ from robust_submission.models.digest import source_digest
 from robust_submission.models.load import LoadedModel
 from robust_submission.report.build import ReportBuilder, describe_model
 from robust_submission.report.schema import Report
-from robust_submission.report.write import write_report
 from robust_submission.runtime import provenance
 from robust_submission.settings import EvaluationSettings
 
@@ -209,6 +208,8 @@ def run_evaluation(
     if save and main:
         save(results, report)
     if out and journal and main:
+        from robust_submission.report.write import write_report  # matplotlib takes a second
+
         write_report(report, built.pictures(), built.per_image_table(), out)
         journal.remove()
     return report

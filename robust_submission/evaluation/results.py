@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
-from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 
 from robust_submission.cli.numbers import plural
 from robust_submission.evaluation.cache import Arrays
@@ -43,6 +41,8 @@ def share_of(count: float, total: int, by_draw: tuple[float, ...] = ()) -> Share
     """`count` of `total` images with Wilson's 95 % interval; (0, 1) where there are no images."""
     if total == 0:
         return Share(value=0.0, low=0.0, high=1.0, count=0, total=0)
+    from scipy.stats import binomtest  # takes a second
+
     interval = binomtest(round(count), total).proportion_ci(method="wilson")
     return Share(
         value=count / total,
@@ -274,6 +274,8 @@ def _area(labels: np.ndarray, scores: np.ndarray | None) -> float | None:
     """The mean area under the ROC curve over scores (n, …) that rank the second class higher."""
     if scores is None or set(labels.tolist()) != {0, 1} or not np.isfinite(scores).all():
         return None
+    from sklearn.metrics import roc_auc_score  # takes a second
+
     columns = scores.reshape(len(scores), -1).T
     return float(np.mean([roc_auc_score(labels, column) for column in columns]))
 

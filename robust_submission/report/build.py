@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from torch import Tensor, nn
 
 from robust_submission.attacks.ensemble import UNCLEAR
@@ -34,6 +33,9 @@ from robust_submission.models.trn import TRN
 from robust_submission.report.schema import GalleryImage, Report
 from robust_submission.runtime import provenance
 from robust_submission.settings import EvaluationSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SKIPPED = (
     "images that an earlier attack fools in every scored draw; they keep that attack's result and "
@@ -108,12 +110,14 @@ class ReportBuilder:
             shown["adaptive"].append(self.results.pictures[adaptive][place])
         return shown
 
-    def per_image_table(self) -> pd.DataFrame:
+    def per_image_table(self) -> "pd.DataFrame":
         """One row per image, in the order of the source.
 
         Robust columns hold 1 or 0, for a random model the share of draws; predictions are of draw
         0. `corrupted` holds the share of kinds and severities (and draws) that are correct.
         """
+        import pandas as pd  # takes half a second
+
         results, order = self.results, np.argsort(self.data.indices)
         names = np.array([*self.data.class_names, ""], dtype=object)  # NaN is -1: the last
         columns: dict[str, Any] = {
@@ -138,6 +142,8 @@ class ReportBuilder:
         indicators, examined = self.results.indicators, np.zeros(len(self.results.labels), bool)
         if not indicators:
             return
+        import pandas as pd
+
         examined[: self.results.curve_images] = self.results.examined
         flags = {name: found > 0 for name, found in indicators.items()}
         flags["rise"] = indicators["rise"] > STILL_RISING

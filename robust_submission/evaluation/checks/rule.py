@@ -6,7 +6,6 @@ from functools import wraps
 from typing import ParamSpec
 
 import numpy as np
-from scipy.stats import binomtest
 
 from robust_submission.evaluation.results import Check, Outcome
 
@@ -63,6 +62,8 @@ def only_fooled_by(first: np.ndarray, second: np.ndarray) -> tuple[int, int, flo
         The number of images that the first harms more, the number that the second harms more, and
         the probability that the former exceeds the latter by so much by chance (sign test).
     """
+    from scipy.stats import binomtest  # takes a second
+
     more, less = int((first < second).sum()), int((first > second).sum())
     if more + less == 0:
         return 0, 0, 1.0

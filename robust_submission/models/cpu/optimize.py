@@ -6,9 +6,9 @@ gains, `benchmarks/cpu_kernels.py` measures it.
 """
 
 import torch
-from timm.layers.activations import GELU
 from torch import Tensor, nn
 
+from robust_submission.models.backbones import timm
 from robust_submission.models.cpu.convolutions import ProductConv2d
 from robust_submission.models.cpu.products import product
 
@@ -58,7 +58,7 @@ _FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: ProductLinear,
     nn.Conv2d: ProductConv2d,
     nn.GELU: RowsGELU,
-    GELU: RowsTimmGELU,
+    timm.layers.GELU: RowsTimmGELU,
 }
 
 
