@@ -1,19 +1,29 @@
-"""Package a checkpoint for the challenge's Phase II, and prove the package before it is written.
+"""Package a checkpoint for a platform that runs models, and prove the package before it is written.
 
     python submission/package.py --checkpoint runs/quickstart --out submission.zip
+    python submission/package.py --profile codabench --format score --out submission.zip
+    python submission/package.py --profile huggingface --out repository
 
+The profile cvpr2022 is that of the challenge's Phase II:
 submission.zip holds model.py, its configuration, the sources of the stages and the weights, and
 needs torch and numpy alone; submission.onnx is one ONNX file. The package is first loaded by a
 process of its own, as the organisers load it. It must pass what check.py checks and give the
 checkpoint's logits on a set of images.
+
+codabench and huggingface are programs that read a folder of images and write submission.csv,
+offline, with torch, numpy and Pillow: a zip with its command in `metadata`, and a repository with
+script.py. They are run as the platform does, and must write the checkpoint's predictions.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from robust_submission.cli.command import run
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import check_writable, checkpoint_files
+from robust_submission.prediction.layout import plan_layout
+from robust_submission.prediction.schema import Answers, Labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +31,26 @@ class Options:
     """A package."""
 
     out: Path
-    """The package; its ending, .zip or .onnx, chooses the format."""
+    """The package; of cvpr2022 the ending, .zip or .onnx, chooses the format; of huggingface a new
+    folder."""
+    profile: Literal["cvpr2022", "codabench", "huggingface"] = "cvpr2022"
+    """Where the package is to run."""
     checkpoint: Path = Path("runs/quickstart")
     """A run folder, or any folder with config.json and model.safetensors."""
     trn: Path | None = None
     """Run folder of a TRN to put in front of the classifier."""
     images: Path | None = None
-    """Folder of images to compare logits on; by default training images of the run."""
+    """Folder of images to try it on; by default training images of the run."""
     limit: int = 64
-    """Number of images to compare logits on."""
+    """Number of images to try it on."""
+    format: Literal["csv", "neurips", "score"] = "csv"
+    """What codabench and huggingface write, as in predict.py."""
+    labels: Labels | None = None
+    """names or indices of classes, as in predict.py."""
+    score_class: str | None = None
+    """Class whose probability is the score, as in predict.py."""
+    probabilities: bool = False
+    """Also write one probability column per class."""
     max_parameters: float = 30e6
     """Upper limit, exclusive."""
     max_operations: float = 5e9
@@ -48,7 +69,7 @@ def package(options: Options) -> None:
     """Write the package.
 
     Raises:
-        UserError: see `load_checkpoint`, `proof_images` and `write_package`.
+        UserError: see `load_checkpoint`, `proof_images`, `write_package` and `write_platform`.
     """
     from robust_submission.checker.host import Rules
     from robust_submission.checker.sandbox import Limits
@@ -56,6 +77,9 @@ def package(options: Options) -> None:
     from robust_submission.packaging.export import choose_writer
     from robust_submission.packaging.proof import proof_images, write_package
 
+    if options.profile != "cvpr2022":
+        package_program(options, options.profile)
+        return
     read = checkpoint_files(options.checkpoint, options.trn)
     choose_writer(check_writable(options.out, *read, options.images))
     model = load_checkpoint(options.checkpoint, options.trn)
@@ -72,6 +96,28 @@ def package(options: Options) -> None:
     difference, summary = write_package(model, options.out, pixels, rules)
     print(f"logits within {difference:.1e} of the checkpoint's on {len(pixels)} {description}")
     print(summary)
+
+
+def package_program(options: Options, platform: Literal["codabench", "huggingface"]) -> None:
+    """Write the package of a platform that runs a program."""
+    from robust_submission.models.load import load_checkpoint
+    from robust_submission.packaging.platforms import check_place, write_platform
+    from robust_submission.packaging.proof import proof_images
+
+    read = checkpoint_files(options.checkpoint, options.trn)
+    check_writable(check_place(options.out, platform), *read, options.images)
+    model = load_checkpoint(options.checkpoint, options.trn)
+    answers = Answers(
+        labels=options.labels,
+        score_class=options.score_class,
+        probabilities=options.probabilities,
+    )
+    layout = plan_layout(options.format, ["0.png"], model.class_names, None, answers)
+    log.info("%s", layout.describe(model.class_names))
+    pixels, description = proof_images(
+        options.images, options.checkpoint, options.limit, model.image_size
+    )
+    print(write_platform(model, platform, options.out, layout, pixels), description)
 
 
 if __name__ == "__main__":

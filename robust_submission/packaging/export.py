@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import check_writable, write_archive
@@ -100,3 +102,11 @@ def choose_writer(out: Path) -> Callable[[RobustClassifier, Path], None]:
         found = out.suffix or "no ending"
         raise UserError(f"{out}: expected the ending {' or '.join(WRITERS)}, found {found}.")
     return write
+
+
+@torch.inference_mode()
+def checkpoint_logits(model: RobustClassifier, pixels: np.ndarray, batch: int = 16) -> np.ndarray:
+    """(N, num_classes) of uint8 images (N, S, S, 3), RGB."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    batches = tqdm(images.split(batch), unit="batch", desc="checkpoint", leave=False)
+    return torch.cat([model(batch) for batch in batches]).numpy()

@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from robust_submission.checker.checks import check_trial
 from robust_submission.checker.host import Images, Rules, try_submission
@@ -14,7 +12,7 @@ from robust_submission.cli.files import atomic_write, scratch_folder
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_run_data, open_source
 from robust_submission.models.classifier import RobustClassifier
-from robust_submission.packaging.export import choose_writer
+from robust_submission.packaging.export import checkpoint_logits, choose_writer
 
 LOGIT_TOLERANCE = 1e-4
 """The largest difference of a logit that is accepted."""
@@ -73,7 +71,7 @@ def write_package(
             words = [f"{one.check}: expected {one.expected}, found {one.found}." for one in failed]
             raise UserError(f"{out}: not written: " + "\n".join(words[:3]))
         assert trial.result and trial.result.parameters is not None  # a check fails without them
-        found, expected = np.asarray(trial.result.logits), _logits(model, pixels)
+        found, expected = np.asarray(trial.result.logits), checkpoint_logits(model, pixels)
         same = found.shape == expected.shape
         difference = float(np.abs(found - expected).max()) if same else np.inf
         if not difference <= LOGIT_TOLERANCE:
@@ -88,11 +86,3 @@ def write_package(
         f"{trial.result.parameters / 1e6:.2f} M parameters, "
         f"{max(trial.result.operations.values()) / 1e9:.3g} G operations"
     )
-
-
-@torch.inference_mode()
-def _logits(model: RobustClassifier, pixels: np.ndarray) -> np.ndarray:
-    """(N, num_classes) of uint8 images (N, S, S, 3), RGB."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    batches = tqdm(images.split(16), unit="batch", desc="checkpoint", leave=False)
-    return torch.cat([model(batch) for batch in batches]).numpy()

@@ -72,6 +72,11 @@ class Layout:
     def needs_probabilities(self) -> bool:
         return any(column != LABEL_COLUMN for column in self.columns)
 
+    @property
+    def digits(self) -> int:
+        """Decimals of a probability: scores, which rank images, have more."""
+        return 9 if self.is_score else 6
+
     def describe(self, class_names: Sequence[str]) -> str:
         """What a row says of its image, in words."""
         if self.is_score:

@@ -152,14 +152,13 @@ def _rows(predictions: Predictions, layout: Layout) -> Iterator[tuple[str | int,
     if shares is not None:
         shares = np.abs(shares.clip(0, 1))  # abs: no "-0.000000"
     names = [_quote(name) for name in layout.label_names]
-    digits = 9 if layout.is_score else 6
     for written, image in layout.ids.items():
         if (place := places.get(image)) is None:
             continue
         label = names[labels[place]] if names else str(labels[place])
         row = shares[place].tolist() if shares is not None else []
         cells = [
-            label if column == LABEL_COLUMN else f"{row[column]:.{digits}f}"
+            label if column == LABEL_COLUMN else f"{row[column]:.{layout.digits}f}"
             for column in layout.columns
         ]
         yield written, cells
