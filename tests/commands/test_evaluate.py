@@ -245,12 +245,8 @@ def written(out: Path) -> int:
 def test_two_processes_give_the_same_report(small_run: Path, finished: Path, tmp_path: Path):
     arguments = ["--checkpoint", small_run, "--out", tmp_path / "report", "--attacks", "fgsm,pgd"]
     arguments += ["--steps", 3, "--limit", 140, "--batch_size", 7, "--num_workers", 1]
-<<<<<<< Updated upstream
-    arguments += ["--corruptions", "fog,gaussian_noise"]
-    arguments += ["--save_adversarial", tmp_path / "images.pt"]
-=======
     arguments += ["--corruptions", "contrast,gaussian_noise"]
->>>>>>> Stashed changes
+    arguments += ["--save_adversarial", tmp_path / "images.pt"]
     done = run_command("inference/evaluate.py", *arguments, processes=2)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "report") == contents(finished)
@@ -336,7 +332,7 @@ def test_a_run_without_a_recipe_needs_the_data_named(small_run: Path, tmp_path: 
     (tmp_path / "run" / "recipe.yaml").unlink()
     with pytest.raises(ValueError, match=r"recipe\.yaml: expected .* or --data\.name"):
         evaluate(options(tmp_path / "run", tmp_path / "report"))
-    with pytest.raises(ValueError, match="expected classes of the model .*, found cat, dog"):
+    with pytest.raises(ValueError, match=r"expected classes of the model .*, found cat, dog"):
         two_classes(tmp_path / "data")
         data = DataOptions(name="folder", root=tmp_path / "data")
         evaluate(options(tmp_path / "run", tmp_path / "report", data=data))
