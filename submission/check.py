@@ -8,23 +8,13 @@ no other process in sight. That bounds mistakes, not malice: what you distrust, 
 --container, in the image robust-submission (docker build --tag robust-submission .).
 """
 
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from robust_submission.checker.checks import RuleResult, check_trial
-from robust_submission.checker.container import run_contained
-from robust_submission.checker.host import Rules, read_labelled, try_submission
-from robust_submission.checker.sandbox import Limits
 from robust_submission.cli.command import Names, run
 from robust_submission.cli.errors import UserError
 
 NOT_PASSED_ON = {"file", "images", "container"}
-COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +52,6 @@ class Options:
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name}: expected more than 0, found {getattr(self, name)}.")
 
-    @property
-    def rules(self) -> Rules:
-        """What the checks compare with."""
-        return Rules(
-            num_classes=self.num_classes,
-            image_size=self.image_size,
-            max_parameters=self.max_parameters,
-            max_operations=self.max_operations,
-            packages=self.packages,
-            limits=Limits(seconds=self.timeout, memory=self.memory),
-        )
-
-
-def table(title: str, verdicts: list[RuleResult]) -> Table:
-    """Verdicts for the terminal."""
-    drawn = Table(title=Text(title, "bold"), title_justify="left")
-    for column in ("check", "", "expected", "found", "how to fix it"):
-        drawn.add_column(column, overflow="fold")
-    for each in verdicts:
-        status = Text(each.status, COLOURS[each.status])
-        drawn.add_row(each.check, status, *map(Text, (each.expected, each.found, each.fix)))
-    return drawn
-
 
 def contained(options: Options) -> tuple[dict[str, Path], list[str]]:
     """What a container must have of the user's files, by its paths, and its command line."""
@@ -105,17 +72,29 @@ def main(options: Options) -> None:
     Raises:
         UserError: a check failed, or there is nothing to check.
     """
+    from robust_submission.checker.checks import check_trial
+    from robust_submission.checker.container import run_contained
+    from robust_submission.checker.host import Rules, read_labelled, try_submission
+    from robust_submission.checker.sandbox import Limits
+    from robust_submission.checker.table import print_verdicts
+
     if options.container:
         inputs, words = contained(options)
-        sys.exit(run_contained("submission/check.py", inputs, words))
-    rules, images = options.rules, None
+        run_contained("submission/check.py", inputs, words)
+        return
+    rules = Rules(
+        num_classes=options.num_classes,
+        image_size=options.image_size,
+        max_parameters=options.max_parameters,
+        max_operations=options.max_operations,
+        packages=options.packages,
+        limits=Limits(seconds=options.timeout, memory=options.memory),
+    )
+    images = None
     if options.images is not None:
         images = read_labelled(options.images, options.image_size, options.limit, options.seed)
     verdicts = check_trial(try_submission(options.file, rules, images), rules)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(table(str(options.file), verdicts))
+    print_verdicts(str(options.file), verdicts)
     failed = [verdict.check for verdict in verdicts if verdict.status == "fail"]
     if failed:
         count = "1 check" if len(failed) == 1 else f"{len(failed)} checks"

@@ -1,28 +1,16 @@
 """The checks: what each expects, what the trial found, and how to fix it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
 
 import numpy as np
 
 from robust_submission.checker.host import Rules, Trial
 from robust_submission.checker.probes import Counter, ProbeError, Stage, TrialResult
+from robust_submission.checker.table import RuleResult
 from robust_submission.checker.unpack import needless
 
 SAME = 1e-4  # outputs this close, as a share of the largest, count as equal
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleResult:
-    """One check's line in the table."""
-
-    check: str
-    status: Literal["pass", "fail", "note"]
-    expected: str
-    found: str
-    fix: str = ""
 
 
 def check_trial(trial: Trial, rules: Rules) -> list[RuleResult]:

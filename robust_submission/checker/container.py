@@ -55,11 +55,11 @@ def container_words(
     return [*run, "--entrypoint", "python", IMAGE, f"/app/{script}", *options]
 
 
-def run_contained(script: str, inputs: dict[str, Path], options: Sequence[str]) -> int:
-    """Run a script of the project in a container, to its end; its exit status.
+def run_contained(script: str, inputs: dict[str, Path], options: Sequence[str]) -> None:
+    """Run a script of the project in a container, to its end.
 
     Raises:
-        UserError: nothing to mount, no engine, or the engine itself fails.
+        UserError: nothing to mount, no engine, or the engine or the script fails.
     """
     for path in inputs.values():
         if not path.exists():
@@ -75,4 +75,6 @@ def run_contained(script: str, inputs: dict[str, Path], options: Sequence[str]) 
     if status not in (0, 1):
         expected = f"the image {IMAGE} (docker build --tag {IMAGE} .) to run"
         raise UserError(f"--container: expected {expected}, found status {status} of {engine[0]}.")
-    return status
+    if status:
+        place = next(iter(inputs.values()))
+        raise UserError(f"{place}: not accepted in the container, whose last line says why.")

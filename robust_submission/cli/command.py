@@ -3,6 +3,9 @@
 Exit status: 0 done; 1 the work failed or the input is bad; 2 wrong usage; 130 and 143 stopped by
 SIGINT (Ctrl-C) and SIGTERM. Only a UserError is printed as a message; any other exception is a bug
 and shows its traceback. Set ROBUST_TRACEBACK=1 to see the traceback of a UserError too.
+
+A command's file imports at its top what its options need, and everything else in `main`: torch and
+timm take seconds, which --help and a mistyped option need not.
 """
 
 import argparse

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from robust_submission.checker.checks import RuleResult, check_trial
+from robust_submission.checker.checks import check_trial
 from robust_submission.checker.host import Images, Rules, Trial, read_labelled, try_submission
 from robust_submission.checker.probes import ProbeError, Reactions, Stage, TrialResult
 from robust_submission.checker.sandbox import Limits, Run, Walls, namespaces
+from robust_submission.checker.table import RuleResult
 from robust_submission.checker.worker import compare_modes
 from robust_submission.cli.errors import UserError
 from tests.conftest import running
