@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from robust_submission.cli.documents import open_file, validated
 from robust_submission.cli.errors import UserError
-from robust_submission.models.backbones import timm
 from robust_submission.models.configuration import IMAGENET_MEAN, IMAGENET_STD, ClassifierArguments
 from robust_submission.models.gcm import GCM
 from robust_submission.models.resize_pad import RandomResizePad

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from safetensors.torch import save_model
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from robust_submission.cli.documents import MEBIBYTE, read_json, validated
 from robust_submission.cli.errors import UserError
-from robust_submission.models.backbones import timm
 from robust_submission.models.classifier import Normalize, RobustClassifier, load_weights
 from robust_submission.models.configuration import ClassifierArguments, TRNArguments
 from robust_submission.models.trn import TRN

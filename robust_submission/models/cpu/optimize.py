@@ -5,10 +5,10 @@ precision and when compiled the layers are torch's own. docs/results/cpu_kernels
 gains, `benchmarks/cpu_kernels.py` measures it.
 """
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from robust_submission.models.backbones import timm
 from robust_submission.models.cpu.convolutions import ProductConv2d
 from robust_submission.models.cpu.products import product
 
