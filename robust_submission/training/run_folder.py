@@ -56,7 +56,7 @@ ACCUMULATION = {"gradient_accumulation", "auto_batch_size"}
 
 MAY_CHANGE = {
     *("output", "trackers", "root", "download", "num_workers", "save_steps"),
-    *("max_pixels", "check", "skip_bad", *ACCUMULATION),
+    *("max_pixels", "check", "skip_bad", "changed", *ACCUMULATION),
 }
 """Keys of a recipe that do not influence the weights: a resumed run may change them."""
 
@@ -148,6 +148,8 @@ class RunFolder:
         read = read_json if path.suffix == ".json" else read_yaml
         former = validated(dict[str, Any], read(path, "the file of a run to resume"), path)
         if difference := changed_key(former, now, may_change):
+            if difference.startswith(("training_images", "images")):
+                difference += " (data.changed allows it)"
             raise UserError(f"{path}: expected {difference}; a resumed run may not change this.")
 
     def begin(self, accelerator: Accelerator, ema: ModelEmaV3 | None, data: dict[str, Any]) -> None:
@@ -160,7 +162,8 @@ class RunFolder:
             UserError: The state is damaged, or was trained on other data.
         """
         if self.recipe.resume:
-            self._check("data.json", data, set())
+            changed = {"training_images", "images"} if self.recipe.data.changed else set[str]()
+            self._check("data.json", data, changed)
             self._load_state(accelerator, ema)
         if accelerator.is_main_process:
             overwrite = self.recipe.overwrite and not self.recipe.resume

@@ -167,12 +167,19 @@ def other_class(run: Path) -> None:
     (run / "data.json").write_text(json.dumps(data | {"class_names": {"0": "zero"}}))
 
 
+def other_image(run: Path) -> None:
+    data = json.loads((run / "data.json").read_text())
+    data["images"]["train"]["3"] = "0"
+    (run / "data.json").write_text(json.dumps(data | {"training_images": 1}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda run: (run / "recipe.yaml").write_text(""), "recipe.yaml: expected a valid dict"),
         (lambda run: (run / "data.json").unlink(), "data.json: expected the file of a run"),
         (other_class, "data.json: expected class_names.0 = zero as before, found 0"),
+        (other_image, "training_images = 1 as before, .* \\(data.changed allows it\\); a resumed"),
         (cut("state/epoch-0002/model.safetensors"), "model.safetensors: .*found other bytes.\nDel"),
         (cut("state/epoch-0002/optimizer.bin"), "0002/optimizer.bin: expected the file that was"),
         (drop("losses.safetensors"), "losses.safetensors: .*nothing there.\n.* from epoch-0001.$"),
@@ -190,6 +197,13 @@ def test_what_cannot_be_resumed_is_named(run: Path, damage: Callable[[Path], obj
     with pytest.raises(ValueError, match=message) as raised:
         train(recipe)
     assert len(str(raised.value).splitlines()) <= 2
+
+
+def test_a_run_resumes_on_changed_images_where_that_is_meant(run: Path):
+    recipe = recipe_of(run, resume=True)
+    other_image(run)
+    train(replace(recipe, data=replace(recipe.data, changed=True)))
+    assert json.loads((run / "data.json").read_text())["training_images"] > 1
 
 
 def test_the_last_state_is_of_the_latest_step(tmp_path: Path):

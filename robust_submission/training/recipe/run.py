@@ -54,6 +54,8 @@ class DataConfig:
     list of those that cannot be read."""
     skip_bad: bool = False
     """Check the images, and leave out those that cannot be read instead of stopping."""
+    changed: bool = False
+    """Resume although images were mended, added or taken away since; the classes are the same."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "validation_limit"):
