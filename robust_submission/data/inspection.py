@@ -140,7 +140,8 @@ def _unread_files(name: str, root: Path | None, splits: Mapping[str, StoredSourc
     """Files in the data set's folder that no split reads, and why."""
     if root is None or not root.exists():
         return []
-    folder = {"csv": root.parent, "challenge": root / "images"}.get(name, root)
+    manifest = root.parent if root.is_file() else root
+    folder = {"csv": manifest, "challenge": root / "images"}.get(name, root)
     if name == "hf":
         read = table_files(str(root))
     else:
@@ -148,7 +149,7 @@ def _unread_files(name: str, root: Path | None, splits: Mapping[str, StoredSourc
         read = {str(source.folder / str(each)) for source in files for each in source.ids}
     if not read:  # it is in memory, or was saved by `datasets`
         return []
-    read.add(str(root))
+    read |= {str(root), *(str(each) for each in root.rglob("labels.csv") if name == "csv")}
     paths = [folder / each for each in list_files(folder)]
     unread = [path for path in paths if not {str(path), str(path.resolve())} & read]
     return [f"{path}: {_why_unread(name, path)}" for path in unread]

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from robust_submission.data.inspection import inspect_data
 from robust_submission.data.sources import available_splits, open_source
 
 
@@ -308,6 +309,9 @@ def test_csv_of_shards(tmp_path: Path) -> None:
     assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
     assert [source.image(index)[0, 0, 0] for index in range(3)] == [1, 0, 2]
     assert shard.ids.tolist() == ["images/a.jpg"]
+    (tmp_path / "shard_1/images/z.jpg").write_bytes(b"")
+    unread = inspect_data("csv", tmp_path, workers=1).unread
+    assert unread == [f"{tmp_path}/shard_1/images/z.jpg: not listed"]
     with (tmp_path / "shard_1/labels.csv").open("a") as file:
         file.write("1,c.jpg,0\n")
     with pytest.raises(ValueError, match=r"shard_1/labels.csv: line 3: .*shard_1/images/c.jpg"):
