@@ -361,7 +361,7 @@ def test_rgb_in_place_of_bgr_is_seen_in_the_accuracy(tmp_path: Path):
     assert (np.bincount(images.labels) == 20).all()
     two = Rules(num_classes=2, image_size=16)
     good = check(make(tmp_path / "bgr.zip", model__py=COLOUR), images, two)
-    assert {each.status for each in good.values()} == {"pass"}
+    assert {name for name, each in good.items() if each.status != "pass"} == {"trust"}
     assert "100.0% as BGR, 0.0% as RGB" in good["channels"].found
     code = COLOUR.replace("blue, green, red", "red, green, blue")
     bad = check(make(tmp_path / "rgb.zip", model__py=code), images, two)["channels"]
