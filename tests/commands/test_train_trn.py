@@ -152,8 +152,9 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
 )
 def test_bad_input_is_named(small_run: Path, tmp_path: Path, arguments: list[str], message: str):
     for place in range(80):
-        (tmp_path / "cats" / "tabby").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32)).save(tmp_path / "cats" / "tabby" / f"{place}.png")
+        folder = tmp_path / "cats" / ("tabby", "siamese")[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(folder / f"{place}.png")
     paths = {"NOWHERE": tmp_path / "none", "RUN": small_run, "CATS": tmp_path / "cats"}
     filled = [paths.get(word, word) for word in arguments]
     done = run_command("training/train_trn.py", "--output", tmp_path / "run", *filled)
