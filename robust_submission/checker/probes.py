@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -32,7 +33,7 @@ BATCH = 16
 # Of <linux/sockios.h>, <linux/if.h>, <linux/prctl.h> and <linux/capability.h>.
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CAPABILITY_VERSION = 0x20080522
 
 
@@ -241,15 +242,17 @@ def run_worker(probe: Callable[[Probes], object]) -> None:
 
 
 def _give_up_rights() -> None:
-    """Start the loopback device, which DistributedDataParallel needs, and keep no capability.
+    """Start the loopback device, which DistributedDataParallel needs; then keep no capability.
 
-    The first user of a namespace has all of them, and could see the processes outside.
+    The first user of a namespace has all of them, and could see the processes outside. Also end
+    with the parent.
     """
     with socket.socket(type=socket.SOCK_DGRAM) as device, contextlib.suppress(PermissionError):
         up = struct.pack("16sH14x", b"lo", _IFF_UP)
         fcntl.ioctl(device, _SIOCSIFFLAGS, up)  # refused outside: it is up there
     libc = ctypes.CDLL(None, use_errno=True)
     none = (ctypes.c_uint32 * 6)()
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), none)
 

@@ -2,12 +2,13 @@
 
 What it does: it bounds time, memory and the size of files, starts from a clean environment and an
 empty working folder, and links exactly the named packages, so that what runs here also runs at the
-organisers'. Where Linux allows, it has namespaces of its own: no network, no other process in
-sight, and whatever it started ends with it. It is no wall: a malicious program can read and write
-your files, so check what you distrust in a container (container.py).
+organisers'. Whatever it started ends with it. Where Linux allows, it has namespaces of its own: no
+network, no other process in sight. It is no wall: a malicious program can read and write your
+files, so check what you distrust in a container (container.py).
 """
 
 import contextlib
+import ctypes
 import importlib.metadata
 import os
 import secrets
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from packaging.requirements import Requirement
 HERE = Path(__file__).parent
 RESULT_BYTES = 256 << 20
 POLL_SECONDS = 0.05
+_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # of <linux/prctl.h>
 Walls = Literal["container", "namespaces", "none"]
 """A container of docker or podman without a network, namespaces of its own, or nothing."""
 
@@ -154,7 +156,11 @@ def run_isolated(
     # Request and result cross in a file without a name, which the worker alone holds open. The
     # result begins with a line of the request that the worker does not show to what it runs.
     secret = f"{secrets.token_hex()}\n".encode()
-    with tempfile.TemporaryFile() as exchange, (folder / "printed").open("wb") as printed:
+    with (
+        tempfile.TemporaryFile() as exchange,
+        (folder / "printed").open("wb") as printed,
+        _parent_of_all(),
+    ):
         exchange.write(secret + request.encode())
         exchange.seek(0)
         process = subprocess.Popen(
@@ -191,7 +197,7 @@ def _wait(
     stage: Path,
     on_stage: Callable[[str], object],
 ) -> bool:
-    """Wait for the end of the process and its whole group; whether it came in time."""
+    """Wait for the end of the process and of its session; whether it came in time."""
     deadline, last = time.monotonic() + seconds, ""
     try:
         while process.poll() is None and time.monotonic() < deadline:
@@ -201,19 +207,35 @@ def _wait(
                 last = now
         return process.poll() is not None
     finally:
-        _end(process)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started; without namespaces, all of its session."""
-    inside = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if namespaces() and process.poll() is None:
-        for pid in inside.read_text().split():  # process 1: its parent waits until all have ended
-            os.kill(int(pid), signal.SIGKILL)
-            process.wait()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _children() -> set[int]:
+    """The processes whose parent is this one."""
+    threads = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for thread in threads for pid in thread.read_text().split()}
+
+
+@contextlib.contextmanager
+def _parent_of_all() -> Iterator[None]:
+    """End every process that is started in the block, by whomever; let none read this one.
+
+    Those that lose their parent get this process. Its environment may hold a token.
+    """
+    prctl, before = ctypes.CDLL(None).prctl, _children()
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        while left := _children() - before:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def _last_stage(path: Path) -> str:
