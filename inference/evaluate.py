@@ -19,7 +19,7 @@ from typing import Any
 
 from robust_submission.cli.command import Names, Ratio, Ratios, run
 from robust_submission.cli.errors import UserError
-from robust_submission.cli.files import check_writable
+from robust_submission.cli.files import check_writable, checkpoint_files
 from robust_submission.settings import DataOptions, EvaluationSettings
 
 
@@ -76,10 +76,11 @@ class Options(EvaluationSettings):
                 raise UserError(f"--{name}: expected at least {least}, found {value}.")
         if self.fail_below is not None and not 0 <= self.fail_below <= 1:
             raise UserError(f"--fail_below: expected 0 to 1, found {self.fail_below:g}.")
-        if self.save_adversarial:
-            check_writable(self.save_adversarial)
         if self.save_images and self.save_images.exists():
             raise UserError(f"--save_images: expected a new folder, found {self.save_images}.")
+        read = checkpoint_files(self.checkpoint, self.trn, self.twin)
+        for path in filter(None, (self.save_adversarial, self.save_images)):
+            check_writable(path, *read, self.data.root)
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out: expected a folder, found the file {self.out}.")
 

@@ -113,8 +113,12 @@ def plan_layout(
         if template and len(template.header or ()) != 2:
             found = shorten(", ".join(template.header or ()))
             raise template.error(1, "an id and a score", found)
+        if answers.probabilities or answers.labels:
+            raise UserError("a score: expected neither --probabilities nor --labels, found one.")
         score_class = _find_score_class(class_names, answers.score_class)
         return replace(layout, header=header, columns=[score_class])
+    if answers.score_class is not None:
+        raise UserError("--score_class: expected --format score or a template of scores.")
     return _with_labels(layout, class_names, template, answers)
 
 

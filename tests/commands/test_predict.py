@@ -187,6 +187,7 @@ def test_bad_label_gives_every_image_a_row_and_zip_the_same_bytes(
         ("images", "unreadable", "unreadable: expected a readable image, found none."),
         ("out", "none/sub.csv", "expected the existing folder"),
         ("out", "sub.txt", "expected the ending .csv or .json"),
+        ("out", "sub.zip", "--out: expected another ending beside --zip"),
         ("template", "none.csv", "none.csv: expected a file, found nothing there"),
         ("template", "unknown.csv", "line 2: expected the name of one of the 260 images"),
         ("template", "double.csv", "line 3"),
@@ -206,7 +207,7 @@ def test_bad_input_is_named(
     options = {"checkpoint": small_run, "images": images, "out": tmp_path / "sub.csv"}
     options[option] = tmp_path / value
     words = [word for name, path in options.items() for word in (f"--{name}", path)]
-    assert_refused(run_command(SCRIPT, *words, "--skip_bad"), message)
+    assert_refused(run_command(SCRIPT, *words, "--skip_bad", "--zip"), message)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -221,6 +221,7 @@ def test_scores(tmp_path: Path, template: str | None, answers: dict, expected: s
     images, names = ["2.png", "10.png", "3.png"], ["real", "fake"]
     format = "csv" if template else "score"
     inputs: dict[str, Any] = {"images": images, "names": names, "shares": FAKE}
+    answers = {"probabilities": False} | answers
     assert written(tmp_path, format, template, answers=answers, **inputs) == expected
 
 
@@ -232,6 +233,19 @@ def test_the_class_of_a_score_is_named(names: list[str], choice: str | None, fou
     expected = f"--score_class: expected one of the classes ({', '.join(names)})"
     with pytest.raises(ValueError, match=re.escape(expected) + f".* found {found}"):
         plan_layout("score", ["2.png"], names, answers=Answers(score_class=choice))
+
+
+@pytest.mark.parametrize(
+    ("format", "answers", "message"),
+    [
+        ("score", {"probabilities": True}, "neither --probabilities nor --labels"),
+        ("score", {"labels": "names"}, "neither --probabilities nor --labels"),
+        ("csv", {"score_class": "dog"}, "--score_class: expected --format score"),
+    ],
+)
+def test_what_does_not_go_together(format: Format, answers: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        plan_layout(format, ["2.png"], ["cat", "dog"], answers=Answers(**answers))
 
 
 @pytest.mark.parametrize(("choice", "label"), [("dog", 1), ("2", 2), ("frequent", 0)])
