@@ -9,6 +9,7 @@ timm take seconds, which --help and a mistyped option need not.
 """
 
 import argparse
+import codecs
 import difflib
 import inspect
 import io
@@ -24,6 +25,7 @@ from math import isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, get_args
+from unicodedata import normalize
 
 import jsonargparse
 from docstring_parser import parse_from_object
@@ -295,11 +297,20 @@ def _work(work: Callable[[Options], None], options: Options) -> None:
         raise
 
 
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """A no-break space as a space, … as three points, and whatever is no ASCII escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start : error.end]
+    plain = [each if (each := normalize("NFKD", one)).isascii() else one for one in found]
+    return "".join(plain).encode("ascii", "backslashreplace").decode(), error.end
+
+
 def _print_anything() -> None:
-    """Escape what the terminal's encoding lacks, such as an é in ASCII, instead of raising."""
+    """Escape what the terminal's encoding lacks, instead of raising."""
+    codecs.register_error("in_ascii", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="in_ascii")
 
 
 def run(

@@ -311,8 +311,8 @@ def test_exit_status(script, fail: str, status: int, stdout: str, stderr: str) -
 
 
 def test_what_the_terminal_lacks_is_escaped(script) -> None:
-    result = script("é.csv", "--fail", "note", PYTHONIOENCODING="ascii")
-    written = ("did \\xe9.csv\n", "\\xe9.csv: noted\n")
+    result = script("é…\N{NO-BREAK SPACE}%.csv", "--fail", "note", PYTHONIOENCODING="ascii")
+    written = ("did \\xe9... %.csv\n", "\\xe9... %.csv: noted\n")
     assert (result.returncode, result.stdout, result.stderr) == (0, *written)
 
 
