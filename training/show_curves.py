@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robust_submission.cli.command import run
+from robust_submission.cli.documents import open_file
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable, checkpoint_files
 
@@ -45,12 +46,13 @@ def read_metrics(folder: Path) -> "pd.DataFrame":
     import pandas as pd
 
     path = folder / "metrics.csv"
-    try:
-        rows = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected the metrics of a run, found {error}.") from error
+    with open_file(path, "the metrics of a run") as file:
+        try:
+            rows = pd.read_csv(file).select_dtypes("number")
+        except ValueError as error:
+            raise UserError(f"{path}: expected the metrics of a run, found {error}.") from error
     if rows.empty or not {"epoch", "train_loss", "val_accuracy"} <= set(rows.columns):
-        expected = "the columns epoch, train_loss and val_accuracy"
+        expected = "numbers in the columns epoch, train_loss and val_accuracy"
         raise UserError(f"{path}: expected {expected}, found {list(rows)}.")
     return rows
 

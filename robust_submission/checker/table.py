@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robust_submission.cli.errors import printable
+
 COLOURS = {"pass": "green", "fail": "bold red", "note": "yellow"}
 WIDTH = 140
 """Columns of a file or a pipe."""
@@ -31,7 +33,8 @@ def print_verdicts(title: str, verdicts: Sequence[RuleResult]) -> None:
         table.add_column(column, overflow="fold")
     for each in verdicts:
         status = Text(each.status, COLOURS[each.status])
-        table.add_row(each.check, status, *map(Text, (each.expected, each.found, each.fix)))
+        words = map(printable, (each.expected, each.found, each.fix))  # a stranger's, in part
+        table.add_row(each.check, status, *map(Text, words))
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)

@@ -113,7 +113,7 @@ def _require_other(path: Path, read: Path) -> None:
         return
     within = path.resolve().is_relative_to(read.resolve()) and read.is_dir()
     if path.samefile(read) or (within and path.suffix.lower() not in (".csv", ".json")):
-        raise UserError(f"{path}: expected an output that is no input, found one of {read}.")
+        raise UserError(f"{path}: expected an output that is no input, found the input {read}.")
 
 
 @contextmanager

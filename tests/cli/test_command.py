@@ -343,3 +343,43 @@ def test_help(script) -> None:
     words = "Does little.\n\n    python script.py FILE\n"
     for text in (words, "The file to read.", "--fail", "How to fail."):
         assert text in result.stdout
+
+
+# --- ends
+
+
+WAITS = """
+import os, threading, time
+from dataclasses import dataclass
+from pathlib import Path
+from robust_submission.cli import command
+
+@dataclass
+class Options:
+    fifo: Path
+
+def work(options):
+    threading.Thread(target=threading.Event().wait).start()  # Python waits for it
+    print("at work", flush=True)
+    os.open(options.fifo, os.O_RDONLY)
+
+command.PATIENCE = 0.5
+command.run(work, Options)
+"""
+
+
+def test_sigterm_ends_a_command_that_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    words = [sys.executable, "-c", WAITS, "--fifo", str(tmp_path / "fifo")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "at work\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+
+
+@pytest.mark.parametrize("code", ["", "0", "'done'"])
+def test_code_that_exits_is_no_success(code: str) -> None:
+    script = WAITS.replace("threading.Thread", f"raise SystemExit({code})\n    threading.Thread")
+    words = [sys.executable, "-c", script, "--fifo", "x"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and "expected code that returns, found exit(" in done.stderr

@@ -43,7 +43,11 @@ def test_each_figure_is_a_line_of_its_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "a,b\n1,2\n", "epoch,train_loss\n", "epoch,train_loss\n1,2\n"]
+    "text",
+    [
+        *(None, "", "a,b\n1,2\n", "epoch,train_loss\n", "epoch,train_loss\n1,2\n"),
+        "epoch,train_loss,val_accuracy\n1,2,much\n",
+    ],
 )
 def test_damaged_metrics_are_named(text: str | None, tmp_path: Path) -> None:
     if text is not None:
