@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from robust_submission.cli.documents import open_file
 from robust_submission.cli.files import FULL
 from robust_submission.data.sources.names import is_litter
 
@@ -49,11 +50,12 @@ def unpack(archive: Path, folder: Path, bounds: Bounds = BOUNDS) -> list[str]:
         The names of its files.
 
     Raises:
+        UserError: see `open_file`.
         RefusedError: no zip, damaged, encrypted; an entry that is no plain file, leaves the folder
             or stands there twice; more than `bounds` allow.
     """
     try:
-        with zipfile.ZipFile(archive) as content:
+        with open_file(archive, "a zip file") as file, zipfile.ZipFile(file) as content:
             entries = [entry for entry in content.infolist() if not entry.filename.endswith("/")]
             _check_entries(entries, bounds)
             left = bounds.total

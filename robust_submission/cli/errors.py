@@ -71,4 +71,4 @@ class StoppedError(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
-        self.status = 128 + number
+        self.number, self.status = number, 128 + number

@@ -128,9 +128,16 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
         keep_best(training, training.evaluated(), folder)
     with Interruption(accelerator) as interruption:
         for epoch in range(len(folder.rows), training.recipe.epochs):
-            row = {"epoch": epoch + 1, **train_epoch(training, folder, interruption)}
+            figures, losses = train_epoch(training, folder, interruption)
             evaluated = training.evaluated()
-            row |= training.validate(evaluated, validation, "val")
+            try:
+                with interruption.at_once():
+                    figures |= training.validate(evaluated, validation, "val")
+            except StoppedError as stopped:
+                if not training.recipe.save_steps:  # else it is saved
+                    folder.save_state(accelerator, training.ema, losses)
+                stop(accelerator, stopped.number, f"the last step of epoch {epoch + 1}")
+            row = {"epoch": epoch + 1, **figures}
             folder.add_row(row)
             accelerator.log(row, step=epoch + 1)
             folder.save_state(accelerator, training.ema)
@@ -170,9 +177,10 @@ def stop(accelerator: Accelerator, number: int, place: str) -> None:
 
 def train_epoch(
     training: Training, folder: RunFolder, interruption: Interruption
-) -> dict[str, float]:
-    """Train one epoch, from the folder's last state within it on; mean loss and learning rate.
+) -> tuple[dict[str, float], Tensor]:
+    """Train one epoch, from the folder's last state within it on.
 
+    Returns the mean loss and the learning rate, and this process's loss in each step, (steps,).
     Each image is used once, except those that would be in an incomplete last batch. The learning
     rate is that of the last step; with layer decay, that of the head.
     """
@@ -201,7 +209,7 @@ def train_epoch(
             stop(accelerator, number, f"epoch {epoch + 1}, step {done} of {steps}")
     require_finite(training, folder, losses, rates)
     loss = float(accelerator.reduce(losses.mean(), "mean"))  # pyright: ignore[reportArgumentType]
-    return {"train_loss": loss, "lr": largest_rate(training)}
+    return {"train_loss": loss, "lr": largest_rate(training)}, losses
 
 
 def largest_rate(training: Training) -> float:

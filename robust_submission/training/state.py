@@ -1,7 +1,8 @@
 """What a training run works with, and how it is validated and interrupted."""
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import FrameType
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from robust_submission.attacks import image_seeds
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import StoppedError, UserError
 from robust_submission.data.gather import gather_by_index
 from robust_submission.data.loader import (
     EvaluationLoader,
@@ -190,6 +191,7 @@ class Interruption:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self._received = 0
+        self._raises = False
         self._pending: Tensor | None = None
         self._former = dict[signal.Signals, Any]()
 
@@ -204,6 +206,9 @@ class Interruption:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self._received = max(self._received, number)
+        if self._raises:
+            self._raises = False  # one is enough
+            raise StoppedError(number)
 
     def after_step(self) -> int:
         """The signal for which all processes stop here, or 0. Each calls it after each step.
@@ -215,6 +220,18 @@ class Interruption:
             return self._received
         result, self._pending = self._pending, self._largest()
         return 0 if result is None else int(result)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise StoppedError in the block where a signal comes, as it may take minutes.
+
+        In one process only: several have to stop at the same place.
+        """
+        self._raises = self.accelerator.num_processes == 1
+        try:
+            yield
+        finally:
+            self._raises = False
 
     def now(self) -> int:
         """The same, including signals received in this step; waits for device and processes."""

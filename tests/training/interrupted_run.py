@@ -33,6 +33,7 @@ QUICKSTART = Path(__file__).parents[2] / "training" / "recipes" / "quickstart.ya
 TARGETS = {
     "step": (loop, "train_step"),
     "validation": (Training, "validate"),
+    "measure": (Training, "_measure"),
     "save": (RunFolder, "_complete"),
     "best": (RunFolder, "write_best"),
 }

@@ -128,6 +128,19 @@ def test_signals_stop_after_the_step(reference: Path, tmp_path: Path):
     assert_same_run(reference, output)
 
 
+@pytest.mark.parametrize("saving", [(), ("--save_steps", "4")])
+def test_a_signal_during_validation_stops_at_once(
+    reference: Path, tmp_path: Path, saving: tuple[str, ...]
+):
+    output, term = tmp_path / "run", {"at": "measure", "count": 1, "signal": signal.SIGTERM}
+    statuses, done = run_all(
+        described(output, (*RANDOM, *saving), **term), described(output, RANDOM, "--resume")
+    )
+    assert statuses == [143, 0], done.stderr
+    assert "SIGTERM: stopped after the last step of epoch 1; continue with" in done.stderr
+    assert_same_run(reference, output)
+
+
 def test_adversarial_training_goes_on_within_an_epoch(few_digits: Path, tmp_path: Path):
     whole, output, saving = tmp_path / "whole", tmp_path / "run", ("--save_steps", "1")
     options = (*ADVERSARIAL, "--data.root", str(few_digits))
