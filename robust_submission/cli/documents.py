@@ -1,10 +1,11 @@
-"""The user's files, read: regular files of bounded size; JSON and YAML, checked by pydantic.
+"""The user's files, read: regular files of bounded size; JSON and YAML, checked by pydantic; text.
 
 Whatever is wrong with one is a UserError that names the file, the key, what was expected and what
 was found. A file may be a stranger's: nothing here waits for a pipe, reads a device, or takes more
 time or memory than the bounds allow.
 """
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -25,6 +26,8 @@ MOST_NODES = 10_000
 """Values in a YAML file, those behind aliases counted each time."""
 DEEPEST = 20
 """Levels of a YAML file."""
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""Of the cells of a CSV file."""
 
 Checked = TypeVar("Checked")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -67,6 +70,23 @@ def read_file(path: Path, what: str, most: int = LARGEST) -> bytes:
         except OSError as error:
             found = error.strerror or error
             raise UserError(f"{path}: expected {what} that can be read, found: {found}.") from error
+
+
+def text_encoding(head: bytes) -> str:
+    """The encoding of a file that begins with these bytes: UTF-8, or a kind of UTF-16.
+
+    Excel's "Unicode text" and the `>` of Windows PowerShell write UTF-16.
+    """
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if 0 in head[:2]:  # no text begins with the character 0
+        return "utf-16-be" if head[0] == 0 else "utf-16-le"
+    return "utf-8"
+
+
+def find_delimiter(first_line: str) -> str:
+    """What separates the cells: a comma, or where the first line has none, a semicolon or a tab."""
+    return next((mark for mark in DELIMITERS if mark in first_line), ",")
 
 
 def read_json(path: Path, what: str, most: int = 64 * MEBIBYTE) -> Any:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from robust_submission.cli.csv_text import DELIMITERS, find_delimiter, text_encoding
-from robust_submission.cli.documents import open_file
+from robust_submission.cli.documents import DELIMITERS, find_delimiter, open_file, text_encoding
 from robust_submission.cli.errors import shorten
 
 BYTE_ORDER_MARK = "\ufeff"

@@ -87,8 +87,9 @@ def _check_ids(columns: PredictionColumns, layout: Layout) -> None:
 
 def _compare_ids(columns: PredictionColumns, rows: dict[str | int, int], layout: Layout) -> None:
     """The first row of each id against the ids of the layout."""
-    composed = {normalize("NFC", str(name)): name for name in layout.ids}
-    for name in [name for name in rows if name not in layout.ids]:
+    unknown = [name for name in rows if name not in layout.ids]
+    composed = {normalize("NFC", str(name)): name for name in layout.ids if unknown}
+    for name in unknown:
         expected = "an id of the template" if layout.from_template else "the name of an image"
         row, found = rows.pop(name), shorten(name)
         twin = composed.get(normalize("NFC", str(name)))

@@ -10,8 +10,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from robust_submission.cli.csv_text import find_delimiter, text_encoding
-from robust_submission.cli.documents import read_file
+from robust_submission.cli.documents import find_delimiter, read_file, text_encoding
 from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.folders import list_files, require_folder
 from robust_submission.data.sources.names import (
