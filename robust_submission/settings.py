@@ -29,6 +29,9 @@ class DataOptions:
     """hf: the column of the images; by default the one of type Image."""
     label_column: str | None = None
     """hf: the column of the labels; by default the one of type ClassLabel."""
+    labels: Literal["names", "indices"] = "names"
+    """names: match the classes with the model's by name, if both have names; indices: take the
+    labels as the model's, whatever the classes are called."""
     max_pixels: int | None = None
     """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
 

@@ -45,6 +45,8 @@ class EvaluationData:
     """Images that each process reads at a time; changes no result."""
     num_workers: int = 0
     """Processes that read images; changes no result."""
+    by_name: bool = True
+    """Whether classes are matched with a model's by name."""
 
     def matched_to(self, class_names: Sequence[str] | None) -> "EvaluationData":
         """The same images with the labels of a model that has these classes, if it names any.
@@ -52,7 +54,7 @@ class EvaluationData:
         Raises:
             UserError: see `match_classes`.
         """
-        if class_names is None or list(class_names) == self.class_names:
+        if not self.by_name or class_names is None or list(class_names) == self.class_names:
             return self
         assert isinstance(self.source, StoredSource)
         place = self.description["source"]
@@ -200,7 +202,8 @@ def open_evaluation_data(
     chosen = candidates[stratified_subset(source.labels[candidates], limit, seed)]
     how = "all" if len(chosen) == len(candidates) else f"a stratified draw with seed {seed}"
     about = {"source": origin, "part": part, "images": len(chosen), "of": len(candidates)}
-    return arrange_images(source, chosen, curve_images, seed, about | {"chosen": how})
+    data = arrange_images(source, chosen, curve_images, seed, about | {"chosen": how})
+    return replace(data, by_name=options.labels == "names")
 
 
 def arrange_images(

@@ -32,17 +32,21 @@ def test_labels_follow_the_names(
 
 
 @pytest.mark.parametrize(
-    ("found", "known"),
+    ("found", "known", "unknown"),
     [
-        (["bird", "plane"], ANIMALS),
-        (["bird", "cat", "ships"], ANIMALS),
-        (["cat", "Cat"], ANIMALS),
-        (["bird", "cat"], ["0", "1", "2"]),
-        (["0", "1", "2", "3"], ANIMALS),
-        (["1", "2", "3"], ANIMALS),
+        (["bird", "plane"], ANIMALS, "plane"),
+        (["bird", "cat", "ships"], ANIMALS, "ships"),
+        (["cat", "Cat"], ANIMALS, "cat"),  # one or the other
+        (["bird", "cat"], ["0", "1", "2"], "bird"),
+        (["0", "1", "2", "3"], ANIMALS, "0"),
+        (["1", "2", "3"], ANIMALS, "1"),
     ],
 )
-def test_other_classes_are_refused_with_both_lists(found: list[str], known: list[str]) -> None:
-    message = rf"^data: .* \({', '.join(known)}\), found {', '.join(found)}\.$"
+def test_other_classes_are_refused_with_both_lists(
+    found: list[str], known: list[str], unknown: str
+) -> None:
+    message = (
+        rf"^data: .* \({', '.join(known)}\), found {', '.join(found)}; it does not know {unknown} "
+    )
     with pytest.raises(ValueError, match=message):
         match_classes(np.arange(len(found)), found, known, "data")

@@ -1,5 +1,6 @@
 """The images that are evaluated, with the labels of the model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,11 @@ def test_images_reach_the_model_with_its_labels(
         f"folder in {tmp_path}: 2 classes matched by name with the model's 3."
     ]
     assert data.matched_to(None) is data
+    with pytest.raises(ValueError, match="it does not know ship"):
+        data.matched_to(["bird", "cat"])
+    options = replace(options, labels="indices")
+    data = open_evaluation_data(options, None, None, None, seed=0).matched_to(["cat", "dog"])
+    assert data.class_names == ["Ship", "bird"] and data.labels.tolist() == [0, 1]
 
 
 def test_tensors_are_matched_too() -> None:

@@ -16,6 +16,8 @@ LITTER = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *(".ipynb_checkpoints", "__pycache__", ".git", "lost+found"),
 }
+LISTED = 20
+"""Of the classes, in an error."""
 NAMED = 5
 """Of what is left out, in a warning."""
 SPLIT_OF = {
@@ -87,6 +89,10 @@ def _only_numbers(names: Sequence[str]) -> bool:
     return list(names) == [str(label) for label in range(len(names))]
 
 
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
+
+
 def match_classes(
     labels: np.ndarray, found: Sequence[str], known: Sequence[str], place: object
 ) -> tuple[np.ndarray, list[str]]:
@@ -114,7 +120,9 @@ def match_classes(
         return np.array([numbers.get(_alike(name), -1) for name in found])[labels], list(known)
     fits = len(found) <= len(known) if _only_numbers(found) else len(found) == len(known)
     if not fits or not (_only_numbers(found) or _only_numbers(known)):
-        model, data = ", ".join(known), ", ".join(present)
-        raise UserError(f"{place}: expected classes of the model ({model}), found {data}.")
+        model, data = _shortened(known), _shortened(present)
+        first = next((name for name in present if _alike(name) not in numbers), present[0])
+        words = f"found {data}; it does not know {first} (see data.labels)"
+        raise UserError(f"{place}: expected classes of the model ({model}), {words}.")
     log_once(f"{place}: labels taken as the model's numbers; one of the two has no class names.")
     return labels, list(found if _only_numbers(known) else known)
