@@ -39,3 +39,11 @@ def test_help_and_usage_errors_import_nothing_that_takes_seconds(
     found, modules = json.loads(done.stdout)
     assert found == status, done.stderr
     assert not HEAVY & {name.partition(".")[0] for name in modules}
+
+
+def test_evaluation_and_prediction_begin_without_what_only_a_report_needs():
+    program = "import json, sys, robust_submission.api, robust_submission.prediction.writer as _\n"
+    words = [sys.executable, "-c", f"{program}print(json.dumps([*sys.modules]))"]
+    modules = set(json.loads(subprocess.check_output(words, cwd=ROOT)))
+    assert "torch" in modules
+    assert not {"albumentations", "datasets", "matplotlib", "pandas", "scipy.stats"} & modules
