@@ -1,11 +1,11 @@
 """Change a module for a while or in part: eval mode, frozen weights, exchanged stages."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @contextmanager
@@ -32,7 +32,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
     are first used.
     """
     trained = [
-        weight for weight in module.parameters() if weight.requires_grad and not _is_sharded(weight)
+        weight
+        for weight in module.parameters()
+        if weight.requires_grad and not isinstance(weight, DTensor)
     ]
     for weight in trained:
         weight.requires_grad_(False)
@@ -41,12 +43,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for weight in trained:
             weight.requires_grad_(True)
-
-
-def _is_sharded(weight: Tensor) -> bool:
-    """Whether it is a DTensor: without importing what that is, which takes a second."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(weight, module.DTensor)
 
 
 def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
