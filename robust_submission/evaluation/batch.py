@@ -407,8 +407,8 @@ class ChunkEvaluator:
                 logits = self._counted(model)(images[rows]).float()
             predictions = logits.argmax(dim=1)
             predictions = torch.where(correct(logits, predictions), predictions, -1)
-            score = logits[:, -1].double() - logits[:, 0].double()
-            return torch.stack([predictions.double(), score], dim=1).cpu()
+            first, last = logits[:, [0, -1]].cpu().double().T
+            return torch.stack([predictions.cpu().double(), last - first], dim=1)
 
         predictions, scores = self.fit(predict, torch.arange(len(images))).T
         return predictions.long(), scores
