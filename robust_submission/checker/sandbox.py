@@ -222,8 +222,12 @@ def _children() -> set[int]:
 def _parent_of_all() -> Iterator[None]:
     """End every process that is started in the block, by whomever; let none read this one.
 
-    Those that lose their parent get this process. Its environment may hold a token.
+    Those that lose their parent get this process. Its environment may hold a token. Without effect
+    where the system is not Linux.
     """
+    if sys.platform != "linux":
+        yield
+        return
     prctl, before = ctypes.CDLL(None).prctl, _children()
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -54,23 +54,17 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     drawn = [each for each in (Attacker.OBLIVIOUS, views.strongest) if views.has_gradient(each)]
     if not settings.curves:
         drawn = []
-    fixed = None
-    if views.random and views.has_gradient(views.strongest):
-        fixed = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
-    watched = None
-    if views.strongest in drawn:
-        watched = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
-    planted = None
-    if settings.curves and views.readouts:
-        planted = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
+    pgd = None
+    if views.has_gradient(views.strongest):
+        pgd = curve.pgd(views.strongest, settings.epsilon[0], settings.steps)
     plan = Plan(
         main=main,
         epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
         steps_curves={attacker: curve.over_steps(attacker) for attacker in drawn},
         same_as={},
-        fixed=fixed,
-        watched=watched,
-        planted=planted,
+        fixed=pgd if views.random else None,
+        watched=pgd if settings.curves else None,
+        planted=pgd if settings.curves and views.readouts else None,
     )
     same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS, loss="ce") for job in plan.jobs}
     return replace(plan, same_as={j: o for j, o in same_as.items() if _gains_nothing(j, views)})
