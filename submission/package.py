@@ -24,6 +24,7 @@ from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import check_writable, checkpoint_files
 from robust_submission.prediction.layout import plan_layout
 from robust_submission.prediction.schema import Answers, Labels
+from robust_submission.prediction.template import read_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class Options:
     """Number of images to try it on."""
     format: Literal["csv", "neurips", "score"] = "csv"
     """What codabench and huggingface write, as in predict.py."""
+    template: Path | None = None
+    """A sample_submission.csv that gives their header and kind of ids and labels."""
     labels: Labels | None = None
     """names or indices of classes, as in predict.py."""
     score_class: str | None = None
@@ -105,14 +108,16 @@ def package_program(options: Options, platform: Literal["codabench", "huggingfac
     from robust_submission.packaging.proof import proof_images
 
     read = checkpoint_files(options.checkpoint, options.trn)
-    check_writable(check_place(options.out, platform), *read, options.images)
+    check_writable(check_place(options.out, platform), *read, options.images, options.template)
     model = load_checkpoint(options.checkpoint, options.trn)
     answers = Answers(
         labels=options.labels,
         score_class=options.score_class,
         probabilities=options.probabilities,
     )
-    layout = plan_layout(options.format, ["0.png"], model.class_names, None, answers)
+    template = read_template(options.template, options.format) if options.template else None
+    names = [*template.rows] if template else ["0.png"]
+    layout = plan_layout(options.format, names, model.class_names, template, answers)
     log.info("%s", layout.describe(model.class_names))
     pixels, description = proof_images(
         options.images, options.checkpoint, options.limit, model.image_size

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -47,8 +47,8 @@ def platform_files(model: RobustClassifier, platform: Platform, layout: Layout) 
     """The names and contents of the submission's files.
 
     Args:
-        layout: Header, columns and labels of the file that the program writes; its rows do not
-            matter.
+        layout: Header, columns and labels of the file that the program writes; of its rows only
+            whether ids have endings.
 
     Raises:
         UserError: see `package_config`.
@@ -59,6 +59,7 @@ def platform_files(model: RobustClassifier, platform: Platform, layout: Layout) 
         "columns": [*layout.columns],
         "label_names": [*layout.label_names],
         "digits": layout.digits,
+        "endings": _has_endings(layout),
     }
     with tempfile.TemporaryDirectory(prefix="package-") as folder:
         write_zip(model, Path(folder) / "model.zip")
@@ -68,6 +69,10 @@ def platform_files(model: RobustClassifier, platform: Platform, layout: Layout) 
         start = {"metadata": f"command: {COMMAND}\n".encode(), "predict.py": PROGRAM.read_bytes()}
     text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
     return start | {"settings.json": text.encode(), "model.zip": weights}
+
+
+def _has_endings(layout: Layout) -> bool:
+    return any(PurePosixPath(str(written)).suffix for written in layout.ids)
 
 
 def check_place(out: Path, platform: Platform) -> Path:
@@ -157,7 +162,9 @@ def _expected_rows(
     predictions = Predictions(
         images=names, labels=logits.argmax(1).numpy(), probabilities=shares.numpy()
     )
-    layout = replace(layout, ids={name: name for name in names})
+    whole = _has_endings(layout)
+    ids = {name if whole else PurePosixPath(name).stem: name for name in names}
+    layout = replace(layout, ids=ids)
     write_predictions(root / "expected.csv", predictions, layout)
     with (root / "expected.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))

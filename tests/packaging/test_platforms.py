@@ -20,6 +20,7 @@ from robust_submission.packaging import platforms
 from robust_submission.packaging.platforms import Platform, check_place, write_platform
 from robust_submission.prediction.layout import plan_layout
 from robust_submission.prediction.schema import Answers, Format, Layout
+from robust_submission.prediction.template import read_template
 from tests.conftest import run_command
 from tests.packaging.test_export import build
 
@@ -98,7 +99,9 @@ def predicted(checkpoint: Path, images: Path, out: Path, *options: object) -> pd
 
 def test_codabench_unpacks_it_and_runs_its_command(checkpoint: Path, images: Path, tmp_path: Path):
     out, app = tmp_path / "submission.zip", tmp_path / "app"
-    layout = layout_of("score", score_class="7")
+    (tmp_path / "sample.csv").write_text("id,pred\n1,0.5\n2,0.5\n")
+    template, answers = read_template(tmp_path / "sample.csv", "csv"), Answers(score_class="7")
+    layout = plan_layout("csv", ["1", "2"], NAMES, template, answers)
     words = write_platform(load_checkpoint(checkpoint), "codabench", out, layout, PIXELS)
     assert words.startswith(f"{out}: ") and "the checkpoint's rows of 6" in words
     with ZipFile(out) as archive:
@@ -114,9 +117,9 @@ def test_codabench_unpacks_it_and_runs_its_command(checkpoint: Path, images: Pat
     found = pd.read_csv(app / "output" / "submission.csv")
     options = ("--format", "score", "--score_class", 7)
     expected = predicted(checkpoint, images, tmp_path / "sub.csv", *options)
-    assert list(found.columns) == ["image_name", "score"] and len(found) == 12
-    assert found["image_name"].tolist() == expected["image_name"].tolist()
-    np.testing.assert_allclose(found["score"], expected["score"], rtol=0, atol=2e-6)
+    assert list(found.columns) == ["id", "pred"] and len(found) == 12
+    assert found["id"].tolist() == [Path(name).stem for name in expected["image_name"]]
+    np.testing.assert_allclose(found["pred"], expected["score"], rtol=0, atol=2e-6)
     assert expected["score"].std() > 1e-3
 
 

@@ -123,7 +123,8 @@ def main() -> None:
                 else "{:.{}f}".format(row[column], settings["digits"])
                 for column in settings["columns"]
             ]
-            writer.writerow([name, *cells])
+            written_id = name if settings["endings"] else os.path.splitext(name)[0]  # noqa: PTH122
+            writer.writerow([written_id, *cells])
     print(f"{path}: {len(names)} rows")
 
 
