@@ -21,10 +21,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from math import isfinite
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import NoReturn, TypeVar
 from unicodedata import normalize
 
 import jsonargparse
@@ -46,6 +45,7 @@ from robust_submission.cli.errors import (
     printable,
     shorten,
 )
+from robust_submission.cli.values import Names, Ratio, Ratios, check_values
 
 Options = TypeVar("Options")
 
@@ -62,38 +62,6 @@ _UNKNOWN = {
 """jsonargparse's messages about an unknown option of the command line or key of a file."""
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-class Ratio(float):
-    """A number, also written as a fraction: `8/255`, `0.03`."""
-
-    def __new__(cls, value: str | float) -> "Ratio":
-        try:
-            above, slash, below = value.partition("/") if isinstance(value, str) else (value, "", 1)
-            ratio = super().__new__(cls, int(above) / int(below) if slash else above)
-        except (ValueError, TypeError, ArithmeticError):
-            ratio = None
-        if ratio is None or not isfinite(ratio):
-            found = shorten(value)
-            raise UserError(f"expected a number or a fraction such as 8/255, found {found}")
-        return ratio
-
-
-class Names(tuple[str, ...]):
-    """A list of names separated by commas: `fgsm,pgd`."""
-
-    def __new__(cls, value: str | Sequence[str] = ()) -> "Names":
-        names = value.split(",") if isinstance(value, str) else value
-        return super().__new__(cls, (name.strip() for name in names if name.strip()))
-
-
-class Ratios(tuple[Ratio, ...]):
-    """A list of ratios separated by commas: `4/255,8/255`."""
-
-    def __new__(cls, value: str | float | Sequence[str | float] = ()) -> "Ratios":
-        if isinstance(value, (str, float, int)):
-            value = str(value).split(",")
-        return super().__new__(cls, (Ratio(number) for number in value))
 
 
 register_type(Ratio, serializer=float, deserializer=Ratio)
@@ -176,7 +144,7 @@ def _build(parser: ArgumentParser, options: type[Options], arguments: Sequence[s
         UserError: the dataclass does.
     """
     namespace = parser.parse_args(list(arguments))
-    _check_values(options, namespace.as_dict())
+    check_values(options, namespace.as_dict())
     values = dict(vars(parser.instantiate(namespace)))
     values.pop("config", None)
     return options(**values)
@@ -191,25 +159,6 @@ def _fault_of(parser: ArgumentParser, options: type[Options], config: str) -> st
     except ArgumentError:
         pass
     return ""
-
-
-def _check_values(options: type, values: Mapping[Any, Any], prefix: str = "") -> None:
-    """Raise UserError for what jsonargparse lets pass: null where a value is needed, and `data: 5`
-    where data is a group of keys."""
-    for field in fields(options):
-        if field.name not in values:
-            continue
-        name, value, kinds = prefix + field.name, values[field.name], get_args(field.type)
-        kind, found = field.type, {name: value}
-        if isinstance(value, list) and kinds:  # of groups, or of plain values
-            kind, found = kinds[0], {f"{name}.{place}": each for place, each in enumerate(value)}
-        for place, each in found.items():
-            if isinstance(kind, type) and is_dataclass(kind):
-                if not isinstance(each, Mapping):
-                    raise UserError(f"{place}: expected a group of keys, found {shorten(each)}.")
-                _check_values(kind, each, f"{place}.")
-            elif each is None and type(None) not in kinds:
-                raise UserError(f"{place}: expected a value, found null.")
 
 
 def _build_parser(options: type, description: str | None, takes_config: bool) -> ArgumentParser:
@@ -249,7 +198,7 @@ def _check_config(parser: ArgumentParser, options: type, config: str, known: Seq
     if not isinstance(values, Mapping):
         raise UserError(f"{config}: expected keys and their values, found {shorten(values)}.")
     try:
-        _check_values(options, values)
+        check_values(options, values)
         parser.parse_args([f"--config={config}"])
     except UserError as error:
         raise UserError(f"{config}: {error}") from error

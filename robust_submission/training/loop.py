@@ -134,7 +134,8 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
                 with interruption.at_once():
                     figures |= training.validate(evaluated, validation, "val")
             except StoppedError as stopped:
-                if not training.recipe.save_steps:  # else it is saved
+                saved = training.recipe.save_steps or len(folder.losses) == len(losses)
+                if not saved:
                     folder.save_state(accelerator, training.ema, losses)
                 stop(accelerator, stopped.number, f"the last step of epoch {epoch + 1}")
             row = {"epoch": epoch + 1, **figures}
