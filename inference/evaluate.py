@@ -117,21 +117,12 @@ def main(options: Options) -> None:
     twin = load_named(options.twin, None).model if options.twin else None
     few = data.first_images(named.image_size)
     views = build_views(named, twin, few, data.class_names, accelerator.device, options)
-    files = AdversarialFiles(
-        tensor=options.save_adversarial,
-        folder=options.save_images,
-        claim=options.out / "robustbench.md",
-        views=views,
-        data=data,
-    )
+    tensor, folder, claim = options.save_adversarial, options.save_images, "robustbench.md"
+    files = AdversarialFiles(tensor, folder, options.out / claim, views, data)
+    save = files.write if tensor or folder else None
+    shown, out = options.shown, options.out
     report = run_evaluation(
-        views,
-        data,
-        options,
-        options.shown,
-        out=options.out,
-        accelerator=accelerator,
-        save=files.write if files.tensor or files.folder else None,
+        views, data, options, shown, out=out, accelerator=accelerator, save=save
     )
     if accelerator.is_main_process:
         print_table(report)

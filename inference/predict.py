@@ -30,6 +30,9 @@ from robust_submission.prediction.schema import (
 from robust_submission.prediction.template import read_template
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from robust_submission.data.loader import EvaluationLoader
     from robust_submission.data.sources import Source
     from robust_submission.prediction.writer import Predictions
 
@@ -99,10 +102,6 @@ class Options:
 
 def predict(options: Options) -> None:
     """Classify each image once and write the prediction file."""
-    import numpy as np
-
-    from robust_submission.data.dataset import ImageDataset
-    from robust_submission.data.loader import EvaluationLoader
     from robust_submission.models.cpu import optimize_for_cpu
     from robust_submission.models.load import load_checkpoint
     from robust_submission.prediction.writer import FREQUENT, label_unread, predict_images
@@ -115,28 +114,16 @@ def predict(options: Options) -> None:
     template = read_template(options.template, format) if options.template else None
     accelerator = start_accelerator()
     source = _open_source(options)
-    indices = np.arange(len(source))[: options.limit]
     model = load_checkpoint(options.checkpoint, options.trn).to(accelerator.device)
     optimize_for_cpu(model, channels_last=accelerator.device.type == "cpu")
     if options.bad_label not in (None, FREQUENT):
         find_class(model.class_names, options.bad_label, "--bad_label")
-    layout = plan_layout(
-        format,
-        source.ids[indices].tolist(),
-        model.class_names,
-        template,
-        options.answers,
-        left_out=source.ids[len(indices) :].tolist(),
-    )
+    names = source.ids[: options.limit].tolist()
+    left_out = source.ids[len(names) :].tolist()
+    layout = plan_layout(format, names, model.class_names, template, options.answers, left_out)
     if accelerator.is_main_process:
         log.info("%s", layout.describe(model.class_names))
-    loader = EvaluationLoader(
-        ImageDataset(source, indices, model.image_size, skip_bad=options.skips),
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
+    loader = _loader(options, source, model.image_size, accelerator)
     predictions, skipped = predict_images(
         model, loader, accelerator, options.checkpoint, layout.needs_probabilities
     )
@@ -150,6 +137,25 @@ def predict(options: Options) -> None:
         _write(options, predictions, layout)
         _name_skipped(options, [*skipped.values()])
     accelerator.end_training()
+
+
+def _loader(
+    options: Options, source: "Source", image_size: int, accelerator: "Accelerator"
+) -> "EvaluationLoader":
+    """The images of this process."""
+    import numpy as np
+
+    from robust_submission.data.dataset import ImageDataset
+    from robust_submission.data.loader import EvaluationLoader
+
+    indices = np.arange(len(source))[: options.limit]
+    return EvaluationLoader(
+        ImageDataset(source, indices, image_size, skip_bad=options.skips),
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
 
 
 def _open_source(options: Options) -> "Source":

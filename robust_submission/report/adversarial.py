@@ -85,7 +85,7 @@ def adversarial_images(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AdversarialFiles:
     """Where the adversarial images of an evaluation go; None for what is not wanted."""
 
