@@ -184,7 +184,7 @@ def test_a_size_that_the_backbone_does_not_take_is_named(backbone: str, size: in
         (ObjectiveConfig, {"name": "challenge", "awp_gamma": 0.01}, "expected adversarial or"),
         (MixupConfig, {"mixup_alpha": nan}, "expected alphas >= 0"),
         (MixupConfig, {"prob": 1.5}, "prob from 0 to 1"),
-        (ModelConfig, {"image_size": 0}, "image_size: expected at least 1, found 0"),
+        (ModelConfig, {"image_size": 0}, "image_size: expected from 1 to 8192, found 0"),
         (Recipe, {"seed": 2**32}, "from 0 to"),
         (
             Recipe,
