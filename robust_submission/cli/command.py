@@ -292,6 +292,12 @@ def run(
         sys.exit(stop.status)
     except KeyboardInterrupt:
         status, message = 130, "interrupted."
+    except SystemExit as end:
+        if end.code == _TERMINATED:  # to take apart what was imported takes Python seconds
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_TERMINATED)
+        raise
     else:
         sys.exit(0)
     print(f"error: {message}", file=sys.stderr)
