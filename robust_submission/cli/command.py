@@ -240,10 +240,12 @@ def _work(work: Callable[[Options], None], options: Options) -> None:
     try:
         work(options)
     except SystemExit as end:
-        if end.code != _TERMINATED:
-            found = f"exit({shorten(end.code)})"
-            raise UserError(f"expected code that returns, found {found}.") from end
-        raise
+        if end.code == _TERMINATED:  # to take apart what was imported takes Python seconds
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_TERMINATED)
+        found = f"exit({shorten(end.code)})"
+        raise UserError(f"expected code that returns, found {found}.") from end
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -292,12 +294,6 @@ def run(
         sys.exit(stop.status)
     except KeyboardInterrupt:
         status, message = 130, "interrupted."
-    except SystemExit as end:
-        if end.code == _TERMINATED:  # to take apart what was imported takes Python seconds
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(_TERMINATED)
-        raise
     else:
         sys.exit(0)
     print(f"error: {message}", file=sys.stderr)
