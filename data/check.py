@@ -10,7 +10,6 @@ layouts.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -19,26 +18,16 @@ from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.data.inspection import Inspection, inspect_data
 from robust_submission.data.sources import Columns
+from robust_submission.settings import StoredData
 
 
 @dataclass(kw_only=True)
-class CheckedData:
+class CheckedData(StoredData):
     """The data set."""
 
     name: str
     """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c, imagenetc or
     images."""
-    root: Path | None = None
-    """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
-    digits."""
-    download: bool = False
-    """Let torchvision download the data set if it is not in root."""
-    image_column: str | None = None
-    """hf: the column of the images; by default the one of type Image."""
-    label_column: str | None = None
-    """hf: the column of the labels; by default the one of type ClassLabel."""
-    max_pixels: int | None = None
-    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
 
 
 @dataclass(kw_only=True)

@@ -12,28 +12,34 @@ from robust_submission.cli.numbers import radius
 
 
 @dataclass(kw_only=True)
-class DataOptions:
-    """The images."""
+class StoredData:
+    """Where the images of a data set are, and what of them is read."""
 
-    name: str | None = None
-    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c or imagenetc (see
-    data/README.md); by default the run's own."""
     root: Path | None = None
     """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
     digits."""
-    split: str = "test"
-    """train, val or test; of cifar10c and imagenetc a kind and a severity, such as fog/3."""
     download: bool = False
     """Let torchvision download the data set if it is not in root."""
     image_column: str | None = None
     """hf: the column of the images; by default the one of type Image."""
     label_column: str | None = None
     """hf: the column of the labels; by default the one of type ClassLabel."""
+    max_pixels: int | None = None
+    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
+
+
+@dataclass(kw_only=True)
+class DataOptions(StoredData):
+    """The images."""
+
+    name: str | None = None
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c or imagenetc (see
+    data/README.md); by default the run's own."""
+    split: str = "test"
+    """train, val or test; of cifar10c and imagenetc a kind and a severity, such as fog/3."""
     labels: Literal["names", "indices"] = "names"
     """names: match the classes with the model's by name, if both have names; indices: take the
     labels as the model's, whatever the classes are called."""
-    max_pixels: int | None = None
-    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
 
 
 @dataclass(frozen=True, kw_only=True)

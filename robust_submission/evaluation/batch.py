@@ -80,7 +80,7 @@ class ChunkEvaluator:
         if job is None:
             return self.draws
         attacks = list(job.attacks(early_stop=False).values())
-        scored = 2 * (self.settings.eot if self.views.random else 1) if job.scores else 0
+        scored = 2 * (self.settings.eot if self.views.random else 1) if job.compares else 0
         seen = attacks[part].passes(self.views.num_classes) * self._draws_seen(
             job.attacker, job.few_draws
         )
@@ -292,7 +292,7 @@ class ChunkEvaluator:
 
         Returns:
             `predictions` int64 (n, draws), -1 for NaN; `distance` float64 (n,) in the job's norm;
-            `fooled` bool (n,) and `loss` float32 (n,), zeros unless the job `scores` (see
+            `fooled` bool (n,) and `loss` float32 (n,), zeros unless the job `compares` (see
             `WorstCase`); `pictures` uint8 (shown, H, W, 3). Of a kept job also `images` float32
             (k, 3, H, W): those of `right` that fool the model in its first draw.
         """
@@ -329,7 +329,7 @@ class ChunkEvaluator:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adversarial images (B, 3, H, W), whether each fooled the model, and its cross-entropy.
 
-        The last two, (B,), on the CPU, are zeros unless the job `scores`.
+        The last two, (B,), on the CPU, are zeros unless the job `compares`.
         """
         seen = self._seen_by(job.attacker, job.few_draws)
         images, labels = chunk.images[rows], chunk.labels[rows]
@@ -337,7 +337,7 @@ class ChunkEvaluator:
         model = self._counted(self.views.model)
         if self.views.random:
             model = self._averaged(self.views.model, self.settings.eot)
-        if job.scores:
+        if job.compares:
             result = WorstCase(attacks={"fooled": attack}).run(
                 seen, images, labels, seeds=seeds, scored_on=model
             )
@@ -353,7 +353,7 @@ class ChunkEvaluator:
                 images, labels, seeds = images[spared], labels[spared], seeds[spared]
                 other = PGD(norm=job.norm, epsilon=job.epsilon, steps=SPARED_STEPS, loss="margin")
                 found[spared] = other(seen, images, labels, seeds=seeds)
-                fooled[spared] = job.scores & ~_is_correct(model, found[spared], labels).cpu()
+                fooled[spared] = job.compares & ~_is_correct(model, found[spared], labels).cpu()
         return found, fooled, losses
 
     def _seen_by(self, attacker: Attacker, few_draws: bool = False) -> Model:

@@ -87,7 +87,7 @@ class Job:
         return several.get(self.attack, (self.attack,))
 
     @property
-    def scores(self) -> bool:
+    def compares(self) -> bool:
         """Whether attacks are compared image by image while it runs."""
         return self.on_survivors or len(self.parts) > 1
 

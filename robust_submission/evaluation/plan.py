@@ -87,8 +87,11 @@ def planted_images(plan: Plan, passes: int, images: int, curve_images: int) -> i
 
 
 def _wants_square(attacks: Sequence[str], norm: str, views: Views) -> bool:
-    """Whether gradients were replaced by a guess, and no attack does without them."""
-    guessed = views.found is not None and not views.random  # there by far too many passes
+    """Whether gradients were replaced by a guess, and no attack does without them.
+
+    Not of a random model: averaged over draws, Square would take too many passes.
+    """
+    guessed = views.found is not None and not views.random
     return guessed and norm != "l1-dense" and not {"square", "autoattack"} & set(attacks)
 
 

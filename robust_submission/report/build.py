@@ -172,7 +172,7 @@ class ReportBuilder:
             if job.attacker in ADAPTIVE:
                 settings["draws_averaged"] = self.settings.eot
                 settings["draws_averaged_if_clear"] = min(ENOUGH, self.settings.eot)
-        if job.scores:
+        if job.compares:
             names = [*job.parts, "an earlier attack"] if job.on_survivors else job.parts
             settings["fooled_first_by"] = {
                 name: int((arrays["fooled_by"] == place).sum()) for place, name in enumerate(names)

@@ -9,6 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from robust_submission.cli.command import Names
 from robust_submission.cli.errors import UserError
+from robust_submission.settings import StoredData
 
 
 def require(holds: bool, name: object, expected: str, found: object) -> None:
@@ -18,22 +19,11 @@ def require(holds: bool, name: object, expected: str, found: object) -> None:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(StoredData):
     """The images to train on."""
 
     name: str = "digits"
     """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge or csv: see data/README.md."""
-    root: Path | None = None
-    """Folder (or manifest) of the data, or its name on the Hugging Face Hub; not needed for
-    digits."""
-    download: bool = False
-    """Let torchvision download the data set if it is not in root."""
-    image_column: str | None = None
-    """hf: the column of the images; by default the one of type Image."""
-    label_column: str | None = None
-    """hf: the column of the labels; by default the one of type ClassLabel."""
-    max_pixels: int | None = None
-    """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
     limit: int | None = None
     """Use only this many of the training images, drawn with the seed and stratified by class,
     including those held out for validation; null for all."""
