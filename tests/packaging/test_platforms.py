@@ -80,6 +80,7 @@ def run_program(command: list[str], program: Path, root: Path) -> None:
         [*namespaces(), *words], cwd=program, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert "left out" in done.stderr and "notes.txt\n" in done.stderr
 
 
 def predicted(checkpoint: Path, images: Path, out: Path, *options: object) -> pd.DataFrame:

@@ -36,12 +36,15 @@ def natural_key(name: str) -> list:
 
 
 def find_images(source: str) -> tuple:
-    """The folder that all images are in, and their names from there."""
-    paths = []
+    """The folder that all images are in, and their names from there; says what it leaves out."""
+    paths, others = [], []
     for folder, below, files in os.walk(source, followlinks=True):
-        below[:] = [name for name in below if name[0] not in "._@"]
-        names = [name for name in files if os.path.splitext(name)[1].lower() in ENDINGS]  # noqa: PTH122
-        paths += [Path(folder, name) for name in names if name[0] != "."]
+        below[:] = [name for name in below if name[0] not in ".@" and name != "__MACOSX"]
+        for path in (Path(folder, name) for name in files if name[0] != "."):
+            (paths if path.suffix.lower() in ENDINGS else others).append(path)
+    if others:
+        names = ", ".join(map(str, others))
+        print(f"left out, no images by their endings: {names}", file=sys.stderr)
     if not paths:
         sys.exit(f"{source}: expected images, found none.")
     top = Path(os.path.commonpath([path.parent for path in paths]))
