@@ -75,7 +75,7 @@ def planted_images(plan: Plan, passes: int, images: int, curve_images: int) -> i
 
     Up to 100 of the curves' images, for at most a sixth of the passes that are planned, but at
     least 20 of them. Other attacks stop early where they can, so that of the passes that are made
-    it is up to a quarter. Attacks without a number of steps count as one step.
+    it is about a quarter. AutoAttack, whose passes depend on what survives, counts as one step.
     """
     if plan.planted is None:
         return 0
