@@ -91,6 +91,13 @@ class PGD(BallAttack):
     random_start: bool = True
     """Start at a point drawn from the ball instead of at the image."""
 
+    noise: float = 1.0
+    """The radius of the random start, in units of epsilon."""
+
+    clip: bool = True
+    """Keep the points in the ball. Without it a point may leave the ball, by its start and by each
+    step: for training only, as in N-FGSM (de Jorge et al. 2022), which starts at twice epsilon."""
+
     restarts: int = 1
     """Runs from different starts. With more than one, each run costs one more forward pass, and
     the result is a point that fools the model if there is one; among equals, that of larger
@@ -129,6 +136,7 @@ class PGD(BallAttack):
         check_at_least("steps", self.steps, 1 if self.stride else 0)
         check_at_least("restarts", self.restarts, 1)
         check_at_least("decay", self.decay, 0)
+        check_at_least("noise", self.noise, 0)
         if self.step_size is not None:
             check_at_least("step_size", self.step_size, 0)
         if isinstance(self.loss, str):
@@ -154,7 +162,10 @@ class PGD(BallAttack):
     def _ascend(self, model: Model, images: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         """One run: at each step gradient, step, project."""
         norm, velocity = NORMS[self.norm], None
-        points = norm.random_start(images, self.epsilon, draws) if self.random_start else images
+        radius = self.epsilon if self.clip else torch.inf
+        points = images
+        if self.random_start:
+            points = norm.random_start(images, self.noise * self.epsilon, draws)
         early_stop = EarlyStop(points) if self.early_stop else None
         for _ in range(self.steps):
             gradient, logits = input_gradient(model, points, labels, self._objective)
@@ -168,7 +179,7 @@ class PGD(BallAttack):
                 if len(points) == 0:
                     break
             points = torch.add(points, norm.direction(velocity, points), alpha=self.step)
-            points = norm.project(points, images, self.epsilon)
+            points = norm.project(points, images, radius)
         return early_stop.finish(points) if early_stop else points
 
     @property

@@ -63,7 +63,9 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, 
     objective = build_objective(config, recipe.mixup)
     attacks = {}
     if config.attacks:
-        attacks["robust_accuracy"] = partial(attack_revealed, validation_attack(config.epsilon))
+        attacks["robust_accuracy"] = partial(
+            attack_revealed, validation_attack(config.epsilon, config.norm)
+        )
     training = Training(
         recipe=recipe,
         accelerator=accelerator,

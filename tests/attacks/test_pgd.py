@@ -1,6 +1,7 @@
 """The gradient loop: closed forms, relations between attacks, early stop, restarts and draws."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -307,6 +308,28 @@ def test_more_restarts_never_hurt(digits, early_stop, loss):
                 )
             assert (new >= old - 1e-4).all()
         before = found
+
+
+@pytest.mark.parametrize(("norm", "length"), [("linf", math.inf), ("l2", 2)])
+def test_n_fgsm_leaves_the_ball_by_its_noise_and_one_step(digits, norm, length):
+    """de Jorge et al. 2022, equation 4: the image, noise of twice epsilon, a step of epsilon."""
+    model, images, labels = digits
+    noise = UniformNoise(norm=norm, epsilon=0.1)(model, images, labels)
+    (gradient,) = torch.autograd.grad(
+        nn.functional.cross_entropy(model(noise.requires_grad_()), labels, reduction="sum"), noise
+    )
+    step = gradient.sign()
+    if norm == "l2":
+        step = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    expected = (noise + 0.05 * step).detach().clamp(0, 1)
+    attack = PGD(norm=norm, epsilon=0.05, steps=1, step_size=0.05, noise=2, clip=False)
+    found = attack(model, images, labels)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    moved = torch.linalg.vector_norm((found - images).flatten(1), length, dim=1)
+    assert (moved > 0.05).all() and (moved <= 0.15 + 1e-6).all()
+    clipped = replace(attack, clip=True)(model, images, labels)
+    moved = torch.linalg.vector_norm((clipped - images).flatten(1), length, dim=1)
+    assert (moved <= 0.05 + 1e-6).all()
 
 
 def test_labels_may_be_probabilities_and_the_loss_a_function(digits):

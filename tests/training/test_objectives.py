@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from robust_submission.models.classifier import Normalize, RobustClassifier
 from robust_submission.training.mixing import Challenge, MixedCrossEntropy, Mixing
 from robust_submission.training.objectives import (
     CrossEntropy,
+    Guided,
     Trades,
     attack_revealed,
     build_objective,
@@ -83,10 +85,11 @@ def test_mode_and_requires_grad_are_restored_also_after_an_error(
 
 
 @pytest.mark.parametrize(
-    "objective", [CrossEntropy(attack=PGD(steps=1)), Trades(attack=PGD(steps=1)), Challenge()]
+    "objective",
+    [*(kind(attack=PGD(steps=1)) for kind in (CrossEntropy, Trades, Guided)), Challenge()],
 )
 def test_every_objective_attacks_frozen_weights(
-    objective: CrossEntropy | Trades | Challenge,
+    objective: CrossEntropy | Trades | Guided | Challenge,
     classifier: RobustClassifier,
     batch: tuple[Tensor, Tensor],
 ):
@@ -215,6 +218,24 @@ def test_mixed_cross_entropy_is_that_of_mixed_targets(
     torch.testing.assert_close(objective.loss(classifier, examples), expected)
 
 
+def test_guided_is_clean_cross_entropy_and_a_squared_distance(
+    classifier: RobustClassifier, batch: tuple[Tensor, Tensor]
+):
+    images, labels = batch
+    objective = Guided(attack=PGD(steps=1), beta=3.0)
+    (both, _) = objective.examples(classifier, images, labels, SEEDS)
+    torch.testing.assert_close(both[:16], images, atol=0, rtol=0)
+    with torch.no_grad():
+        clean, adversarial = (classifier(each).double().softmax(1) for each in both.chunk(2))
+        distance = ((clean - adversarial) ** 2).sum(1)
+        expected = -clean[range(16), labels].log().mean() + 3 * distance.mean()
+        found = objective.loss(classifier, (both, labels))
+        misled = PGD(steps=1)(classifier, images, labels, seeds=SEEDS)
+        at_random = ((clean - classifier(misled).softmax(1)) ** 2).sum(1)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert distance.mean() > 2 * at_random.mean()  # attacked through the revealed model
+
+
 def test_an_objective_has_what_its_recipe_says():
     one_step = {"epsilon": Ratio("4/255"), "step_size": Ratio("5/255"), "steps": 1}
     attack = PGD(epsilon=4 / 255, step_size=5 / 255, steps=1)
@@ -226,9 +247,14 @@ def test_an_objective_has_what_its_recipe_says():
     four_steps = PGD(epsilon=4 / 255, steps=4)
     assert isinstance(built, Trades)
     assert with_more_steps(built) == Trades(attack=four_steps, beta=2, label_smoothing=0.1)
+    n_fgsm = {"norm": "l2", "noise": 2.0, "clip": False}
+    guided = ObjectiveConfig(name="guided", beta=10, **n_fgsm, **one_step)
+    built = build_objective(guided, MixupConfig())
+    assert built == Guided(attack=replace(attack, **n_fgsm))
+    assert with_more_steps(built) == Guided(attack=replace(four_steps, norm="l2"))
     assert with_more_steps(CrossEntropy(attack=ATTACK)) is None
     assert with_more_steps(CrossEntropy()) is None
-    assert validation_attack(0.1) == PGD(epsilon=0.1, step_size=0.025, steps=10)
+    assert validation_attack(0.1, "l2") == PGD(norm="l2", epsilon=0.1, step_size=0.025, steps=10)
     assert build_objective(ObjectiveConfig(), MixupConfig()) == CrossEntropy()
     assert build_objective(ObjectiveConfig(name="challenge"), MixupConfig()) == Challenge()
     mixup = MixupConfig(cutmix_alpha=0.8, prob=0.5)

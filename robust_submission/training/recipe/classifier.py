@@ -46,26 +46,35 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is minimised."""
 
-    name: Literal["standard", "adversarial", "trades", "challenge"] = "standard"
+    name: Literal["standard", "adversarial", "trades", "guided", "challenge"] = "standard"
     """standard: cross-entropy; adversarial: cross-entropy on PGD examples (Madry et al. 2018);
-    trades: clean and PGD examples (Zhang et al. 2019); challenge: clean, MixUp, CutMix and FGSM
-    images of random radius, like the challenge's 2nd place."""
+    trades: clean and PGD examples (Zhang et al. 2019); guided: the same, held together by the
+    squared distance of their probabilities, for attacks of one step (GAT, Sriramanan et al. 2020);
+    challenge: clean, MixUp, CutMix and FGSM images of random radius, like the challenge's 2nd
+    place."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the attack."""
     epsilon: Ratio = Ratio("8/255")
-    """Radius of the attack in L-infinity, in pixel values from 0 to 1."""
+    """Radius of the attack, in pixel values from 0 to 1; 0.5 is usual with norm l2."""
     step_size: Ratio = Ratio("2/255")
     """Step of the attack; with one step, 1.25 epsilon is usual (Wong et al. 2020)."""
     steps: int = 10
     """Steps of the attack, from a random start."""
+    noise: float = 1.0
+    """Radius of the random start, in units of epsilon."""
+    clip: bool = True
+    """Keep the attack in its ball. N-FGSM (de Jorge et al. 2022) does not: one step of size
+    epsilon from noise 2, without clip."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
     beta: float = 6.0
-    """Weight of the divergence in trades."""
+    """Weight of the difference between clean and attacked images in trades (6) and guided (10)."""
     fall_back: bool = True
     """Continue one-step training with four steps after val_robust_accuracy has fallen below half of
     its best (catastrophic overfitting). With more steps there is only a warning."""
     awp_gamma: float = 0.0
-    """Size of the adversarial weight perturbation of adversarial and trades, relative to the
-    weights (Wu et al. 2020 use 0.005 to 0.01); 0 for none."""
+    """Size of the adversarial weight perturbation, relative to the weights (Wu et al. 2020 use
+    0.005 to 0.01); 0 for none. For objectives that attack."""
     awp_warmup: int = 0
     """Epochs before the weights are perturbed."""
 
@@ -78,12 +87,13 @@ class ObjectiveConfig:
         holds, found = all(0 <= each < inf for each in weights), ", ".join(map(str, weights))
         require(holds, "objective", "beta, awp_gamma, awp_warmup >= 0", found)
         holds = not self.awp_gamma or self.attacks
-        require(holds, "objective.awp_gamma", "adversarial or trades", self.name)
+        require(holds, "objective.awp_gamma", "adversarial, trades or guided", self.name)
+        require(0 <= self.noise < inf, "objective.noise", "a number from 0 on", self.noise)
 
     @property
     def attacks(self) -> bool:
         """Whether it trains on PGD examples of the given radius and steps."""
-        return self.name in ("adversarial", "trades")
+        return self.name in ("adversarial", "trades", "guided")
 
 
 @dataclass(kw_only=True)
