@@ -119,8 +119,9 @@ def _devices() -> list[str]:
 
 def walls() -> Walls:
     """What an isolated process cannot leave."""
-    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
-    if any(mark.exists() for mark in marks) and _devices() == ["lo"]:
+    # podman marks the process too: where all is read-only, its file is not there.
+    marked = Path("/.dockerenv").exists() or os.environ.get("container") == "podman"
+    if marked and _devices() == ["lo"]:
         return "container"
     return "namespaces" if namespaces() else "none"
 

@@ -445,3 +445,12 @@ def test_what_is_no_submission(tmp_path: Path, name: str, found: str):
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(UserError, match=rf"{name}: expected .*, found {found}\."):
         try_submission(tmp_path / name, RULES)
+
+
+def test_podman_is_a_container_only_without_a_network(monkeypatch: pytest.MonkeyPatch):
+    """Its own file is not there where all is read-only, as `check.py --container` runs it."""
+    monkeypatch.setenv("container", "podman")
+    monkeypatch.setattr(sandbox, "_devices", lambda: ["lo"])
+    assert sandbox.walls() == "container"
+    monkeypatch.setattr(sandbox, "_devices", lambda: ["eth0", "lo"])
+    assert sandbox.walls() != "container"
