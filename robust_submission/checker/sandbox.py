@@ -119,8 +119,8 @@ def _devices() -> list[str]:
 
 def walls() -> Walls:
     """What an isolated process cannot leave."""
-    # podman marks the process too: where all is read-only, its file is not there.
-    marked = Path("/.dockerenv").exists() or os.environ.get("container") == "podman"
+    # podman marks the process as well, as its file is missing where all is read-only.
+    marked = Path("/.dockerenv").exists() or os.environ.get("container") == "podman"  # noqa: SIM112
     if marked and _devices() == ["lo"]:
         return "container"
     return "namespaces" if namespaces() else "none"
