@@ -15,17 +15,16 @@ import timm
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robust_submission.cli.documents import open_file, validated
+from robust_submission.cli.documents import validated
 from robust_submission.cli.errors import UserError
 from robust_submission.models.configuration import IMAGENET_MEAN, IMAGENET_STD, ClassifierArguments
 from robust_submission.models.gcm import GCM
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.surgery import StraightThrough, evaluating, frozen, replaced
 from robust_submission.models.trn import TRN, DifferentiableTRN
+from robust_submission.models.weights import load_weights
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -181,37 +180,15 @@ class RobustClassifier(
         return model.eval()
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load every tensor of a safetensors file into `model`, strictly.
-
-    Raises:
-        UserError: the file is missing, unreadable or not safetensors, or its tensors are not those
-            of the model (the first difference is named).
-    """
-    open_file(path, "a safetensors file", most=2**40).close()
-    try:
-        found = load_file(path)
-    except SafetensorError as error:
-        found = f"found other bytes: {error}"
-        raise UserError(f"{path}: expected a safetensors file, {found}.") from error
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in found:
-            raise UserError(f"{path}: expected the tensor {name}, found none of that name.")
-        if found[name].shape != tensor.shape:
-            shape = f"of shape {tuple(tensor.shape)}, found {tuple(found[name].shape)}"
-            raise UserError(f"{path}: expected {name} {shape}.")
-    if foreign := sorted(found.keys() - expected.keys()):
-        more = f"{len(foreign)} more: {foreign[0]}"
-        raise UserError(f"{path}: expected the model's tensors alone, found {more}.")
-    model.load_state_dict(found, strict=True)
-
-
 def _create_backbone(name: str, num_classes: int, arguments: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; nearest known: {nearest[0]}" if nearest else ""
         raise UserError(f"backbone: expected a timm model, received {name!r}{hint}.")
+    try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that it does not have
+        raise UserError(f"backbone: expected a timm model, received {name!r}: {error}") from error
     try:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
     except Exception as error:  # timm's networks check their arguments in every way there is

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from robust_submission.cli.documents import MEBIBYTE, read_json, validated
 from robust_submission.cli.errors import UserError
-from robust_submission.models.classifier import Normalize, RobustClassifier, load_weights
+from robust_submission.models.classifier import Normalize, RobustClassifier
 from robust_submission.models.configuration import ClassifierArguments, TRNArguments
 from robust_submission.models.trn import TRN
 from robust_submission.models.user_function import call_function
+from robust_submission.models.weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)

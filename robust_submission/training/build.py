@@ -4,7 +4,6 @@ import warnings
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
@@ -16,12 +15,12 @@ from torch.optim import SGD, Adam, Optimizer
 
 from robust_submission.cli.documents import validated
 from robust_submission.cli.errors import UserError
-from robust_submission.models.classifier import RobustClassifier, load_weights
+from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.configuration import TRNArguments
 from robust_submission.models.cpu import optimize_for_cpu
-from robust_submission.models.load import load_named, load_trn
-from robust_submission.models.surgery import evaluating
+from robust_submission.models.load import load_named
 from robust_submission.models.trn import TRN
+from robust_submission.models.weights import load_weights
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.objectives import (
     attack_revealed,
@@ -37,6 +36,7 @@ from robust_submission.training.recipe import (
     TRNRecipe,
     require,
 )
+from robust_submission.training.start import build_classifier, require_allowed
 from robust_submission.training.state import Training, is_sharded, require_whole_weights
 from robust_submission.training.trn import RestorationLoss, attack_unaware, build_restoration
 
@@ -45,12 +45,16 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, 
     """A classifier's model, optimiser, schedule and objective, prepared by accelerate; its data.
 
     Raises:
-        UserError: See `load_data` and `build_classifier`; or the weights are sharded, and the
-            recipe has a TRN, perturbs weights or has them channels-last.
+        UserError: See `load_data`, `build_classifier` and `require_allowed`; or the weights are
+            sharded, and the recipe has a TRN, perturbs or freezes weights or has them
+            channels-last.
     """
+    require_allowed(recipe)
     config, channels_last = recipe.objective, recipe.model.channels_last
     if recipe.trn is not None or config.awp_gamma:
         require_whole_weights(accelerator, "trn and objective.awp_gamma")
+    if recipe.model.freeze_epochs:
+        require_whole_weights(accelerator, "model.freeze_epochs")
     if channels_last:
         require_whole_weights(accelerator, "model.channels_last")
     elif channels_last is None:
@@ -77,6 +81,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, 
         fall_back=with_more_steps(objective) if config.fall_back else None,
         awp_gamma=config.awp_gamma,
         awp_warmup=config.awp_warmup,
+        freeze_epochs=recipe.model.freeze_epochs,
         validation_attacks=attacks,
         train_loader=data.train,
     )
@@ -117,47 +122,6 @@ def build_trn_training(
         keep=(lambda model: model) if config.end_to_end else trn_of,
     )
     return training, data
-
-
-def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier:
-    """The recipe's classifier, its weights drawn from the seed or loaded from another run.
-
-    Raises:
-        UserError: The run to start from, or the TRN, is missing or of another shape; or the
-            backbone does not take images of this size.
-    """
-    config, randomize = recipe.model, None
-    if config.randomize is not None:
-        randomize = {"min_size": config.randomize, "seed": recipe.seed}
-    set_seed(recipe.seed)
-    classifier = RobustClassifier(
-        class_names=class_names,
-        backbone=config.backbone,
-        backbone_args=config.backbone_args,
-        image_size=config.image_size,
-        mean=list(config.mean),
-        std=list(config.std),
-        conceal=config.conceal,
-        randomize=randomize,
-    )
-    require_size(classifier, config)
-    if recipe.checkpoint is not None:
-        load_weights(classifier, recipe.checkpoint / SAFETENSORS_SINGLE_FILE)
-    if recipe.trn is not None:
-        classifier.attach_trn(load_trn(recipe.trn).requires_grad_(False))
-    return classifier
-
-
-def require_size(classifier: RobustClassifier, config: ModelConfig) -> None:
-    """Classify a black image; raise UserError if the backbone cannot."""
-    size = config.image_size
-    try:
-        with torch.no_grad(), evaluating(classifier):
-            classifier.classify(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(
-            f"model.image_size: expected one that {config.backbone} takes, found {size}: {error}"
-        ) from error
 
 
 def takes_graphs(recipe: Recipe, accelerator: Accelerator) -> bool:

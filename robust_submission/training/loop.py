@@ -21,7 +21,8 @@ from robust_submission.attacks import image_seeds
 from robust_submission.cli.errors import StoppedError, UserError, log
 from robust_submission.data.dataset import Batch
 from robust_submission.data.loader import EvaluationLoader
-from robust_submission.models.classifier import RobustClassifier, load_weights
+from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.weights import load_weights
 from robust_submission.runtime import start_accelerator
 from robust_submission.training.data import TrainingData
 from robust_submission.training.objectives import (
@@ -128,7 +129,8 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
         keep_best(training, training.evaluated(), folder)
     with Interruption(accelerator) as interruption:
         for epoch in range(len(folder.rows), training.recipe.epochs):
-            figures, losses = train_epoch(training, folder, interruption)
+            with training.training_mode(epoch):
+                figures, losses = train_epoch(training, folder, interruption)
             evaluated = training.evaluated()
             try:
                 with interruption.at_once():
@@ -194,7 +196,6 @@ def train_epoch(
     losses, rates = torch.zeros(steps, device=accelerator.device), [0.0] * steps
     losses[:start] = folder.losses
     loader.set_epoch(epoch, start)
-    training.model.train()
     show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
     for step, batch in enumerate(show(loader, initial=start, total=steps), start):
         losses[step] = train_step(training, objective, batch, epoch, step)
@@ -288,9 +289,10 @@ def compute_gradients(
                 perturbed = perturbed_weights(*weights, victim_loss, training.awp_gamma)
             with perturbed:
                 with accelerator.autocast():
-                    loss = objective.loss(training.model, examples)
+                    loss = objective.loss(training.trained_model(epoch), examples)
                 accelerator.backward(loss)
         total += loss.detach() / parts
+    training.average_gradients(epoch)
     return total
 
 

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import FrameType
@@ -28,7 +28,9 @@ from robust_submission.data.loader import (
     micro_batches,
 )
 from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.surgery import evaluating, frozen
 from robust_submission.models.trn import TRN
+from robust_submission.models.weights import head_of
 from robust_submission.training.recipe import RunRecipe
 
 
@@ -73,6 +75,8 @@ class Training:
     """Size of the adversarial weight perturbation; 0 for none."""
     awp_warmup: int = 0
     """Epochs before the weights are perturbed."""
+    freeze_epochs: int = 0
+    """Epochs at the start that train the backbone's head alone; not with sharded weights."""
     validation_attacks: Mapping[str, Callable[..., Tensor]]
     """What is measured beside clean accuracy: names of metrics, and functions from classifier,
     images, labels and seeds to attacked images."""
@@ -99,6 +103,34 @@ class Training:
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         if self.ema:
             self.ema.to(device)
+
+    @contextmanager
+    def training_mode(self, epoch: int) -> Iterator[None]:
+        """Set the modes for training an epoch; what it does not train is in eval mode and frozen.
+
+        Weights that are not trained have no gradient: the optimiser leaves them and their momentum
+        alone, and their average is the weights themselves.
+        """
+        self.model.train()
+        with ExitStack() as stack:
+            if epoch < self.freeze_epochs:
+                backbone = self.classifier.backbone
+                stack.enter_context(evaluating(backbone))
+                stack.enter_context(frozen(backbone))
+                head_of(backbone).train().requires_grad_(True)
+            yield
+
+    def trained_model(self, epoch: int) -> nn.Module:
+        """What the loss is computed with in an epoch: a parallel wrapper expects a gradient for
+        every weight, so that the head alone is trained without; see `average_gradients`."""
+        return self.classifier if epoch < self.freeze_epochs else self.model
+
+    def average_gradients(self, epoch: int) -> None:
+        """Average the gradients over the processes where no parallel wrapper did."""
+        if epoch < self.freeze_epochs:
+            for weight in self.classifier.parameters():
+                if weight.grad is not None:
+                    weight.grad = cast(Tensor, self.accelerator.reduce(weight.grad, "mean"))
 
     def gathered(self) -> RobustClassifier:
         """The classifier with all its weights in this process. All processes must call it."""

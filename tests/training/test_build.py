@@ -26,7 +26,6 @@ from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
 from robust_submission.training.build import (
     arrange_backbone,
-    build_classifier,
     build_optimizer,
     build_scheduler,
     takes_graphs,
@@ -42,6 +41,7 @@ from robust_submission.training.recipe import (
     RestorationConfig,
     TRNRecipe,
 )
+from robust_submission.training.start import build_classifier
 from robust_submission.training.state import Training
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -181,9 +181,20 @@ def test_a_size_that_the_backbone_does_not_take_is_named(backbone: str, size: in
         (ObjectiveConfig, {"epsilon": nan}, "epsilon >= 0"),
         (ObjectiveConfig, {"steps": 0}, "steps >= 1"),
         (ObjectiveConfig, {"name": "trades", "beta": -1.0}, "beta, awp_gamma, awp_warmup >= 0"),
-        (ObjectiveConfig, {"name": "challenge", "awp_gamma": 0.01}, "expected adversarial or"),
+        (
+            ObjectiveConfig,
+            {"name": "challenge", "awp_gamma": 0.01},
+            "expected adversarial, trades",
+        ),
         (MixupConfig, {"mixup_alpha": nan}, "expected alphas >= 0"),
         (MixupConfig, {"prob": 1.5}, "prob from 0 to 1"),
+        (ModelConfig, {"freeze_epochs": -1}, "freeze_epochs: expected at least 0, found -1"),
+        (Recipe, {"model": ModelConfig(freeze_epochs=1)}, "expected 0 without model.pretrained"),
+        (
+            Recipe,
+            {"model": ModelConfig(pretrained=True), "checkpoint": Path("runs/a")},
+            "pretrained: expected false with a checkpoint",
+        ),
         (ModelConfig, {"image_size": 0}, "image_size: expected from 1 to 8192, found 0"),
         (Recipe, {"seed": 2**32}, "from 0 to"),
         (

@@ -71,10 +71,16 @@ def test_it_goes_on_to_the_same_weights(sharded: Path, few_digits: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("objective.awp_gamma", "0.01"), ("model.channels_last", "true")]
+    ("name", "value"),
+    [
+        ("objective.awp_gamma", "0.01"),
+        ("model.channels_last", "true"),
+        ("model.freeze_epochs", "1"),
+    ],
 )
 def test_what_needs_whole_weights_is_refused(name: str, value: str):
-    words, sharding = ("--objective.name", "adversarial"), Mock(distributed_type="FSDP")
+    words = ("--objective.name", "adversarial", "--checkpoint", "runs/quickstart")
+    sharding = Mock(distributed_type="FSDP")
     recipe = parse(Recipe, [*words, f"--{name}", value])
     with pytest.raises(ValueError, match=f"{name}: expected whole weights"):
         build_training(recipe, sharding)

@@ -11,6 +11,7 @@ from robust_submission.training.recipe.classifier import (
     ModelConfig,
     ObjectiveConfig,
     Recipe,
+    RulesConfig,
 )
 from robust_submission.training.recipe.run import (
     DataConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "OptimizerConfig",
     "Recipe",
     "RestorationConfig",
+    "RulesConfig",
     "RunRecipe",
     "TRNConfig",
     "TRNRecipe",

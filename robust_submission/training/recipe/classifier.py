@@ -17,6 +17,11 @@ class ModelConfig:
     """Any timm model."""
     backbone_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the timm model, such as {patch_size: 2}."""
+    pretrained: bool = False
+    """Start from timm's pretrained weights of the backbone, from the Hugging Face Hub or its cache
+    (safetensors alone); the head is new where the classes differ."""
+    freeze_epochs: int = 0
+    """Epochs at the start that train the head alone; the rest is in eval mode."""
     image_size: int = 32
     """Side of the square input, in pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -38,6 +43,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         size = self.image_size
         require(1 <= size <= 8192, "model.image_size", "from 1 to 8192", size)
+        holds, found = self.freeze_epochs >= 0, self.freeze_epochs
+        require(holds, "model.freeze_epochs", "at least 0", found)
         require(all(map(isfinite, self.mean)), "model.mean", "finite numbers", self.mean)
         require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
 
@@ -119,11 +126,22 @@ class MixupConfig:
 
 
 @dataclass(kw_only=True)
+class RulesConfig:
+    """What the rules of a challenge allow."""
+
+    pretrained: bool = True
+    """Starting from weights trained elsewhere: model.pretrained, a checkpoint that is a file, or a
+    run that itself began so."""
+
+
+@dataclass(kw_only=True)
 class Recipe(RunRecipe):
     """A training run of a classifier."""
 
     checkpoint: Path | None = None
-    """Start from the weights of this run, of the same shapes; null for new ones."""
+    """Start from the weights of this run folder, of the same shapes; or from those of a backbone, a
+    .safetensors file with timm's names, with a new head where the classes differ; null for new
+    ones."""
     trn: Path | None = None
     """Train behind the TRN of this run, which is not changed; null for none."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -132,6 +150,8 @@ class Recipe(RunRecipe):
     """What is minimised."""
     mixup: MixupConfig = field(default_factory=MixupConfig)
     """MixUp and CutMix."""
+    rules: RulesConfig = field(default_factory=RulesConfig)
+    """The challenge's rules."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,6 +159,12 @@ class Recipe(RunRecipe):
         expected = f"both alphas 0 with the objective {name}"
         found = f"{mixup.mixup_alpha} and {mixup.cutmix_alpha}"
         require(name == "standard" or not mixup.mixes, "mixup", expected, found)
+        pretrained, start = self.model.pretrained, self.checkpoint
+        holds = not pretrained or start is None
+        require(holds, "model.pretrained", "false with a checkpoint", "true")
+        holds = not self.model.freeze_epochs or pretrained or start is not None
+        expected = "0 without model.pretrained and without a checkpoint"
+        require(holds, "model.freeze_epochs", expected, self.model.freeze_epochs)
         # A TRN's gradient map is differentiated again, which compiled code does not support.
         holds = self.trn is None or not self.model.compile
         require(holds, "model.compile", "false with a trn", "true")
