@@ -1,9 +1,10 @@
-"""Show what each operation of the challenge recipe does to an image, on one sheet.
+"""Show what each operation of the augmentations does to an image, on one sheet.
 
     python data/show_augmentations.py --image photo.jpg --out sheet.png --draws 3
 
 The image comes first, then the 32 operations of `--data.augmentation challenge`, each applied for
-certain; training applies each with probability 0.05.
+certain; training applies each with probability 0.05. Then RandAugment's 15 operations at its mean
+strength, TrivialAugment, and random erasing (`--data.policy`, `--data.erasing`).
 """
 
 import math
@@ -58,9 +59,20 @@ def draw_operations(image: np.ndarray, seed: int, draws: int) -> dict[str, np.nd
         uint8 (S, draws * S, 3) a name.
     """
     from robust_submission.data.augment import apply_transform
-    from robust_submission.data.challenge_operations import challenge_operations
+    from robust_submission.data.challenge_operations import Drawn, challenge_operations
+    from robust_submission.data.policies import (
+        at_strength,
+        erase,
+        randaugment_levels,
+        trivialaugment,
+    )
 
-    operations = challenge_operations(image.shape[0], p=1)
+    side = image.shape[0]
+    levels = randaugment_levels(side)
+    drawn = {f"rand {name}": at_strength(levels, name, 0.9) for name in levels}
+    drawn |= {"trivialaugment": trivialaugment(side), "erasing": erase}
+    operations = challenge_operations(side, p=1)
+    operations |= {name: Drawn(function) for name, function in drawn.items()}
     return {
         name: np.hstack(
             [

@@ -17,8 +17,14 @@ import cv2
 import numpy as np
 
 from robust_submission.cli.errors import UserError
-from robust_submission.data.challenge_operations import FLIPS, Transform, challenge_operations
+from robust_submission.data.challenge_operations import (
+    FLIPS,
+    Drawn,
+    Transform,
+    challenge_operations,
+)
 from robust_submission.data.images import resize_image
+from robust_submission.data.policies import POLICIES, erase
 
 
 def apply_transform(
@@ -86,11 +92,20 @@ class Augmentation:
     """light, augmix: the largest shift, as a share of the side; the edge is reflected."""
     min_scale: float = 0.08
     """imagenet, challenge: the smallest share of the image's area that a crop covers."""
+    policy: str = "none"
+    """What follows `name`: none, randaugment or trivialaugment."""
+    erasing: float = 0.0
+    """Share of the images in which a box is erased, after all else."""
 
     def __post_init__(self) -> None:
         if self.name not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
             raise UserError(f"augmentation: expected one of {known}, found {self.name!r}.")
+        if self.policy not in ("none", *POLICIES):
+            known = ", ".join(POLICIES)
+            raise UserError(f"policy: expected one of none, {known}, found {self.policy!r}.")
+        if not 0 <= self.erasing <= 1:
+            raise UserError(f"erasing: expected from 0 to 1, found {self.erasing}.")
         if self.image_size < 1:
             raise UserError(f"image_size: expected at least 1, found {self.image_size}.")
         if not 0 <= self.padding < 1:
@@ -108,11 +123,9 @@ class Augmentation:
         Returns:
             uint8 (image_size, image_size, 3), RGB.
         """
-        if self.name == "none":
-            return resize_image(image, self.image_size)
-        if self.name in ("light", "augmix"):
+        if self.name in ("none", "light", "augmix"):
             image = resize_image(image, self.image_size)
-        return apply_transform(self._chain, image, rng)
+        return apply_transform(self._chain, image, rng) if self._chain.transforms else image
 
     def __getstate__(self) -> dict[str, object]:
         """The settings alone: a worker process builds its own transforms."""
@@ -121,7 +134,12 @@ class Augmentation:
     @cached_property
     def _chain(self) -> A.Compose:
         cv2.setNumThreads(0)  # workers are the parallelism, and OpenCV's threads don't survive fork
-        return A.Compose(_CHAINS[self.name](self))
+        chain = _CHAINS[self.name](self)
+        if self.policy != "none":
+            chain.append(Drawn(POLICIES[self.policy](self.image_size)))
+        if self.erasing:
+            chain.append(Drawn(erase, p=self.erasing))
+        return A.Compose(chain)
 
 
 def _flip(settings: Augmentation) -> list[Transform]:
@@ -166,9 +184,10 @@ def _challenge(settings: Augmentation) -> list[Transform]:
 
 
 _CHAINS: dict[str, Callable[[Augmentation], list[Transform]]] = {
+    "none": lambda _: [],
     "light": _light,
     "augmix": _augmix,
     "imagenet": _imagenet,
     "challenge": _challenge,
 }
-AUGMENTATIONS = ("none", *_CHAINS)
+AUGMENTATIONS = tuple(_CHAINS)

@@ -31,7 +31,8 @@ from robust_submission.report.schema import Report, read_report
 CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 RECIPE, PROVENANCE, REPORT = "recipe.yaml", "provenance.json", "report.json"
 TRAINING = (
-    *("data.name", "data.augmentation", "epochs", "batch_size", "optimizer.name", "optimizer.lr"),
+    *("data.name", "data.augmentation", "data.policy", "data.erasing", "epochs", "batch_size"),
+    *("optimizer.name", "optimizer.lr"),
     *("objective.name", "objective.epsilon", "objective.steps", "seed"),
 )
 """The keys of a recipe that the card shows."""

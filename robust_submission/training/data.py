@@ -167,7 +167,13 @@ def _training_loader(
     indices: np.ndarray,
 ) -> TrainingLoader:
     config = recipe.data
-    augmentation = Augmentation(name=config.augmentation, image_size=size, flip=config.flip)
+    augmentation = Augmentation(
+        name=config.augmentation,
+        image_size=size,
+        flip=config.flip,
+        policy=config.policy,
+        erasing=config.erasing,
+    )
     return TrainingLoader(
         ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
         batch_size=recipe.batch_size,

@@ -17,7 +17,7 @@ def test_a_sheet_of_ones_own_image(tmp_path: Path) -> None:
     Image.fromarray(noise).save(photo)
     words = ("--image", photo, "--out", sheet, "--image_size", 32, "--draws", 2)
     done = run_command(SCRIPT, *words)
-    assert (done.returncode, done.stdout) == (0, f"{sheet}: 32 operations.\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{sheet}: 49 operations.\n"), done.stderr
     first = sheet.read_bytes()
     picture = Image.open(sheet)
     assert picture.format == "PNG"

@@ -1,6 +1,7 @@
 """Augmentation is a pure function of (image, rng), and does to pixels what its name says."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +13,22 @@ from robust_submission.data.augment import (
     AugMix,
     apply_transform,
 )
+from robust_submission.data.policies import POLICIES
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 WIDE = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+KINDS: dict[str, Augmentation] = {
+    **{name: Augmentation(name=name) for name in AUGMENTATIONS},
+    **{name: Augmentation(policy=name) for name in POLICIES},
+    "erasing": Augmentation(erasing=0.5),
+    "all": Augmentation(name="imagenet", policy="randaugment", erasing=0.5),
+}
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("image", [NOISE, WIDE], ids=["square", "wide"])
 def test_equal_rng_gives_equal_bytes(name: str, image: np.ndarray) -> None:
-    augment, other = Augmentation(name=name, image_size=32), Augmentation(name=name, image_size=32)
+    augment, other = replace(KINDS[name]), replace(KINDS[name])
     before = image.copy()
     first = augment(image, np.random.default_rng([1, 2, 3]))
     augment(WIDE, np.random.default_rng(99))  # leaves no trace
@@ -34,19 +42,18 @@ def test_equal_rng_gives_equal_bytes(name: str, image: np.ndarray) -> None:
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize("name", sorted({*AUGMENTATIONS} - {"none"}))
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"none"}))
 def test_another_rng_gives_other_bytes(name: str) -> None:
-    augment = Augmentation(name=name, image_size=32)
-    results = {augment(NOISE, np.random.default_rng(seed)).tobytes() for seed in range(20)}
+    results = {KINDS[name](NOISE, np.random.default_rng(seed)).tobytes() for seed in range(40)}
     assert len(results) >= 15
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", KINDS)
 def test_global_random_state_is_left_alone(name: str) -> None:
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002  # type: ignore[index]
     for seed in range(20):
-        Augmentation(name=name, image_size=32)(NOISE, np.random.default_rng(seed))
+        KINDS[name](NOISE, np.random.default_rng(seed))
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002  # type: ignore[index]
 
 
@@ -119,6 +126,11 @@ def test_augmix_weighs_image_and_chains_as_the_paper() -> None:
     ("settings", "message"),
     [
         ({"name": "heavy"}, "augmentation: expected one of none, light, .*, found 'heavy'"),
+        (
+            {"policy": "rand"},
+            "policy: expected one of none, randaugment, trivialaugment, found 'ra",
+        ),
+        ({"erasing": 1.5}, "erasing: expected from 0 to 1, found 1.5"),
         ({"padding": 1.0}, "padding: expected from 0 to below 1, found 1.0"),
         ({"min_scale": 0.0}, "min_scale: expected above 0"),
         ({"image_size": 0}, "image_size: expected at least 1, found 0"),

@@ -44,7 +44,7 @@ def source() -> Source:
 
 
 def training(source: Source, workers: int = 0, seed: int = 0, **shard: int) -> TrainingLoader:
-    augmentation = Augmentation(name="light", image_size=8)
+    augmentation = Augmentation(name="light", image_size=8, policy="randaugment", erasing=0.25)
     dataset = ImageDataset(source, np.arange(3, 97), 8, augmentation, seed=seed)
     return TrainingLoader(dataset, batch_size=16, num_workers=workers, seed=seed, **shard)
 

@@ -34,6 +34,12 @@ class DataConfig(StoredData):
     """Validate on at most this many of them, stratified by class; null for all."""
     augmentation: str = "light"
     """none, light (shifted crops), augmix, imagenet (random resized crops) or challenge."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """What follows it: none, randaugment (two of 15 operations; Cubuk et al. 2020, as timm's
+    rand-m9-mstd0.5-inc1) or trivialaugment (one of 14; Müller & Hutter 2021)."""
+    erasing: float = 0.0
+    """Share of the training images in which noise replaces a box, after all else (random erasing,
+    Zhong et al. 2020); 0.25 is usual on ImageNet."""
     flip: bool = True
     """Mirror half of the training images (5 % with challenge, nothing with none); off where
     left and right matter (digits)."""
@@ -54,6 +60,7 @@ class DataConfig(StoredData):
         share, workers = self.validation_fraction, self.num_workers
         require(0 <= share < 1, "data.validation_fraction", "from 0 to below 1", share)
         require(0 <= workers <= 1024, "data.num_workers", "from 0 to 1024", workers)
+        require(0 <= self.erasing <= 1, "data.erasing", "from 0 to 1", self.erasing)
 
 
 @dataclass(kw_only=True)

@@ -68,7 +68,7 @@ class RestorationConfig:
     """Share of the images that are not attacked, so that TRN learns not to change them."""
     cache: bool = False
     """Attack each image once and use the result in every epoch, for classifiers that are slow to
-    attack. Needs augmentation none, flip false and end_to_end false."""
+    attack. Needs augmentation and policy none, flip false, erasing 0 and end_to_end false."""
     reconstruction: float = 10.0
     """Weight of the mean absolute difference to the clean image."""
     cross_entropy: float = 1.0
@@ -114,10 +114,11 @@ class TRNRecipe(RunRecipe):
         super().__post_init__()
         holds = (self.checkpoint is None) != (self.model is None)
         require(holds, "checkpoint", "either checkpoint or model", "both or neither")
-        augmentation, flip = self.data.augmentation, self.data.flip
-        holds = not self.objective.cache or (augmentation == "none" and not flip)
-        expected = "data.augmentation none and data.flip false"
-        require(holds, "objective.cache", expected, f"{augmentation} and {flip}")
+        data = self.data
+        found = (data.augmentation, data.policy, data.flip, data.erasing)
+        expected = "data.augmentation and data.policy none, data.flip false and data.erasing 0"
+        holds = not self.objective.cache or found == ("none", "none", False, 0)
+        require(holds, "objective.cache", expected, ", ".join(map(str, found)))
 
     @property
     def inputs(self) -> list[Path | None]:
