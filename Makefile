@@ -1,5 +1,6 @@
 # make run    train the quickstart, write and validate sub.csv, report its robustness
 # make test   lint, type check, tests
+# make speedrun    train for robustness on CIFAR-10 in data/raw/cifar10, print what AutoAttack leaves
 # make container-check    build the container twice, compare, predict in it (docker or podman)
 # make requirements.lock  lock what the container installs, with hashes (takes uv from PyPI)
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 # accelerate would give a CPU process one thread.
 THREADS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: run test container-check clean
+.PHONY: run test speedrun container-check clean
 
 run: .venv/installed
 	$(BIN)/accelerate launch --num_processes 1 --num_cpu_threads_per_process $(THREADS) \
@@ -23,6 +24,9 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
+
+speedrun: .venv/installed
+	$(BIN)/python benchmarks/speedrun.py
 
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \

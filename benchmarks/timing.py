@@ -186,9 +186,14 @@ def load_images(source: Source, indices: np.ndarray, image_size: int) -> tuple[T
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table, then what it was measured on: device, threads, versions."""
+    """Print a Markdown table, then what it was measured on."""
     for line in (columns, ["---"] * len(columns), *rows):
         print(f"| {' | '.join(map(str, line))} |")
+    print(f"\n{machine()}.")
+
+
+def machine() -> str:
+    """What this was measured on: device, threads, versions."""
     found = provenance()
     hardware, packages = found["hardware"], found["packages"]
     assert isinstance(hardware, dict) and isinstance(packages, dict)
@@ -197,4 +202,4 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     names = [line.partition(":")[2].strip() for line in about if line.startswith("model name")]
     cpu = f"{hardware['cpu_cores']} CPU cores, {names[0] if names else 'unknown processor'}"
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", "accelerate"))
-    print(f"\n{hardware['gpu'] or 'no GPU'}; {cpu}; {hardware['threads']} threads; {versions}.")
+    return f"{hardware['gpu'] or 'no GPU'}; {cpu}; {hardware['threads']} threads; {versions}"
