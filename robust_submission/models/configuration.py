@@ -98,6 +98,7 @@ class ClassifierArguments(_Arguments):
     class_names: Annotated[list[str], Field(min_length=1, max_length=10**6, strict=False)]
     backbone: str = "convnext_tiny"
     backbone_args: Annotated[dict[str, Any], AfterValidator(_shaping)] | None = None
+    stem: Literal["patch", "conv"] = "patch"
     image_size: Side = 224
     mean: Annotated[tuple[Mean, Mean, Mean], Field(strict=False)] = IMAGENET_MEAN
     std: Annotated[tuple[Deviation, Deviation, Deviation], Field(strict=False)] = IMAGENET_STD

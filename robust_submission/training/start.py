@@ -32,6 +32,7 @@ def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier
         class_names=class_names,
         backbone=config.backbone,
         backbone_args=config.backbone_args,
+        stem=config.stem,
         image_size=config.image_size,
         mean=list(config.mean),
         std=list(config.std),

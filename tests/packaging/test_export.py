@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -69,7 +70,7 @@ def gradient(model: object, images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("backbone", "arguments"),
     [
-        ("test_convnext", {"patch_size": 2}),
+        ("test_convnext", {"patch_size": 2, "act_layer": "silu"}),
         ("test_convnext", {"head_hidden_size": 24}),
         ("test_convnext", {"conv_bias": False, "ls_init_value": None, "drop_path_rate": 0.9}),
         ("test_convnext", {"use_grn": True, "conv_mlp": True, "stem_type": "overlap_act"}),
@@ -81,8 +82,11 @@ def gradient(model: object, images: Tensor) -> Tensor:
         ("convnextv2_atto", {}),
     ],
 )
-def test_every_kind_of_convnext_agrees(backbone: str, arguments: dict[str, object], tmp_path: Path):
-    model = build(backbone, backbone_args=arguments, randomize=RANDOM)
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_every_kind_of_convnext_agrees(
+    backbone: str, arguments: dict[str, object], stem: str, tmp_path: Path
+):
+    model = build(backbone, backbone_args=arguments, stem=stem, randomize=RANDOM)
     submission, module = packaged(model, tmp_path)
     module.train()  # nobody promises to call eval()
     with torch.no_grad():
@@ -216,8 +220,15 @@ def test_it_runs_where_torch_and_numpy_are_all_there_is(tmp_path: Path):
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("options", [{"trn": {"surrogate": SURROGATE}}, {"randomize": RANDOM}])
-def test_onnx_gives_the_same_logits(options: dict[str, dict[str, object]], tmp_path: Path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trn": {"surrogate": SURROGATE}},
+        {"randomize": RANDOM},
+        {"stem": "conv", "backbone_args": {"act_layer": "silu"}},
+    ],
+)
+def test_onnx_gives_the_same_logits(options: dict[str, Any], tmp_path: Path):
     """Not both: where TRN rounds otherwise, an image gets another draw."""
     model = build(**options)
     write_onnx(model, tmp_path / "a.onnx")
@@ -272,3 +283,13 @@ def test_convnext_tiny_with_gcm_and_a_trn_keeps_to_the_budget():
     assert abs(by_torch - (plain + by_hand)) < 0.01 * plain
     assert max(plain + by_hand, by_torch) < 5e9
     assert sum(parameter.numel() for parameter in model.parameters()) < 30e6
+
+
+def test_convnext_tiny_with_a_conv_stem_keeps_to_the_budget():
+    names = [str(label) for label in range(100)]
+    patch, conv = (RobustClassifier(class_names=names, stem=stem) for stem in ("patch", "conv"))
+    more = 112**2 * 27 * 48 + 56**2 * 9 * 48 * 96 - 56**2 * 48 * 96  # convolutions, by hand
+    (_, before), (by_ptflops, by_torch) = multiply_adds(patch.eval()), multiply_adds(conv.eval())
+    assert by_torch - before == more
+    assert max(by_ptflops, by_torch) < 5e9
+    assert sum(parameter.numel() for parameter in conv.parameters()) < 30e6

@@ -6,7 +6,7 @@ from functools import partialmethod
 from math import nan
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -104,12 +104,21 @@ def test_torch_updates_all_weights_in_one_kernel_where_it_can(name: str, fused: 
     assert not all(map(torch.equal, before, backbone.parameters()))
 
 
-def test_layer_decay_slows_the_layers_near_the_image():
-    config = OptimizerConfig(layer_decay=0.5, weight_decay=0.1)
-    optimizer = build_optimizer(config, build_classifier(Recipe(model=SMALL), NAMES).backbone)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_layer_decay_slows_the_layers_near_the_image(name: str, stem: Literal["patch", "conv"]):
+    config = OptimizerConfig(name=name, layer_decay=0.5, weight_decay=0.1)
+    model = ModelConfig(backbone="test_convnext", stem=stem)
+    backbone = build_classifier(Recipe(model=model), NAMES).backbone
+    optimizer = build_optimizer(config, backbone)
     scales = [group["lr_scale"] for group in optimizer.param_groups]
     assert max(scales) == 1 and min(scales) < 0.2 and scales == sorted(scales)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+    slowest = [group for group in optimizer.param_groups if group["lr_scale"] == scales[0]]
+    weights = {id(weight) for group in slowest for weight in group["params"]}
+    assert weights == {id(weight) for weight in backbone.get_submodule("stem").parameters()}
+    backbone(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
