@@ -30,12 +30,13 @@ from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
 from robust_submission.data.augment import Augmentation
 from robust_submission.data.dataset import ImageDataset, collate
+from robust_submission.data.policies import POLICIES
 from robust_submission.data.sources.source import FileSource
 from timing import CommandOptions, median, print_table, take_turns, times_as_fast
 
 BATCH_SIZE, FILES, SMALL_FILES = 64, 192, 2048
 FILE_SIDE, TILES = 400, 8
-CUBIC = v2.InterpolationMode.BICUBIC
+CUBIC, LINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 PEERS = ("torchvision", "timm")
 Transform = Callable[[Any], Tensor]
 
@@ -53,6 +54,7 @@ def timm_transform(**settings: Any) -> Transform:
 
 
 CROP_AND_FLIP = [v2.RandomResizedCrop(224, interpolation=CUBIC), v2.RandomHorizontalFlip()]
+ERASING = v2.RandomErasing(0.25, value="random")  # pyright: ignore[reportArgumentType]
 PAD_AND_CROP = [v2.Pad(4, padding_mode="reflect"), v2.RandomCrop(32), v2.RandomHorizontalFlip()]
 PIPELINES: dict[str, dict[str, Transform]] = {
     "none": {
@@ -63,11 +65,20 @@ PIPELINES: dict[str, dict[str, Transform]] = {
         "torchvision": v2.Compose(CROP_AND_FLIP),
         "timm": timm_transform(is_training=True, color_jitter=None),
     },
+    "imagenet, randaugment": {
+        "timm": timm_transform(is_training=True, auto_augment="rand-m9-mstd0.5-mmax9-inc1"),
+    },
+    "imagenet, trivialaugment": {
+        "torchvision": v2.Compose([*CROP_AND_FLIP, v2.TrivialAugmentWide(interpolation=LINEAR)])
+    },
+    "imagenet, erasing": {"torchvision": v2.Compose([*CROP_AND_FLIP, ERASING])},
     "light": {"torchvision": v2.Compose(PAD_AND_CROP)},
     "challenge": {},
 }
-"""By our augmentation's name, the peers' transforms that do the same, to uint8 (3, side, side):
-torchvision's from such a tensor, timm's from Pillow's image. light has a side of 32, others 224."""
+"""By our augmentation's name and what follows it, the peers' transforms that do the same, to uint8
+(3, side, side): torchvision's from such a tensor, timm's from Pillow's image. light has a side of
+32, others 224. torchvision's policies of tensors have no
+bicubic. mmax9, because timm 1.0.31 cannot posterize at strength 10 with Pillow 13."""
 
 
 def make_mosaics(photographs: Sequence[Path], folder: Path) -> list[Path]:
@@ -118,7 +129,14 @@ def measure(name: str, paths: Sequence[Path], rounds: int) -> list[str]:
     """The row of a pipeline."""
     side = 32 if name == "light" else 224
     source = FileSource(folder=Path(), ids=np.array([str(path) for path in paths]))
-    dataset = ImageDataset(source, None, side, Augmentation(name=name, image_size=side), seed=0)
+    first, _, then = name.partition(", ")
+    augmentation = Augmentation(
+        name=first,
+        image_size=side,
+        policy=then if then in POLICIES else "none",
+        erasing=0.25 if then == "erasing" else 0,
+    )
+    dataset = ImageDataset(source, None, side, augmentation, seed=0)
     works = {"ours": partial(pass_of_ours, dataset, count())}
     for peer, transform in PIPELINES[name].items():
         read = read_pillow if peer == "timm" else read_torchvision
