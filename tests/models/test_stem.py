@@ -34,7 +34,7 @@ def build(**options: Any) -> RobustClassifier:
     ],
 )
 def test_it_shrinks_the_image_as_the_network_does(arguments: dict[str, Any], strides: list[int]):
-    network = timm.create_model("test_convnext", **arguments)
+    network: Any = timm.create_model("test_convnext", **arguments)
     before = [each.shape for each in network.forward_intermediates(IMAGES)[1]]
     put_conv_stem(network)
     assert [each.shape for each in network.forward_intermediates(IMAGES)[1]] == before
