@@ -26,8 +26,8 @@ class CheckedData(StoredData):
     """The data set."""
 
     name: str
-    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c, imagenetc or
-    images."""
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, npz, cifar10c, imagenetc
+    or images."""
 
 
 @dataclass(kw_only=True)

@@ -33,8 +33,8 @@ class DataOptions(StoredData):
     """The images."""
 
     name: str | None = None
-    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, cifar10c or imagenetc (see
-    data/README.md); by default the run's own."""
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv, npz, cifar10c or imagenetc
+    (see data/README.md); by default the run's own."""
     split: str = "test"
     """train, val or test; of cifar10c and imagenetc a kind and a severity, such as fog/3."""
     labels: Literal["names", "indices"] = "names"

@@ -58,7 +58,8 @@ class ImageDataset(Dataset[Item]):
     """Images of a source, augmented as a function of (seed, epoch, index) alone.
 
     A key is a position in `indices`, or a pair (epoch, position): the sampler passes the epoch,
-    which therefore reaches workers that stay alive over epochs.
+    which therefore reaches workers that stay alive over epochs. Where extra images are mixed in,
+    the pass over its set takes the epoch's place.
 
     Args:
         source: Where the images come from.

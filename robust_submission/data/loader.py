@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.dataset import NO_LABEL, Batch, ImageDataset, Skipped, collate
+from robust_submission.data.sources import MixedSource
 
 Read = TypeVar("Read")
 
@@ -122,14 +123,66 @@ class _TrainingBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, position) for position in batch.tolist()]
 
 
+def _passes(size: int, seed: int, key: tuple[int, ...], start: int) -> Iterator[tuple[int, int]]:
+    """An endless row of permutations from place `start` on, as (pass, position)."""
+    for number in count(start // size):
+        draw = np.random.SeedSequence(seed, spawn_key=(number, *key))
+        for position in np.random.default_rng(draw).permutation(size)[start % size :]:
+            yield number, int(position)
+        start = 0
+
+
+class _MixedBatches(_TrainingBatches):
+    """Part of each batch of base and extra images, as (pass over its set, position).
+
+    The pass takes the epoch's place, as a small extra set is used several times in an epoch. Steps
+    are counted from the start of training, so that all images of a set are used equally often.
+    """
+
+    extra: int
+    """How many extra images there are; their positions follow those of the others."""
+    share: int
+    """How many of them are in a batch."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first, last = self.epoch * len(self) + self.start_step, (self.epoch + 1) * len(self)
+        # Evenly over the batch, so that every process and every accumulated part has its share.
+        is_extra = np.zeros(self.batch_size, dtype=bool)
+        is_extra[np.arange(self.share) * self.batch_size // self.share] = True
+        base = _passes(self.size, self.seed, (), first * (self.batch_size - self.share))
+        others = _passes(self.extra, self.seed, (1,), first * self.share)
+        extra = ((number, self.size + position) for number, position in others)
+        for _ in range(first, last):
+            yield [next(extra if each else base) for each in is_extra][self.part]
+
+
+def _training_batches(
+    dataset: ImageDataset, batch_size: int, seed: int, part: slice
+) -> _TrainingBatches:
+    """How a data set is cut into batches; of a `MixedSource`, the base images come first."""
+    source, size = dataset.source, len(dataset)
+    if not isinstance(source, MixedSource):
+        return _TrainingBatches(size, batch_size, seed, part)
+    base = int(np.sum(dataset.indices < len(source.base)))
+    batches = _MixedBatches(base, batch_size, seed, part)
+    batches.extra, batches.share = size - base, round(source.fraction * batch_size)
+    if not 0 < batches.share < batch_size:
+        expected = f"a share that leaves base and extra images in a batch of {batch_size}"
+        raise UserError(f"data.extra.fraction: expected {expected}, found {source.fraction:g}.")
+    return batches
+
+
 class TrainingLoader:
     """Shuffled, augmented batches of one epoch; the order is a function of (seed, epoch).
 
     Each global batch is cut into `num_processes` contiguous equal parts, one per process. Images
     that do not fill the last global batch of an epoch are left out, different ones each time.
 
+    Of a `MixedSource`, each global batch has the same number of extra images, spread evenly. An
+    epoch has as many steps as without them (Gowal et al. 2021, arXiv 2110.09468).
+
     Args:
-        dataset: The images.
+        dataset: The images; of a `MixedSource`, base images first.
         batch_size: Images per step, over all processes together.
         num_workers: Processes that read images; 0 reads in this one.
         seed: Of the order.
@@ -138,7 +191,8 @@ class TrainingLoader:
 
     Raises:
         UserError: the batch size is not a multiple of the processes, or exceeds the number of
-            images. Iterating raises it for an unreadable image, also with `skip_bad`.
+            (base) images, or has no place for extra or for base images. Iterating raises it for an
+            unreadable image, also with `skip_bad`.
     """
 
     def __init__(
@@ -154,13 +208,13 @@ class TrainingLoader:
         if batch_size < 1 or batch_size % num_processes:
             multiple = f"a multiple of the {num_processes} processes"
             raise UserError(f"batch_size: expected {multiple}, found {batch_size}.")
-        if len(dataset) < batch_size:
-            least = f"at least {batch_size} training images (one batch)"
-            raise UserError(f"data: expected {least}, found {len(dataset)}.")
         share = batch_size // num_processes
         part = slice(process_index * share, (process_index + 1) * share)
         self.dataset = dataset
-        self._batches = _TrainingBatches(len(dataset), batch_size, seed, part)
+        self._batches = _training_batches(dataset, batch_size, seed, part)
+        if not len(self._batches):
+            least = f"at least {batch_size} training images (one batch)"
+            raise UserError(f"data: expected {least}, found {self._batches.size}.")
         self._loader = _torch_loader(dataset, self._batches, num_workers)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:

@@ -19,11 +19,12 @@ from robust_submission.data.sources import (
     Columns,
     StoredSource,
     available_splits,
+    mix_sources,
     open_source,
     split_train_validation,
     stratified_subset,
 )
-from robust_submission.training.recipe import DataConfig, RunRecipe, require
+from robust_submission.training.recipe import DataConfig, ExtraConfig, RunRecipe, require
 
 Part = tuple[StoredSource, np.ndarray]
 """A source, and which of its images."""
@@ -56,7 +57,8 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
 
     Raises:
         UserError: There is no such data, it has no labels, fewer than two classes or no validation
-            images, or the processes cannot share a batch evenly; or a checked image is unreadable.
+            images, the extra images have other classes or no share of a batch, or the processes
+            cannot share a batch evenly; or a checked image is unreadable.
     """
     config, share = recipe.data, accelerator.num_processes * recipe.gradient_accumulation
     expected = f"a multiple of processes x gradient_accumulation = {share}"
@@ -75,10 +77,14 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
     splits = available_splits(config.name, config.root, columns)
     parts = _choose_images(recipe, source, split("val") if "val" in splits else None)
     if "test" in splits:
-        test = split("test")
-        parts["test"] = (test, np.arange(len(test)))
+        parts["test"] = _all_of(split("test"))
+    if config.extra:
+        place = (config.extra.name, config.extra.root)
+        parts["extra"] = _all_of(open_source(*place, max_pixels=config.max_pixels))
     if config.check or config.skip_bad:
         parts = _readable_parts(config, accelerator, parts)
+    if config.extra:
+        parts["train"] = _mix_parts(config.extra, parts["train"], parts["extra"])
     assert source.class_names is not None  # it has labels
     evaluation = partial(_evaluation_loader, recipe, image_size, accelerator)
     return TrainingData(
@@ -108,6 +114,17 @@ def _choose_images(
     assert validation.labels is not None
     some = stratified_subset(validation.labels[places], config.validation_limit, recipe.seed)
     return {"train": (source, chosen[kept]), "val": (validation, places[some])}
+
+
+def _all_of(source: StoredSource) -> Part:
+    return source, np.arange(len(source))
+
+
+def _mix_parts(config: ExtraConfig, base: Part, extra: Part) -> Part:
+    """The images of both, base first."""
+    (base_source, base_indices), (extra_source, extra_indices) = base, extra
+    mixed = mix_sources(base_source, extra_source, config.fraction, config.root)
+    return mixed, np.concatenate([base_indices, len(base_source) + extra_indices])
 
 
 def digest_classes(dataset: ImageDataset) -> dict[str, str]:

@@ -184,8 +184,8 @@ def train_epoch(
     """Train one epoch, from the folder's last state within it on.
 
     Returns the mean loss and the learning rate, and this process's loss in each step, (steps,).
-    Each image is used once, except those that would be in an incomplete last batch. The learning
-    rate is that of the last step; with layer decay, that of the head.
+    Without extra images, each image is used once, except those that would be in an incomplete last
+    batch. The learning rate is that of the last step; with layer decay, that of the head.
     """
     accelerator, loader = training.accelerator, training.train_loader
     epoch, steps, start = len(folder.rows), len(loader), len(folder.losses)

@@ -24,7 +24,7 @@ from robust_submission.data.loader import (
     micro_batches,
     read_ahead,
 )
-from robust_submission.data.sources import Source, open_source
+from robust_submission.data.sources import Source, mix_sources, open_source
 from robust_submission.data.sources.arrays import ArraySource
 from tests.conftest import ROOT
 
@@ -162,6 +162,57 @@ def test_impossible_batches_are_refused(
 def test_an_augmentation_to_another_size_is_a_bug(source: Source) -> None:
     with pytest.raises(AssertionError, match=r"\(32, 32, 3\)"):
         ImageDataset(source, None, 8, Augmentation(name="light", image_size=32))[0]
+
+
+def mixed(count: int, fraction: float, workers: int = 0, **shard: int) -> TrainingLoader:
+    """50 base images, of which 45 are used, and `count` extra ones."""
+    images = np.random.default_rng(1).integers(0, 256, (50, 10, 12, 3), dtype=np.uint8)
+    labels, ids = np.arange(50) % 2, np.array([f"{index}.png" for index in range(50)])
+    base, extra = (
+        ArraySource(images=images[:n], labels=labels[:n], class_names=["a", "b"], ids=ids[:n])
+        for n in (50, count)
+    )
+    source = mix_sources(base, extra, fraction, None)
+    chosen = np.r_[5:50, 50 : 50 + count]
+    augmentation = Augmentation(name="light", image_size=8, policy="randaugment", erasing=0.25)
+    dataset = ImageDataset(source, chosen, 8, augmentation, seed=1)
+    return TrainingLoader(dataset, batch_size=12, num_workers=workers, seed=1, **shard)
+
+
+@pytest.mark.parametrize(("count", "fraction", "share"), [(40, 0.4, 5), (3, 0.75, 9)])
+def test_every_batch_has_its_share_of_extra_images(count: int, fraction: float, share: int) -> None:
+    """The second set is smaller than its share of one batch."""
+    loader, uses, views = mixed(count, fraction), np.zeros(50 + count, int), set[bytes]()
+    for epoch in range(5):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert len(batches) == 45 // 12
+        for batch in batches:
+            indices = batch["indices"].numpy()
+            assert (indices >= 50).sum() == share
+            for parts in (2, 3, 4):
+                shares = [(part >= 50).sum() for part in np.split(indices, parts)]
+                assert max(shares) - min(shares) <= 1
+            assert batch["labels"].tolist() == (indices % 50 % 2).tolist()
+            np.add.at(uses, indices, 1)
+            views |= {image.numpy().tobytes() for image in batch["images"]}
+    assert not uses[:5].any()
+    for used in (uses[5:50], uses[50:]):
+        assert used.sum() and np.ptp(used) <= 1
+    assert len(views) > 0.75 * uses.sum()  # an image that comes again is augmented anew
+
+
+def test_mixed_batches_do_not_depend_on_workers_processes_or_a_resume() -> None:
+    loader = mixed(7, 0.5)
+    whole = epochs(loader, 0, 1, 2)
+    assert whole[0] != whole[1]
+    resumed = mixed(7, 0.5, workers=2)
+    resumed.set_epoch(1, start_step=2)
+    assert bytes_of(resumed) == whole[1][2:]
+    assert epochs(resumed, 2) == whole[2:]
+    parts = [bytes_of(mixed(7, 0.5, process_index=k, num_processes=2)) for k in range(2)]
+    for batch, first, second in zip(whole[0], *parts, strict=True):
+        assert batch == tuple(one + other for one, other in zip(first, second, strict=True))
 
 
 def evaluation(

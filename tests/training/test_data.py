@@ -14,7 +14,13 @@ from robust_submission.cli.command import Names
 from robust_submission.training.build import build_training
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.loop import run_training, summarize
-from robust_submission.training.recipe import DataConfig, ModelConfig, Recipe, RunRecipe
+from robust_submission.training.recipe import (
+    DataConfig,
+    ExtraConfig,
+    ModelConfig,
+    Recipe,
+    RunRecipe,
+)
 from robust_submission.training.run_folder import changed_key
 
 
@@ -67,6 +73,45 @@ def test_unreadable_images_are_found_beforehand_or_left_out(
         for path in photos.glob("test/*/*"):
             path.write_bytes(b"")
         load(photos, skip_bad=True)
+
+
+def test_extra_images_are_checked_named_and_part_of_the_identity(photos: Path) -> None:
+    """Their classes are in another order: Dog, cat."""
+    former, root = load(photos).identity(), photos / "extra"
+    shutil.copytree(photos / "train/dog", root / "Dog")
+    (root / "cat").mkdir()
+    shutil.copy(photos / "test/cat/0.png", root / "cat")
+    extra = ExtraConfig(name="folder", root=root, fraction=0.5)
+    data = load(photos, extra=extra)
+    assert len(data.train.dataset) == 12 + 9
+    labels = [int(data.train.dataset[place]["label"]) for place in range(12, 21)]
+    assert labels == [1] * 8 + [0]
+    assert RunRecipe(data=DataConfig(extra=extra)).inputs[-1] == root
+    difference = changed_key(former, data.identity(), set())
+    assert difference and difference.startswith("training_images = 12 as before, found 21")
+    (root / "Dog/3.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Dog/3\.png: expected an image file"):
+        load(photos, extra=extra, check=True)
+    assert len(load(photos, extra=extra, skip_bad=True).train.dataset) == 12 + 8
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "fraction", "message"),
+    [
+        ("folder", "", 0.1, "data.extra.fraction: expected a share .* in a batch of 4, found 0.1"),
+        ("folder", "", 0.9, "data.extra.fraction: expected a share .* in a batch of 4, found 0.9"),
+        ("images", "test", 0.5, "data.extra.root: expected images with labels, .* without"),
+        ("folder", "other", 0.5, "expected classes of the model .* it does not know cow"),
+    ],
+)
+def test_extra_images_that_do_not_fit_are_refused(
+    photos: Path, name: str, root: str, fraction: float, message: str
+) -> None:
+    shutil.copytree(photos / "test/cat", photos / "other/cow")
+    shutil.copytree(photos / "test/dog", photos / "other/dog")
+    extra = ExtraConfig(name=name, root=photos / root, fraction=fraction)
+    with pytest.raises(ValueError, match=message):
+        load(photos, extra=extra)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

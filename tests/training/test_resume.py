@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robust_submission.data.sources import open_source
 from tests.conftest import ROOT, SMALL, run_command
 
 DRIVER = "tests/training/interrupted_run.py"
@@ -126,6 +127,22 @@ def test_signals_stop_after_the_step(reference: Path, tmp_path: Path):
     assert "SIGINT: stopped after epoch 1, step 9 of 9" in done.stderr
     assert "SIGINT: stopped after epoch 1; continue with --resume." in done.stderr
     assert_same_run(reference, output)
+
+
+def test_extra_images_go_on_within_an_epoch(tmp_path: Path):
+    digits = open_source("digits", split="test")
+    images = np.stack([digits.image(index) for index in range(50)])
+    np.savez(tmp_path / "a.npz", image=images, label=np.asarray(digits.labels)[:50])
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    options = (*RANDOM, "--data.extra.root", tmp_path / "a.npz", "--data.extra.fraction", "0.7")
+    statuses, done = run_all(
+        described(whole, options),
+        described(output, options, at="step", count=13, signal=signal.SIGTERM),
+        described(output, options, "--resume", "--data.num_workers", "2"),
+    )
+    assert statuses == [0, 143, 0], done.stderr
+    assert "stopped after epoch 2, step 4 of 9" in done.stderr
+    assert_same_run(whole, output)
 
 
 @pytest.mark.parametrize("saving", [(), ("--save_steps", "4")])

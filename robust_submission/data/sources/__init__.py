@@ -4,6 +4,7 @@ open_source("digits")                                  embedded, no files needed
 open_source("cifar10", Path("data/raw"), download=True)
 open_source("folder", Path("data/raw/cifar10"), "test")
 open_source("hf", Path("shards"), "test")              Parquet, Arrow or tar files, or the Hub
+open_source("npz", Path("generated.npz"))              arrays image and label
 open_source("cifar10c", Path("CIFAR-10-C"), "fog/3")   CIFAR-10-C, ImageNet-C
 open_source("images", Path("test_images"))             no labels
 
@@ -27,7 +28,9 @@ from robust_submission.data.sources.corrupted import (
 from robust_submission.data.sources.folders import folder_splits, open_folder, open_images
 from robust_submission.data.sources.huggingface import Columns, open_table, table_splits
 from robust_submission.data.sources.manifests import manifest_splits, open_challenge, open_csv
+from robust_submission.data.sources.mixed import MixedSource, mix_sources
 from robust_submission.data.sources.names import SPLITS, match_classes
+from robust_submission.data.sources.npz import open_npz
 from robust_submission.data.sources.source import (
     RunRecord,
     Source,
@@ -39,10 +42,12 @@ from robust_submission.data.sources.source import (
 __all__ = [
     "SOURCES",
     "Columns",
+    "MixedSource",
     "Source",
     "StoredSource",
     "available_splits",
     "match_classes",
+    "mix_sources",
     "open_run_data",
     "open_source",
     "read_recipe",
@@ -52,7 +57,7 @@ __all__ = [
 ]
 
 SOURCES = (
-    *("digits", *TORCHVISION_FILES, "folder", "hf", "challenge", "csv"),
+    *("digits", *TORCHVISION_FILES, "folder", "hf", "challenge", "csv", "npz"),
     *("cifar10c", "imagenetc", "images"),
 )
 DOWNLOADS = Path("data/raw")
@@ -109,7 +114,8 @@ def open_source(
     Args:
         name: digits, cifar10, svhn, fashion_mnist, folder (class folders), hf (what `datasets` of
             Hugging Face reads), challenge (images/ and label.txt), csv (a manifest
-            image,label[,split]), cifar10c, imagenetc or images (no labels).
+            image,label[,split]), npz (arrays image and label), cifar10c, imagenetc or images (no
+            labels).
         root: The folder, the manifest's path, or the name on the Hugging Face Hub; digits needs
             none, and torchvision's sets are in data/raw unless it is given.
         split: train, val or test; a source that is not divided gives all of itself for train and
@@ -141,7 +147,12 @@ def open_source(
         return open_table(str(place), split, columns or Columns())
     if name == "images":
         return open_images(place)
-    openers = {"folder": open_folder, "challenge": open_challenge, "csv": open_csv}
+    openers = {
+        "folder": open_folder,
+        "challenge": open_challenge,
+        "csv": open_csv,
+        "npz": open_npz,
+    }
     return openers[name](place, split)
 
 

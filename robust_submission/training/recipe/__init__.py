@@ -15,6 +15,7 @@ from robust_submission.training.recipe.classifier import (
 )
 from robust_submission.training.recipe.run import (
     DataConfig,
+    ExtraConfig,
     OptimizerConfig,
     RunRecipe,
     as_plain,
@@ -30,6 +31,7 @@ from robust_submission.training.recipe.trn import (
 __all__ = [
     "AttackConfig",
     "DataConfig",
+    "ExtraConfig",
     "MixupConfig",
     "ModelConfig",
     "ObjectiveConfig",

@@ -19,11 +19,24 @@ def require(holds: bool, name: object, expected: str, found: object) -> None:
 
 
 @dataclass(kw_only=True)
+class ExtraConfig:
+    """Images to train on besides, such as generated ones."""
+
+    name: str = "npz"
+    """As data.name."""
+    root: Path | None = None
+    """As data.root."""
+    fraction: float = 0.5
+    """Their share in each batch, between 0 and 1."""
+
+
+@dataclass(kw_only=True)
 class DataConfig(StoredData):
     """The images to train on."""
 
     name: str = "digits"
-    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge or csv: see data/README.md."""
+    """digits, cifar10, svhn, fashion_mnist, folder, hf, challenge, csv or npz (see
+    data/README.md)."""
     limit: int | None = None
     """Use only this many of the training images, drawn with the seed and stratified by class,
     including those held out for validation; null for all."""
@@ -32,6 +45,9 @@ class DataConfig(StoredData):
     val."""
     validation_limit: int | None = None
     """Validate on at most this many of them, stratified by class; null for all."""
+    extra: ExtraConfig | None = None
+    """Extra images with labels (keys name, root and fraction), a fixed share of each batch; an
+    epoch has as many steps as without them; null for none."""
     augmentation: str = "light"
     """none, light (shifted crops), augmix, imagenet (random resized crops) or challenge."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
@@ -61,6 +77,10 @@ class DataConfig(StoredData):
         require(0 <= share < 1, "data.validation_fraction", "from 0 to below 1", share)
         require(0 <= workers <= 1024, "data.num_workers", "from 0 to 1024", workers)
         require(0 <= self.erasing <= 1, "data.erasing", "from 0 to 1", self.erasing)
+        if self.extra:  # not in its own class, whose errors jsonargparse would wrap
+            root, share = self.extra.root, self.extra.fraction
+            require(root is not None, "data.extra.root", "the place of the extra images", "none")
+            require(0 < share < 1, "data.extra.fraction", "between 0 and 1", share)
 
 
 @dataclass(kw_only=True)
@@ -139,7 +159,7 @@ class RunRecipe:
     @property
     def inputs(self) -> list[Path | None]:
         """The files and folders that the run reads."""
-        return [self.data.root]
+        return [self.data.root, self.data.extra and self.data.extra.root]
 
 
 def as_plain(recipe: RunRecipe) -> dict[str, Any]:
