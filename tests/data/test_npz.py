@@ -45,7 +45,8 @@ def test_both_kinds_give_the_images(
         ({"image": IMAGES[..., 0], "label": LABELS}, r"H, W, 3\), found uint8 \(40, 50, 50\)"),
         ({"image": IMAGES / 255, "label": LABELS}, r"uint8 \(N, H, W, 3\), found float64"),
         ({"image": IMAGES, "label": LABELS[:39]}, r"integers \(40,\), .* found int64 \(39,\)"),
-        ({"image": IMAGES, "label": LABELS - 1}, "labels from 0 on, found -1"),
+        ({"image": IMAGES, "label": LABELS - 1}, "labels from 0 to 999999, found -1"),
+        ({"image": IMAGES, "label": LABELS + 10**9}, "labels from 0 to 999999, found 10000000"),
     ],
 )
 def test_other_arrays_are_refused(

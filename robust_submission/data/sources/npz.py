@@ -16,6 +16,7 @@ import numpy as np
 from robust_submission.cli.errors import UserError, log_once
 from robust_submission.data.sources.source import StoredSource
 
+LARGEST_LABEL = 999_999  # as numbers in other files; each label up to the largest is a class
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -108,7 +109,7 @@ def open_npz(path: Path, split: str) -> NpzSource:
 
     Raises:
         UserError: no such file, or one that is damaged; an array that is missing, or of another
-            type or shape (one of objects would need pickle); a label below 0.
+            type or shape (one of objects would need pickle); a label below 0 or too large.
     """
     if split == "val":
         raise UserError(f"{path}: expected the split train or test, found 'val'.")
@@ -132,8 +133,10 @@ def _read_arrays(archive: ZipFile, path: Path) -> NpzSource:
     integers = label.dtype.kind in "iu" and label.shape == (count,)
     _require(path, label, integers, f"integers ({count},), one of each image")
     labels = _load(archive, label).astype(np.int64)
-    if labels.min() < 0:
-        raise UserError(f"{path}: expected labels from 0 on, found {labels.min()}.")
+    for extreme in (labels.min(), labels.max()):
+        if not 0 <= extreme <= LARGEST_LABEL:
+            expected = f"labels from 0 to {LARGEST_LABEL}"
+            raise UserError(f"{path}: expected {expected}, found {extreme}.")
     loaded = None
     if image.offset is None:
         size = np.prod(image.shape, dtype=np.int64) / 1e6
