@@ -134,7 +134,7 @@ def predict(options: Options) -> None:
         unread = source.ids[[*skipped]].tolist()
         predictions = label_unread(predictions, unread, options.bad_label, model.class_names)
     if accelerator.is_main_process:
-        _write_files(options, predictions, layout)
+        _write_outputs(options, predictions, layout)
         _name_skipped(options, [*skipped.values()])
     accelerator.end_training()
 
@@ -169,7 +169,7 @@ def _open_source(options: Options) -> "Source":
     return source if options.bad_label is None else TruncatedSource(source)
 
 
-def _write_files(options: Options, predictions: "Predictions", layout: Layout) -> None:
+def _write_outputs(options: Options, predictions: "Predictions", layout: Layout) -> None:
     from robust_submission.prediction.writer import write_predictions
 
     write_predictions(options.out, predictions, layout)
