@@ -57,7 +57,7 @@ def measure(options: Options) -> None:
     )
     print(
         f"speedrun: {minutes:.1f} minutes, clean {clean}, AutoAttack at Linf 8/255 at most "
-        f"{robust}, {options.limit} test images, seed {options.seed}; {machine()}."
+        f"{robust}, {found['clean']['total']} test images, seed {options.seed}; {machine()}."
     )
 
 

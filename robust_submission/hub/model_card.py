@@ -33,7 +33,7 @@ RECIPE, PROVENANCE, REPORT = "recipe.yaml", "provenance.json", "report.json"
 TRAINING = (
     *("data.name", "data.augmentation", "data.policy", "data.erasing", "epochs", "batch_size"),
     *("optimizer.name", "optimizer.lr"),
-    *("objective.name", "objective.epsilon", "objective.steps", "seed"),
+    *("objective.name", "objective.norm", "objective.epsilon", "objective.steps", "seed"),
 )
 """The keys of a recipe that the card shows."""
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|]")

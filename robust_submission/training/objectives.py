@@ -1,5 +1,6 @@
 """What a classifier's training minimises, plain or robust, and the attacks that belong to it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -67,20 +68,16 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trades:
-    """TRADES (Zhang et al. 2019): clean cross-entropy plus a divergence that an attack maximises.
+class _CleanAndAdversarial(ABC):
+    """Clean cross-entropy plus beta times a difference between clean and adversarial images.
 
-    CE(f(x), y) + beta * KL(f(x) || f(x')), where x' maximises the divergence. For fixed f(x) the
-    divergence has the same gradient at x' as the cross-entropy with the probabilities f(x) as
-    labels, which is what the attack maximises. It starts at a random point of the ball, the
-    authors' at normal noise of deviation 0.001: at x itself the gradient is zero. Clean and
-    adversarial images go through the model as one batch, so batch normalisation sees them together.
+    Both go through the model as one batch, so batch normalisation sees them together.
     """
 
     attack: PGD
     """Makes the adversarial examples."""
-    beta: float = 6.0
-    """Weight of the divergence."""
+    beta: float
+    """Weight of the difference."""
     label_smoothing: float = 0.0
     """Share of the clean images' target spread evenly over all classes."""
 
@@ -90,7 +87,8 @@ class Trades:
         """Clean images, then adversarial ones, (2B, 3, H, W), and the labels, (B,)."""
         with evaluating(classifier), torch.no_grad():
             probabilities = classifier(images).float().softmax(1)
-        adversarial = attack_revealed(self.attack, classifier, images, probabilities, seeds)
+        attack, targets = self._attack_on(probabilities, labels)
+        adversarial = attack_revealed(attack, classifier, images, targets, seeds)
         return torch.cat([images, adversarial]), labels
 
     def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
@@ -98,50 +96,59 @@ class Trades:
         images, labels = examples
         clean, adversarial = model(images).float().chunk(2)
         natural = F.cross_entropy(clean, labels, label_smoothing=self.label_smoothing)
-        divergence = F.kl_div(
-            adversarial.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True
-        )
-        return natural + self.beta * divergence
+        return natural + self.beta * self._difference(clean, adversarial)
+
+    @abstractmethod
+    def _attack_on(self, probabilities: Tensor, labels: Tensor) -> tuple[PGD, Tensor]:
+        """The attack and its labels, from clean probabilities (B, num_classes) and labels (B,)."""
+
+    @abstractmethod
+    def _difference(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        """The mean difference of logits, both (B, num_classes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guided:
+class Trades(_CleanAndAdversarial):
+    """TRADES (Zhang et al. 2019): clean cross-entropy plus a divergence that an attack maximises.
+
+    CE(f(x), y) + beta * KL(f(x) || f(x')), where x' maximises the divergence. For fixed f(x) the
+    divergence has the same gradient at x' as the cross-entropy with the probabilities f(x) as
+    labels, which is what the attack maximises. It starts at a random point of the ball, the
+    authors' at normal noise of deviation 0.001: at x itself the gradient is zero.
+    """
+
+    beta: float = 6.0
+
+    def _attack_on(self, probabilities: Tensor, labels: Tensor) -> tuple[PGD, Tensor]:
+        return self.attack, probabilities
+
+    def _difference(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return F.kl_div(
+            adversarial.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided(_CleanAndAdversarial):
     """Guided adversarial training, GAT (Sriramanan et al. 2020), for attacks of one step.
 
     CE(f(x), y) + beta * ||p(x) - p(x')||^2, where p are the probabilities and x' maximises
-    CE(f(x'), y) + beta * ||p(x) - p(x')||^2. The distance guides the one step to a gradient that
-    several steps agree on. Unlike the authors' code the attack has it in every batch, not in every
-    second one, and starts uniformly in the ball, not at one of the corners of half its size.
-    Clean and adversarial images go through the model as one batch.
+    CE(f(x'), y) + beta * ||p(x) - p(x')||^2. Unlike the authors' code the attack has the distance
+    in every batch, not in every second one, and starts uniformly in the ball, not at one of the
+    corners of half its size.
     """
 
-    attack: PGD
-    """Makes the adversarial examples."""
     beta: float = 10.0
-    """Weight of the squared distance."""
-    label_smoothing: float = 0.0
-    """Share of the clean images' target spread evenly over all classes."""
 
-    def examples(
-        self, classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Clean images, then adversarial ones, (2B, 3, H, W), and the labels, (B,)."""
-        with evaluating(classifier), torch.no_grad():
-            clean = classifier(images).float().softmax(1)
-
+    def _attack_on(self, probabilities: Tensor, labels: Tensor) -> tuple[PGD, Tensor]:
         def apart(logits: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(logits, labels) + self.beta * squared_distance(logits, clean)
+            distance = squared_distance(logits, probabilities)
+            return cross_entropy(logits, labels) + self.beta * distance
 
-        attack = replace(self.attack, loss=apart)
-        adversarial = attack_revealed(attack, classifier, images, labels, seeds)
-        return torch.cat([images, adversarial]), labels
+        return replace(self.attack, loss=apart), labels
 
-    def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
-        """The mean over the B images."""
-        images, labels = examples
-        clean, adversarial = model(images).float().chunk(2)
-        natural = F.cross_entropy(clean, labels, label_smoothing=self.label_smoothing)
-        return natural + self.beta * squared_distance(adversarial, clean.softmax(1)).mean()
+    def _difference(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return squared_distance(adversarial, clean.softmax(1)).mean()
 
 
 def squared_distance(logits: Tensor, probabilities: Tensor) -> Tensor:

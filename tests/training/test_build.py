@@ -195,6 +195,8 @@ def test_a_size_that_the_backbone_does_not_take_is_named(backbone: str, size: in
             {"name": "challenge", "awp_gamma": 0.01},
             "expected adversarial, trades",
         ),
+        (ObjectiveConfig, {"name": "challenge", "norm": "l2"}, "norm, noise and clip left as"),
+        (ObjectiveConfig, {"name": "trades", "noise": -1.0}, "noise: expected a number from 0"),
         (MixupConfig, {"mixup_alpha": nan}, "expected alphas >= 0"),
         (MixupConfig, {"prob": 1.5}, "prob from 0 to 1"),
         (ModelConfig, {"freeze_epochs": -1}, "freeze_epochs: expected at least 0, found -1"),

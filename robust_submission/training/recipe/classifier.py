@@ -99,6 +99,9 @@ class ObjectiveConfig:
         holds = not self.awp_gamma or self.attacks
         require(holds, "objective.awp_gamma", "adversarial, trades or guided", self.name)
         require(0 <= self.noise < inf, "objective.noise", "a number from 0 on", self.noise)
+        holds = self.attacks or (self.norm, self.noise, self.clip) == ("linf", 1, True)
+        expected = "norm, noise and clip left as they are, or adversarial, trades or guided"
+        require(holds, "objective", expected, self.name)
 
     @property
     def attacks(self) -> bool:
