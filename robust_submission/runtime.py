@@ -68,6 +68,15 @@ def make_repeatable() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this process's device multiplies bfloat16 about as fast as float32, or faster.
+
+    Of CPUs those with AVX-512; on others torch falls back to loops, a hundred times slower.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    return not on_cpu or torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def keep_freed_memory() -> None:
     """Keep freed tensor memory in the process, in large pages, for the next tensors.
 

@@ -7,11 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer
 
 from robust_submission.cli.documents import validated
 from robust_submission.cli.errors import UserError
@@ -23,22 +19,18 @@ from robust_submission.models.trn import TRN
 from robust_submission.models.weights import load_weights
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.objectives import (
+    RestorationLoss,
     attack_revealed,
+    attack_unaware,
     build_objective,
+    build_restoration,
     validation_attack,
     with_more_steps,
 )
-from robust_submission.training.recipe import (
-    ModelConfig,
-    OptimizerConfig,
-    Recipe,
-    RunRecipe,
-    TRNRecipe,
-    require,
-)
+from robust_submission.training.optimizer import build_optimizer, build_scheduler
+from robust_submission.training.recipe import ModelConfig, Recipe, TRNRecipe, require
 from robust_submission.training.start import build_classifier, require_allowed
 from robust_submission.training.state import Training, is_sharded, require_whole_weights
-from robust_submission.training.trn import RestorationLoss, attack_unaware, build_restoration
 
 
 def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, TrainingData]:
@@ -193,58 +185,3 @@ def trn_of(classifier: RobustClassifier) -> TRN:
     """The TRN in front of a classifier."""
     assert isinstance(classifier.restore, TRN)
     return classifier.restore
-
-
-def build_optimizer(config: OptimizerConfig, trained: nn.Module) -> Optimizer:
-    """timm's optimiser, with its parameter groups for weight decay and layer decay.
-
-    Adam, AdamW and SGD update all weights in one fused kernel.
-
-    Raises:
-        UserError: timm has no such optimiser, or it needs second-order gradients or a package or
-            device that is missing.
-    """
-    try:
-        optimizer = create_optimizer_v2(
-            trained,
-            opt=config.name,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-        )
-    except (ValueError, AssertionError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"optimizer: expected one that timm can build, found {config.name}: {error}"
-        ) from error
-    if getattr(optimizer, "is_second_order", False):
-        raise UserError(f"optimizer.name: expected a first-order optimiser, found {config.name}.")
-    if isinstance(optimizer, Adam | SGD):  # AdamW is an Adam
-        for group in optimizer.param_groups:
-            group["fused"] = True
-    return optimizer
-
-
-def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: int) -> Scheduler:
-    """timm's schedule, stepped before each update.
-
-    Raises:
-        UserError: timm has no such schedule, or it needs the metrics of each epoch (plateau).
-    """
-    config, scheduler, reason = recipe.optimizer, None, ""
-    try:
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=config.schedule,
-            num_epochs=recipe.epochs,
-            warmup_epochs=config.warmup_epochs,  # pyright: ignore[reportArgumentType]
-            warmup_lr=0,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-    except (ValueError, AssertionError) as error:
-        reason = f": {error}"
-    if scheduler is None or config.schedule == "plateau":
-        expected, found = "a timm schedule other than plateau", f"{config.schedule}{reason}"
-        raise UserError(f"optimizer.schedule: expected {expected}, found {found}.")
-    return scheduler

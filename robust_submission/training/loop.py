@@ -23,7 +23,7 @@ from robust_submission.data.dataset import Batch
 from robust_submission.data.loader import EvaluationLoader
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.weights import load_weights
-from robust_submission.runtime import start_accelerator
+from robust_submission.runtime import multiplies_bfloat16, start_accelerator
 from robust_submission.training.data import TrainingData
 from robust_submission.training.objectives import (
     ROBUST_ACCURACY,
@@ -88,6 +88,8 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
     require(alone, "auto_batch_size", "one process", f"{count}; set gradient_accumulation")
     holds = recipe.mixed_precision == "no" or accelerator.native_amp
     require(holds, "mixed_precision", f"no or bf16 on {device}", "fp16")
+    if recipe.mixed_precision == "bf16" and not multiplies_bfloat16():
+        log.warning("mixed_precision: this CPU is many times slower in bf16; set it to no.")
     with accelerator.main_process_first():  # the others find the folder that it makes
         folder = RunFolder(recipe, is_main=accelerator.is_main_process)
     return accelerator, folder

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from robust_submission.cli.command import run
 from robust_submission.training import loop
 from robust_submission.training.build import build_training
-from robust_submission.training.mixing import MixedCrossEntropy
-from robust_submission.training.objectives import CrossEntropy
+from robust_submission.training.objectives import CrossEntropy, MixedCrossEntropy
 from robust_submission.training.recipe import Recipe
 from robust_submission.training.run_folder import RunFolder
 from robust_submission.training.state import Training

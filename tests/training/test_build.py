@@ -6,7 +6,7 @@ from functools import partialmethod
 from math import nan
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,12 +24,7 @@ from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
-from robust_submission.training.build import (
-    arrange_backbone,
-    build_optimizer,
-    build_scheduler,
-    takes_graphs,
-)
+from robust_submission.training.build import arrange_backbone, takes_graphs
 from robust_submission.training.objectives import CrossEntropy, Trades
 from robust_submission.training.recipe import (
     AttackConfig,
@@ -93,47 +88,6 @@ def test_a_run_starts_from_another_and_behind_a_trn(tmp_path: Path):
         build_classifier(recipe, NAMES[:2])
 
 
-@pytest.mark.parametrize(("name", "fused"), [("adamw", True), ("sgd", True), ("lamb", None)])
-def test_torch_updates_all_weights_in_one_kernel_where_it_can(name: str, fused: bool | None):
-    backbone = build_classifier(Recipe(model=SMALL), NAMES).backbone
-    optimizer = build_optimizer(OptimizerConfig(name=name), backbone)
-    assert {group.get("fused") for group in optimizer.param_groups} == {fused}
-    before = [weight.detach().clone() for weight in backbone.parameters()]
-    backbone(torch.rand(2, 3, 32, 32)).square().sum().backward()
-    optimizer.step()
-    assert not all(map(torch.equal, before, backbone.parameters()))
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("stem", ["patch", "conv"])
-def test_layer_decay_slows_the_layers_near_the_image(name: str, stem: Literal["patch", "conv"]):
-    config = OptimizerConfig(name=name, layer_decay=0.5, weight_decay=0.1)
-    model = ModelConfig(backbone="test_convnext", stem=stem)
-    backbone = build_classifier(Recipe(model=model), NAMES).backbone
-    optimizer = build_optimizer(config, backbone)
-    scales = [group["lr_scale"] for group in optimizer.param_groups]
-    assert max(scales) == 1 and min(scales) < 0.2 and scales == sorted(scales)
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
-    slowest = [group for group in optimizer.param_groups if group["lr_scale"] == scales[0]]
-    weights = {id(weight) for group in slowest for weight in group["params"]}
-    assert weights == {id(weight) for weight in backbone.get_submodule("stem").parameters()}
-    backbone(torch.rand(2, 3, 32, 32)).square().sum().backward()
-    optimizer.step()
-
-
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
-    recipe = Recipe(epochs=4, optimizer=OptimizerConfig(lr=1.0, warmup_epochs=1))
-    optimizer = build_optimizer(recipe.optimizer, nn.Linear(2, 2))
-    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=10)
-    rates = list[float]()
-    for update in range(40):
-        scheduler.step_update(update)
-        rates.append(optimizer.param_groups[0]["lr"])
-    np.testing.assert_allclose(rates[:10], np.arange(10) / 10)
-    cosine = 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
-    np.testing.assert_allclose(rates[10:], cosine, atol=1e-5)
-
-
 def test_the_average_forgets_the_start_of_a_short_run():
     recipe = Recipe(model=SMALL, ema_decay=0.999)
     classifier = build_classifier(recipe, NAMES)
@@ -157,20 +111,6 @@ def test_the_average_forgets_the_start_of_a_short_run():
         average.update(classifier, step=step)
     moved = (average.module.state_dict()["backbone.head.fc.weight"] - start).mean()
     assert moved > 0.95  # without warm-up 1 - 0.999**100 = 0.095
-
-
-@pytest.mark.parametrize("name", ["cosinus", "plateau", "none"])
-def test_an_unknown_schedule_is_named(name: str):
-    recipe = Recipe(optimizer=OptimizerConfig(schedule=name))
-    optimizer = build_optimizer(recipe.optimizer, nn.Linear(2, 2))
-    with pytest.raises(UserError, match=f"other than plateau, found {name}"):
-        build_scheduler(recipe, optimizer, updates_per_epoch=10)
-
-
-@pytest.mark.parametrize("name", ["adamww", "adahessian", "fusedadam"])
-def test_an_optimiser_that_cannot_be_used_is_named(name: str):
-    with pytest.raises(UserError, match=rf"^optimizer.*: expected .* found {name}"):
-        build_optimizer(OptimizerConfig(name=name), nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("test_convnext", 3), ("vit_tiny_patch16_224", 32)])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_submission.training.mixing import Mixing
+from robust_submission.training.objectives import Mixing
 
 IMAGES = torch.rand(64, 3, 12, 20, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(64) % 10

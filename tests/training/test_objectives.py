@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from robust_submission.attacks import PGD, UniformNoise
 from robust_submission.cli.command import Ratio
 from robust_submission.models.classifier import Normalize, RobustClassifier
-from robust_submission.training.mixing import Challenge, MixedCrossEntropy, Mixing
 from robust_submission.training.objectives import (
+    Challenge,
     CrossEntropy,
     Guided,
+    MixedCrossEntropy,
+    Mixing,
     Trades,
     attack_revealed,
     build_objective,

@@ -10,13 +10,13 @@ from robust_submission.attacks.pgd import FGSM, PGD
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
 from robust_submission.models.trn import TRN
 from robust_submission.models.trn.gradient_map import Estimator, gradient_map
-from robust_submission.training.recipe import AttackConfig, RestorationConfig, TRNConfig
-from robust_submission.training.trn import (
+from robust_submission.training.objectives import (
     RestorationLoss,
     RestorationObjective,
     attack_unaware,
     build_restoration,
 )
+from robust_submission.training.recipe import AttackConfig, RestorationConfig, TRNConfig
 
 IMAGES = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SEEDS = torch.arange(64) * 7919

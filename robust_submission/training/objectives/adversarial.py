@@ -14,7 +14,7 @@ from robust_submission.attacks import PGD, Attack
 from robust_submission.attacks.losses import cross_entropy
 from robust_submission.models.classifier import reveal
 from robust_submission.models.surgery import evaluating, frozen
-from robust_submission.training.mixing import Challenge, MixedCrossEntropy, Mixing
+from robust_submission.training.objectives.mixing import Challenge, MixedCrossEntropy, Mixing
 from robust_submission.training.recipe import MixupConfig, ObjectiveConfig
 
 FALL_BACK_STEPS = 4
