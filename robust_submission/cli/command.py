@@ -272,6 +272,9 @@ def run(
     SIGTERM raises SystemExit, so that every `finally` runs, for at most `PATIENCE` seconds. Not
     under a launcher: there a process might wait in a `finally` for another that has ended.
     """
+    # Threads that wait for each other spin by default, in the way of whatever else needs the cores;
+    # torch's OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _print_anything()
     _send_log_to_stderr()
     if "LOCAL_RANK" not in os.environ:

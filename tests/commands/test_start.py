@@ -18,14 +18,14 @@ HEAVY = {
     *("albumentations", "cv2", "matplotlib", "onnx", "onnxruntime", "huggingface_hub"),
 }
 PROGRAM = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, os, runpy, sys
 script, word = sys.argv[1:]
 sys.argv = [script, word]
 try:
     with contextlib.redirect_stdout(io.StringIO()):
         runpy.run_path(script, run_name="__main__")
 except SystemExit as end:
-    print(json.dumps([end.code, [*sys.modules]]))
+    print(json.dumps([end.code, [*sys.modules], os.environ["OMP_WAIT_POLICY"]]))
 """
 
 
@@ -36,8 +36,9 @@ def test_help_and_usage_errors_import_nothing_that_takes_seconds(
 ):
     words = [sys.executable, "-c", PROGRAM, str(ROOT / script), word]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path("/"))
-    found, modules = json.loads(done.stdout)
+    found, modules, waiting = json.loads(done.stdout)
     assert found == status, done.stderr
+    assert waiting == "PASSIVE"
     assert not HEAVY & {name.partition(".")[0] for name in modules}
 
 
