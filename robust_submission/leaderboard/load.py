@@ -24,6 +24,7 @@ from robust_submission.checker.unpack import RefusedError, unpack
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import scratch_folder
 from robust_submission.models.classifier import RobustClassifier, undefended
+from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.surgery import StraightThrough, replaced
 from robust_submission.models.trn import TRN, DifferentiableTRN
 from robust_submission.packaging.export import ChannelsReversed, zip_files
@@ -119,6 +120,7 @@ def _load_zip(path: Path) -> nn.Module:
         model = importlib.import_module("model").Model().float().eval()
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         raise _unfit(path, error) from error
+    optimize_for_cpu(model, channels_last=True)
     return model.requires_grad_(False)
 
 

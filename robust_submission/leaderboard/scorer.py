@@ -12,13 +12,16 @@ from robust_submission.attacks import Attack, Model, WorstCase, build_attack, im
 from robust_submission.attacks.base import correct
 from robust_submission.data.corruptions import CORRUPTIONS, Corruption
 from robust_submission.data.dataset import ImageDataset
-from robust_submission.data.loader import EvaluationLoader, micro_batches
+from robust_submission.data.loader import EvaluationLoader, micro_batch_size
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.leaderboard.load import Submission
 from robust_submission.leaderboard.settings import AttackPool
 
 SCORE_PARTS = ("clean", "corrupted", "black_box", "white_box")
 """The parts of the score."""
+
+BLOCK = 256
+"""Images held at once; those that get the same attack, in any draw, are attacked together."""
 
 _Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, seeds to changed images
 
@@ -39,29 +42,62 @@ class Scorer:
         return (*parts, Attacker.ADAPTIVE)
 
     def classified(
-        self, column: str, draw: int, images: Tensor, labels: Tensor, indices: Tensor
+        self,
+        column: str,
+        draws: int,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        tick: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
-        """Which images are classified correctly after what the draw does to them, (B,) bool.
+        """Which images are classified correctly after what each draw does to them.
 
         Args:
             column: One of `columns`.
-            draw: Which draw of attacks and of their randomness.
-            images: (B, 3, S, S), float32, RGB, 0 to 1.
+            draws: Number of draws of attacks and of their randomness.
+            images: (B, 3, S, S), float32, RGB, 0 to 1. In one draw few of them get the same attack;
+                in all draws together enough to attack them as batches.
             labels: (B,), int64.
             indices: (B,), the places of the images in their source.
+            tick: Called with a number of images whenever so many are done.
+
+        Returns:
+            (draws, B) bool.
         """
-        changed = images
-        if column != "clean":
-            changes = self._changes(column)
-            part = "white_box" if column == Attacker.ADAPTIVE else column  # the same per image
-            chosen = self._choose(SCORE_PARTS.index(part), draw, indices.tolist(), len(changes))
-            seeds = image_seeds(1000 * self.pool.seed + draw, indices)
-            changed = images.clone()
-            for choice in np.unique(chosen):
-                rows = torch.from_numpy(np.flatnonzero(chosen == choice))
-                changed[rows] = changes[choice](images[rows], labels[rows], seeds[rows])
-        with torch.no_grad():
-            return correct(self.submission.model(changed), labels)
+        if column == "clean":
+            same = self._classified(_unchanged, images, labels, indices, tick)
+            tick((draws - 1) * len(images))
+            return same.expand(draws, -1)
+        changes = self._changes(column)
+        part = "white_box" if column == Attacker.ADAPTIVE else column  # the same per image
+        place, count = SCORE_PARTS.index(part), len(changes)
+        found = torch.zeros(draws, len(images), dtype=torch.bool)
+        chosen = [self._choose(place, draw, indices.tolist(), count) for draw in range(draws)]
+        seeds = [image_seeds(1000 * self.pool.seed + draw, indices) for draw in range(draws)]
+        for choice, change in enumerate(changes):
+            pairs = torch.from_numpy(np.stack(chosen) == choice).nonzero(as_tuple=True)
+            some = pairs[1]
+            found[pairs] = self._classified(
+                change, images[some], labels[some], torch.stack(seeds)[pairs], tick
+            )
+        return found
+
+    def _classified(
+        self,
+        change: _Change,
+        images: Tensor,
+        labels: Tensor,
+        seeds: Tensor,
+        tick: Callable[[int], object],
+    ) -> Tensor:
+        """Which images are classified correctly after a change, (B,) bool, in batches."""
+        found = list[Tensor]()
+        for some in torch.arange(len(images)).split(micro_batch_size(images.shape[-1])):
+            changed = change(images[some], labels[some], seeds[some])
+            with torch.no_grad():
+                found.append(correct(self.submission.model(changed), labels[some]))
+            tick(len(some))
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
 
     def _choose(self, part: int, draw: int, indices: list[int], count: int) -> np.ndarray:
         """The attack of each image: a function of (seed, draw, part, index) alone."""
@@ -143,21 +179,13 @@ class _Transfer:
 
 def measure_columns(scorer: Scorer, dataset: ImageDataset, draws: int) -> dict[str, list[float]]:
     """The share of correctly classified images in each column, one number per draw."""
-    loader = EvaluationLoader(dataset, batch_size=32, num_workers=0)
-    rounds = [(column, draw) for column in scorer.columns for draw in range(draws)]
-    hits = dict.fromkeys(rounds, 0)
-    with tqdm(total=len(dataset) * len(rounds), unit="image") as bar:
-        for batch in micro_batches(loader):
-            count = batch["count"]
-            real = (batch["images"][:count], batch["labels"][:count], batch["indices"][:count])
-            for column, draw in rounds:
+    loader = EvaluationLoader(dataset, batch_size=BLOCK, num_workers=0)
+    hits = {column: np.zeros(draws, dtype=np.int64) for column in scorer.columns}
+    with tqdm(total=len(dataset) * len(hits) * draws, unit="image") as bar:
+        for batch in loader:
+            images = (batch["images"], batch["labels"], batch["indices"])
+            for column, found in hits.items():
                 bar.set_description(column)
-                if column == "clean" and draw:  # nothing in it is drawn
-                    hits[column, draw] = hits[column, 0]
-                else:
-                    hits[column, draw] += int(scorer.classified(column, draw, *real).sum())
-                bar.update(count)
-    return {
-        column: [hits[column, draw] / len(dataset) for draw in range(draws)]
-        for column in scorer.columns
-    }
+                classified = scorer.classified(column, draws, *images, tick=bar.update)
+                found += classified.sum(dim=1).numpy()
+    return {column: (found / len(dataset)).tolist() for column, found in hits.items()}
