@@ -25,6 +25,7 @@ from robust_submission.data.sources import (
     stratified_subset,
 )
 from robust_submission.training.recipe import DataConfig, ExtraConfig, RunRecipe, require
+from robust_submission.training.teacher import label_images
 
 Part = tuple[StoredSource, np.ndarray]
 """A source, and which of its images."""
@@ -83,9 +84,10 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
         parts["extra"] = _all_of(open_source(*place, max_pixels=config.max_pixels))
     if config.check or config.skip_bad:
         parts = _readable_parts(config, accelerator, parts)
-    if config.extra:
-        parts["train"] = _mix_parts(config.extra, parts["train"], parts["extra"])
     assert source.class_names is not None  # it has labels
+    if config.extra:
+        extra = _labelled(config, accelerator, *parts["extra"], source.class_names)
+        parts["train"] = _mix_parts(config.extra, parts["train"], extra)
     evaluation = partial(_evaluation_loader, recipe, image_size, accelerator)
     return TrainingData(
         class_names=source.class_names,
@@ -118,6 +120,31 @@ def _choose_images(
 
 def _all_of(source: StoredSource) -> Part:
     return source, np.arange(len(source))
+
+
+def _labelled(
+    config: DataConfig,
+    accelerator: Accelerator,
+    source: StoredSource,
+    indices: np.ndarray,
+    class_names: list[str],
+) -> Part:
+    """Extra images with labels of their own, or with the teacher's.
+
+    Raises:
+        UserError: They have none and there is no teacher, or both; see also `label_images`.
+    """
+    assert config.extra is not None
+    root, teacher = config.extra.root, config.extra.teacher
+    if source.labels is None:
+        expected = "images with labels, or data.extra.teacher to label them"
+        require(teacher is not None, "data.extra.root", expected, f"{root} without")
+        assert teacher is not None
+        workers = config.num_workers
+        return label_images(source, indices, teacher, class_names, accelerator, workers), indices
+    expected = f"none, as the images in {root} have labels"
+    require(teacher is None, "data.extra.teacher", expected, teacher)
+    return source, indices
 
 
 def _mix_parts(config: ExtraConfig, base: Part, extra: Part) -> Part:

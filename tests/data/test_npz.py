@@ -39,7 +39,6 @@ def test_both_kinds_give_the_images(
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"image": IMAGES}, "an array label, found image.npy"),
         ({"image": IMAGES.astype(object), "label": LABELS}, r"\(N, H, W, 3\), found object \(40"),
         ({"image": IMAGES, "label": LABELS.astype(object)}, r"label to be integers \(40,\), .*obj"),
         ({"image": IMAGES[..., 0], "label": LABELS}, r"H, W, 3\), found uint8 \(40, 50, 50\)"),

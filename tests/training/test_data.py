@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from robust_submission.cli.command import Names
+from robust_submission.models.classifier import RobustClassifier
 from robust_submission.training.build import build_training
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.loop import run_training, summarize
@@ -86,7 +88,7 @@ def test_extra_images_are_checked_named_and_part_of_the_identity(photos: Path) -
     assert len(data.train.dataset) == 12 + 9
     labels = [int(data.train.dataset[place]["label"]) for place in range(12, 21)]
     assert labels == [1] * 8 + [0]
-    assert RunRecipe(data=DataConfig(extra=extra)).inputs[-1] == root
+    assert RunRecipe(data=DataConfig(extra=extra)).inputs[-2:] == [root, None]
     difference = changed_key(former, data.identity(), set())
     assert difference and difference.startswith("training_images = 12 as before, found 21")
     (root / "Dog/3.png").write_bytes(b"")
@@ -95,12 +97,34 @@ def test_extra_images_are_checked_named_and_part_of_the_identity(photos: Path) -
     assert len(load(photos, extra=extra, skip_bad=True).train.dataset) == 12 + 8
 
 
+def test_a_teacher_labels_extra_images_that_have_no_labels(photos: Path, tmp_path: Path) -> None:
+    """Its classes are in another order."""
+    torch.manual_seed(0)
+    teacher = RobustClassifier(class_names=["Dog", "cat"], backbone="test_convnext", image_size=32)
+    teacher.save_pretrained(tmp_path / "teacher")
+    images = np.random.default_rng(2).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "generated.npz", image=images)
+    extra = ExtraConfig(root=tmp_path / "generated.npz", teacher=tmp_path / "teacher")
+    data = load(photos, extra=extra)
+    expected = teacher.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).argmax(1)
+    labels = [int(data.train.dataset[place]["label"]) for place in range(12, 21)]
+    assert labels == (1 - expected).tolist() and {*labels} == {0, 1}
+    assert RunRecipe(data=DataConfig(extra=extra)).inputs[-1] == extra.teacher
+    with pytest.raises(ValueError, match=r"teacher: expected none, as .*train have labels"):
+        load(photos, extra=replace(extra, name="folder", root=photos / "train"))
+
+
 @pytest.mark.parametrize(
     ("name", "root", "fraction", "message"),
     [
         ("folder", "", 0.1, "data.extra.fraction: expected a share .* in a batch of 4, found 0.1"),
         ("folder", "", 0.9, "data.extra.fraction: expected a share .* in a batch of 4, found 0.9"),
-        ("images", "test", 0.5, "data.extra.root: expected images with labels, .* without"),
+        (
+            "images",
+            "test",
+            0.5,
+            "data.extra.root: expected images with labels, or data.extra.teacher .* without",
+        ),
         ("folder", "other", 0.5, "expected classes of the model .* it does not know cow"),
     ],
 )

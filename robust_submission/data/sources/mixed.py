@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.names import match_classes
 from robust_submission.data.sources.source import StoredSource
 
@@ -45,13 +44,13 @@ def mix_sources(
 ) -> MixedSource:
     """Both, with the classes of `base`; messages call the extra images `place`.
 
+    Both have labels.
+
     Raises:
-        UserError: the extra images have no labels, or a class that `base` has not.
+        UserError: the extra images have a class that `base` has not.
     """
     assert base.labels is not None and base.class_names is not None
-    if extra.labels is None or extra.class_names is None:
-        expected = "images with labels, which training needs"
-        raise UserError(f"data.extra.root: expected {expected}, found {place} without.")
+    assert extra.labels is not None and extra.class_names is not None
     labels, _ = match_classes(extra.labels, extra.class_names, base.class_names, place)
     return MixedSource(
         ids=np.concatenate([base.ids, np.char.add("extra/", extra.ids)]),

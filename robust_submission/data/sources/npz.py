@@ -1,4 +1,4 @@
-"""Images in an npz file, as generated ones are distributed: `image` and `label`.
+"""Images in an npz file, as generated ones are distributed: `image` and, if known, `label`.
 
 `image` is uint8 (N, H, W, 3) in RGB, `label` (N,) integers. What `np.savez` wrote is mapped from
 the file, so that it may be larger than memory; what `np.savez_compressed` wrote is loaded.
@@ -126,17 +126,16 @@ def open_npz(path: Path, split: str) -> NpzSource:
 
 
 def _read_arrays(archive: ZipFile, path: Path) -> NpzSource:
-    image, label = (_find_array(archive, path, name) for name in ("image", "label"))
+    image = _find_array(archive, path, "image")
     fits = len(image.shape) == 4 and image.shape[3] == 3 and min(image.shape) > 0
     _require(path, image, image.dtype == np.uint8 and fits, "uint8 (N, H, W, 3)")
     count = image.shape[0]
-    integers = label.dtype.kind in "iu" and label.shape == (count,)
-    _require(path, label, integers, f"integers ({count},), one of each image")
-    labels = _load(archive, label).astype(np.int64)
-    for extreme in (labels.min(), labels.max()):
-        if not 0 <= extreme <= LARGEST_LABEL:
-            expected = f"labels from 0 to {LARGEST_LABEL}"
-            raise UserError(f"{path}: expected {expected}, found {extreme}.")
+    labels, class_names, checksums = None, None, b"%08x" % image.checksum
+    if "label.npy" in archive.namelist():
+        label = _find_array(archive, path, "label")
+        labels = _load_labels(archive, path, label, count)
+        class_names = [str(each) for each in range(int(labels.max()) + 1)]
+        checksums += b"%08x" % label.checksum
     loaded = None
     if image.offset is None:
         size = np.prod(image.shape, dtype=np.int64) / 1e6
@@ -147,10 +146,22 @@ def _read_arrays(archive: ZipFile, path: Path) -> NpzSource:
     return NpzSource(
         ids=np.array([f"{index:05d}.png" for index in range(count)]),
         labels=labels,
-        class_names=[str(each) for each in range(int(labels.max()) + 1)],
+        class_names=class_names,
         path=path,
         shape=image.shape,
         offset=image.offset,
         loaded=loaded,
-        checksums=b"%08x%08x" % (image.checksum, label.checksum),
+        checksums=checksums,
     )
+
+
+def _load_labels(archive: ZipFile, path: Path, label: _Member, count: int) -> np.ndarray:
+    """int64 (count,), from 0 to `LARGEST_LABEL`."""
+    integers = label.dtype.kind in "iu" and label.shape == (count,)
+    _require(path, label, integers, f"integers ({count},), one of each image")
+    labels = _load(archive, label).astype(np.int64)
+    for extreme in (labels.min(), labels.max()):
+        if not 0 <= extreme <= LARGEST_LABEL:
+            expected = f"labels from 0 to {LARGEST_LABEL}"
+            raise UserError(f"{path}: expected {expected}, found {extreme}.")
+    return labels

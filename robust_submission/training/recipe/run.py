@@ -28,6 +28,8 @@ class ExtraConfig:
     """As data.root."""
     fraction: float = 0.5
     """Their share in each batch, between 0 and 1."""
+    teacher: Path | None = None
+    """A run whose predictions are the labels of images that have none."""
 
 
 @dataclass(kw_only=True)
@@ -159,7 +161,8 @@ class RunRecipe:
     @property
     def inputs(self) -> list[Path | None]:
         """The files and folders that the run reads."""
-        return [self.data.root, self.data.extra and self.data.extra.root]
+        extra = self.data.extra
+        return [self.data.root, *([extra.root, extra.teacher] if extra else [])]
 
 
 def as_plain(recipe: RunRecipe) -> dict[str, Any]:
