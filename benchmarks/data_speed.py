@@ -128,7 +128,6 @@ def pass_of_peer(
 def measure(name: str, paths: Sequence[Path], rounds: int) -> list[str]:
     """The row of a pipeline."""
     side = 32 if name == "light" else 224
-    source = FileSource(folder=Path(), ids=np.array([str(path) for path in paths]))
     first, _, then = name.partition(", ")
     augmentation = Augmentation(
         name=first,
@@ -136,6 +135,8 @@ def measure(name: str, paths: Sequence[Path], rounds: int) -> list[str]:
         policy=then if then in POLICIES else "none",
         erasing=0.25 if then == "erasing" else 0,
     )
+    ids = np.array([str(path) for path in paths])
+    source = FileSource(folder=Path(), ids=ids, least_side=augmentation.least_side)
     dataset = ImageDataset(source, None, side, augmentation, seed=0)
     works = {"ours": partial(pass_of_ours, dataset, count())}
     for peer, transform in PIPELINES[name].items():

@@ -134,10 +134,14 @@ def _open(content: bytes, ending: str) -> ImageFile.ImageFile:
     raise UnidentifiedImageError
 
 
-def _decode(content: bytes, ending: str, max_pixels: int | None) -> np.ndarray:
+def _decode(
+    content: bytes, ending: str, max_pixels: int | None, least_side: int | None
+) -> np.ndarray:
     with _open(content, ending) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        if least_side is not None:
+            image.draft(None, (least_side, least_side))
         image.load()
         with suppress(*_DAMAGED):  # of EXIF that cannot be read, the pixels can
             ImageOps.exif_transpose(image, in_place=True)
@@ -157,7 +161,9 @@ def _without_notes(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def decode_image(content: bytes, name: str, max_pixels: int | None = None) -> np.ndarray:
+def decode_image(
+    content: bytes, name: str, max_pixels: int | None = None, least_side: int | None = None
+) -> np.ndarray:
     """Decode the bytes of an image file as uint8 (H, W, 3), RGB; messages begin with `name`.
 
     Transparent pixels are laid over white. 16- and 32-bit grey is scaled to 8 bits; a float grey
@@ -169,6 +175,8 @@ def decode_image(content: bytes, name: str, max_pixels: int | None = None) -> np
         name: The file's name; its ending tells the format where the bytes do not.
         max_pixels: The largest size that is decoded; None for Pillow's own limit
             (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million).
+        least_side: For training, JPEG files are decoded at 1/2, 1/4 or 1/8 of their size as long as
+            no side gets below this, which is faster; None for every pixel.
 
     Raises:
         UserError: empty, no image, truncated or damaged, or too large.
@@ -178,11 +186,11 @@ def decode_image(content: bytes, name: str, max_pixels: int | None = None) -> np
     most, ending = max_pixels or Image.MAX_IMAGE_PIXELS, PurePath(name).suffix.lower()
     try:
         try:
-            return _decode(content, ending, most)
+            return _decode(content, ending, most, least_side)
         except _DECODER_ERRORS:
             if not content.startswith(_PNG):
                 raise
-            return _decode(_without_notes(content), ending, most)
+            return _decode(_without_notes(content), ending, most, least_side)
     except UnidentifiedImageError:
         found = f"{len(content)} bytes of something else, or damaged at their start"
         kinds = f"{', '.join(_USUAL)} …"

@@ -1,7 +1,7 @@
 """The images of a run: builds the loaders of one process from a recipe."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -218,6 +218,7 @@ def _training_loader(
         policy=config.policy,
         erasing=config.erasing,
     )
+    source = replace(source, least_side=augmentation.least_side)
     return TrainingLoader(
         ImageDataset(source, indices, size, augmentation, seed=recipe.seed),
         batch_size=recipe.batch_size,

@@ -3,8 +3,10 @@
 import pickle
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_image
 
 from robust_submission.data.augment import (
     AUGMENTATIONS,
@@ -12,7 +14,10 @@ from robust_submission.data.augment import (
     Augmentation,
     AugMix,
     apply_transform,
+    resize_shorter_side,
 )
+from robust_submission.data.challenge_operations import Drawn
+from robust_submission.data.images import resize_image
 from robust_submission.data.policies import POLICIES
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -85,6 +90,33 @@ def test_light_without_flip_or_padding() -> None:
     assert shifts_of(flip=True, padding=0) == {(0, 0, False), (0, 0, True)}
 
 
+@pytest.mark.parametrize("policy", ["none", "randaugment"])
+def test_light_is_albumentations_pad_crop_and_flip(policy: str) -> None:
+    pad = A.Pad(padding=4, border_mode=cv2.BORDER_REFLECT_101)
+    parts = [pad, A.RandomCrop(32, 32), A.HorizontalFlip(p=0.5)]
+    if policy != "none":
+        parts.append(Drawn(POLICIES[policy](32)))
+    augment, same = Augmentation(name="light", policy=policy), A.Compose(parts)
+    for seed in range(50):
+        expected = apply_transform(same, NOISE, np.random.default_rng(seed))
+        assert np.array_equal(augment(NOISE, np.random.default_rng(seed)), expected)
+
+
+@pytest.mark.parametrize("side", [20, 32, 57, 100])
+def test_training_images_are_resized_as_those_to_predict(side: int) -> None:
+    photo = load_sample_image("china.jpg")
+    square = photo[:, 106 : 106 + 427]
+    expected = resize_image(square, side).astype(int)
+    for image in (photo, photo.transpose(1, 0, 2)):
+        resized = Augmentation(image_size=side)(image, np.random.default_rng(0))
+        turned = resized if image is photo else resized.transpose(1, 0, 2)
+        assert np.abs(turned - expected).max() <= 1 and (turned != expected).mean() < 0.2
+    assert resize_shorter_side(photo, side).shape == (side, round(640 / 427 * side), 3)
+    square.flags.writeable = False
+    larger = resize_shorter_side(square, 600).astype(int)
+    assert np.abs(larger - resize_image(square, 600)).max() <= 2
+
+
 def test_imagenet_takes_the_whole_image_at_scale_one() -> None:
     smooth = np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None].repeat(64, 1).repeat(3, 2)
     augment = Augmentation(name="imagenet", image_size=32, min_scale=0.08, flip=False)
@@ -92,6 +124,18 @@ def test_imagenet_takes_the_whole_image_at_scale_one() -> None:
     assert min(spans) < 120  # a part of the gradient
     whole = Augmentation(name="imagenet", image_size=32, min_scale=1.0, flip=False)
     assert min(np.ptp(whole(smooth, np.random.default_rng(seed))) for seed in range(10)) > 180
+
+
+def test_crops_are_those_of_albumentations() -> None:
+    """On a gradient, which no filter changes."""
+    rows, columns = np.mgrid[0:90, 0:120]
+    image = np.stack([2 * rows, 2 * columns, rows + columns], axis=2).astype(np.uint8)
+    crop = A.RandomResizedCrop(size=(32, 32), interpolation=cv2.INTER_LINEAR)
+    augment = Augmentation(name="imagenet", flip=False)
+    for seed in range(20):
+        cropped = augment(image, np.random.default_rng(seed))
+        expected = apply_transform(A.Compose([crop]), image, np.random.default_rng(seed))
+        assert np.abs(cropped.astype(int) - expected)[2:-2, 2:-2].max() <= 2
 
 
 def augmixed(image: np.ndarray) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """Training images together with extra ones, such as generated images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ class MixedSource(StoredSource):
 
     def image(self, index: int) -> np.ndarray:
         source, own = self._part(index)
-        return source.image(own)
+        return replace(source, least_side=self.least_side).image(own)
 
 
 def mix_sources(

@@ -75,6 +75,9 @@ class StoredSource(ABC):
     """Samples of the data set that cannot be used and are not among the images, and why."""
     max_pixels: int | None = None
     """The largest image that is decoded; None for Pillow's own limit."""
+    least_side: int | None = None
+    """For training: JPEG files are decoded at 1/2, 1/4 or 1/8 of their size as long as no side gets
+    below this; None for every pixel."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,7 +96,8 @@ class StoredSource(ABC):
 
     def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 (H, W, 3), RGB; UserError where it cannot be read."""
-        return decode_image(self.content(index), self.place(index), self.max_pixels)
+        content, place = self.content(index), self.place(index)
+        return decode_image(content, place, self.max_pixels, self.least_side)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
