@@ -43,8 +43,8 @@ def apply_transform(
 def resample(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize a training image, bicubic and antialiased, to uint8 (height, width, 3).
 
-    torch's integer arithmetic is within two levels of Pillow's, which `resize_image` uses, in a
-    fifth of its time; but its last bit depends on the processor. `image` is uint8 (H, W, 3).
+    torch is within two levels of Pillow, which `resize_image` uses, and several times as fast; but
+    its last bit depends on the processor. `image` is uint8 (H, W, 3).
     """
     pixels = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
@@ -204,9 +204,8 @@ class Augmentation:
     def least_side(self) -> int:
         """A shorter side in pixels that shows as much as a larger one (`StoredSource.least_side`).
 
-        Twice the side that it is scaled to: reduced photographs of the 224 px that 64 were asked of
-        then differ by 0.3 of 255 levels on average, as much as Lanczos from bicubic by 1. Of crops,
-        the smallest one is not enlarged (down to height / width = 3 / 4).
+        Twice the side that it is scaled to: the difference is then less than between bicubic and
+        Lanczos. Of crops, the smallest is not enlarged (down to height / width = 3 / 4).
         """
         if self.name == "imagenet":
             return ceil(self.image_size / (self.min_scale * 3 / 4) ** 0.5)
