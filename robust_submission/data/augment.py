@@ -46,7 +46,8 @@ def resample(image: np.ndarray, height: int, width: int) -> np.ndarray:
     torch is within two levels of Pillow, which `resize_image` uses, and several times as fast; but
     its last bit depends on the processor. `image` is uint8 (H, W, 3).
     """
-    pixels = torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)[None]
+    # (1, 3, H, W) in this order, so that torch sees channels_last, and answers in the same.
+    pixels = torch.from_numpy(np.require(image, requirements="W"))[None].permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
@@ -82,7 +83,8 @@ class ShiftAndFlip(A.ImageOnlyTransform):
     def apply(self, img: np.ndarray, *args: Any, **params: Any) -> np.ndarray:
         """Cut a window of the image's size from the padded image."""
         draw, (height, width) = self.py_random.random, img.shape[:2]
-        padded = cv2.copyMakeBorder(img, *4 * [self.pixels], cv2.BORDER_REFLECT_101)
+        edge = self.pixels
+        padded = cv2.copyMakeBorder(img, edge, edge, edge, edge, cv2.BORDER_REFLECT_101)
         top, left = (int((2 * self.pixels + 1) * draw()) for _ in range(2))
         shifted = padded[top : top + height, left : left + width]
         return np.ascontiguousarray(shifted[:, ::-1] if self.flip and draw() < 0.5 else shifted)
