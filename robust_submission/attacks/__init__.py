@@ -13,6 +13,7 @@ from typing import Any
 from robust_submission.attacks.base import Attack, BallAttack, Model, image_seeds
 from robust_submission.attacks.ensemble import EOT, WorstCase, WorstCaseResult
 from robust_submission.attacks.external import AutoAttack, CarliniWagner
+from robust_submission.attacks.minimum_norm import DDN, FMN, Nearest
 from robust_submission.attacks.norms import NORMS
 from robust_submission.attacks.pgd import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise, input_gradient
 from robust_submission.cli.errors import UserError
@@ -20,9 +21,11 @@ from robust_submission.cli.errors import UserError
 __all__ = [
     "ATTACKS",
     "BIM",
+    "DDN",
     "EOT",
     "FFGSM",
     "FGSM",
+    "FMN",
     "MIM",
     "NORMS",
     "PGD",
@@ -31,6 +34,7 @@ __all__ = [
     "BallAttack",
     "CarliniWagner",
     "Model",
+    "Nearest",
     "UniformNoise",
     "WorstCase",
     "WorstCaseResult",
@@ -39,7 +43,7 @@ __all__ = [
     "input_gradient",
 ]
 
-ATTACKS: dict[str, type[PGD | CarliniWagner | AutoAttack]] = {
+ATTACKS: dict[str, type[PGD | CarliniWagner | FMN | DDN | AutoAttack]] = {
     "fgsm": FGSM,
     "ffgsm": FFGSM,
     "bim": BIM,
@@ -47,6 +51,8 @@ ATTACKS: dict[str, type[PGD | CarliniWagner | AutoAttack]] = {
     "pgd": PGD,
     "noise": UniformNoise,
     "cw": CarliniWagner,
+    "fmn": FMN,
+    "ddn": DDN,
     "autoattack": AutoAttack,
     **dict.fromkeys(AutoAttack.KNOWN, AutoAttack),
 }
@@ -58,7 +64,7 @@ def build_attack(name: str, epsilon: float, norm: str | None = None, **options: 
     Args:
         name: A key of `ATTACKS`.
         epsilon: The ball's radius, in units of the 0-to-1 image.
-        norm: The ball; None for the attack's default ("linf", but "l2" for "cw").
+        norm: The ball; None for the attack's default ("linf", but "l2" for "cw" and "ddn").
         options: Any other field of the attack, such as `steps=20`.
 
     Raises:

@@ -32,8 +32,11 @@ class Norm(Protocol):
         """A step of size one, or 0 where the gradient is 0; independent of the gradient's scale."""
         ...
 
-    def project(self, adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
-        """The point of the ball around `images`, and of 0 to 1, that stands for `adversarial`."""
+    def project(self, adversarial: Tensor, images: Tensor, epsilon: float | Tensor) -> Tensor:
+        """The point of the ball around `images`, and of 0 to 1, that stands for `adversarial`.
+
+        `epsilon` is one radius, or one per image, (B,).
+        """
         ...
 
     def random_start(self, images: Tensor, epsilon: float, draws: Draws) -> Tensor:
@@ -66,7 +69,9 @@ class Linf:
     def direction(self, gradient: Tensor, images: Tensor) -> Tensor:
         return gradient.sign()
 
-    def project(self, adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
+    def project(self, adversarial: Tensor, images: Tensor, epsilon: float | Tensor) -> Tensor:
+        if isinstance(epsilon, Tensor):
+            epsilon = _per_image(epsilon)
         return torch.clamp(adversarial, images - epsilon, images + epsilon).clamp_(0, 1)
 
     def random_start(self, images: Tensor, epsilon: float, draws: Draws) -> Tensor:
@@ -82,7 +87,7 @@ class L2:
     def direction(self, gradient: Tensor, images: Tensor) -> Tensor:
         return _unit(gradient, self.size)
 
-    def project(self, adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
+    def project(self, adversarial: Tensor, images: Tensor, epsilon: float | Tensor) -> Tensor:
         perturbation = adversarial - images
         shrink = (epsilon / self.size(perturbation)).clamp(max=1)  # epsilon / 0 is infinite
         return (images + perturbation * _per_image(shrink)).clamp_(0, 1)
@@ -120,7 +125,7 @@ class L1:
         signs = signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1)
         return torch.zeros_like(gradient).scatter_(1, steepest, signs).view_as(images)
 
-    def project(self, adversarial: Tensor, images: Tensor, epsilon: float) -> Tensor:
+    def project(self, adversarial: Tensor, images: Tensor, epsilon: float | Tensor) -> Tensor:
         """The nearest point of ball and box together, by sorting.
 
         With d the perturbation and `room` the distance to the box's wall, the nearest point moves
@@ -129,6 +134,8 @@ class L1:
         linearly in t, with corners at |d| and |d| - room (Croce & Hein 2021; without the walls,
         Duchi et al. 2008).
         """
+        if isinstance(epsilon, Tensor):
+            epsilon = epsilon.unsqueeze(1)
         perturbation = adversarial - images
         room = torch.where(perturbation > 0, 1 - images, images).flatten(1)
         moved = perturbation.abs().flatten(1)

@@ -22,13 +22,19 @@ def case(name: str, norm: str, epsilon: float):
 
 OURS = [case(name, norm, BUDGETS[norm]) for norm in NORMS for name in GRADIENT]
 CW = case("cw", "l2", 1.0)
-THEIRS = [
+OTHERS = [
     CW,
+    case("fmn", "linf", 0.1),
+    case("fmn", "l1", 3.0),
+    case("ddn", "l2", 0.6),
     *(case(name, "linf", 0.1) for name in ("apgd-ce", "apgd-t", "fab-t", "square")),
     *(case(name, "l2", 0.6) for name in ("apgd-dlr", "apgd-t", "fab-t", "square")),
     *(case(name, "l1", 3.0) for name in ("apgd-ce", "fab", "square")),
 ]
-ONE_OF_EACH = [CW, *(case(name, "linf", 0.15) for name in ("ffgsm", "mim", "noise", "apgd-ce"))]
+ONE_OF_EACH = [
+    CW,
+    *(case(name, "linf", 0.15) for name in ("ffgsm", "mim", "noise", "fmn", "apgd-ce")),
+]
 
 
 def check_inside(attack, found, images):
@@ -50,8 +56,8 @@ def test_our_attacks_raise_every_loss_and_lower_accuracy(digits, attack):
     assert digits.accuracy(found) < digits.accuracy(digits.images) - 0.05
 
 
-@pytest.mark.parametrize("attack", [*THEIRS, CW])
-def test_their_attacks_are_no_weaker_than_one_step(digits, attack):
+@pytest.mark.parametrize("attack", OTHERS)
+def test_other_attacks_are_no_weaker_than_one_step(digits, attack):
     some = digits.first(30)
     images = some.images.contiguous(memory_format=torch.channels_last)
     found = attack(some.model, images, some.labels)
@@ -90,7 +96,7 @@ def test_leaves_everything_unchanged(name):
     images.requires_grad_()
     state = torch.get_rng_state()
     options = {"cw": {"steps": 2}, "autoattack": {"queries": 10}, "square": {"queries": 10}}
-    norm = "l2" if name in ("cw", "square") else "linf"
+    norm = "l2" if name in ("cw", "ddn", "square") else "linf"
     found = build_attack(name, 0.1, norm, **options.get(name, {}))(model, images, labels)
     assert torch.equal(torch.get_rng_state(), state) and torch.is_grad_enabled()
     assert model.training and model.frozen.training and not model.free.training
@@ -165,6 +171,9 @@ def test_a_model_without_gradients_is_the_users_mistake(digits, name):
         ("cw", {"norm": "linf"}, "norm: expected one of l2"),
         ("cw", {"steps": 0}, "steps"),
         ("cw", {"epsilon": -1}, "epsilon"),
+        ("ddn", {"norm": "linf"}, "norm: expected one of l2"),
+        ("fmn", {"norm": "l2"}, "norm: expected one of linf, l1, l1-dense"),
+        ("fmn", {"steps": 0}, "steps"),
     ],
 )
 def test_bad_settings_are_a_value_error_and_by_name_a_users_mistake(name, options, message):
