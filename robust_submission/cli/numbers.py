@@ -46,6 +46,13 @@ def chance(num_classes: int) -> str:
     return f"{100 / num_classes:.3g}{SPACE}%"
 
 
+def distance(value: float, norm: str) -> str:
+    """Format a measured distance in three digits: `3.41/255` in L-infinity, else `0.213`."""
+    if not math.isfinite(value):
+        return number(value)
+    return f"{255 * value:.3g}/255" if norm == "linf" else number(float(f"{value:.3g}"))
+
+
 def radius(value: float, norm: str) -> str:
     """Format an epsilon or a distance: `8/255` where that is exact, else a plain number.
 

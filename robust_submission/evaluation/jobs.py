@@ -135,9 +135,12 @@ class Plan:
     main: list[Job]
     """Jobs on all images; those with the first epsilon, the headline's, come first."""
     epsilon_curves: dict[Attacker, list[Job]]
-    """PGD with growing epsilon, on the images of the curves."""
+    """PGD with growing epsilon, on the images of the curves; the last is unbounded."""
     steps_curves: dict[Attacker, list[Job]]
     """PGD with growing steps, on the images of the curves."""
+    nearest: Job | None = None
+    """The minimum-norm attack of the strongest adaptive attacker, on the images of the curves; None
+    without curves, and for a random model, of which one draw's distance means nothing."""
     same_as: dict[Job, Job]
     """Jobs that need no run, each with the job that has the same results."""
     fixed: Job | None = None
@@ -151,7 +154,8 @@ class Plan:
     def jobs(self) -> list[Job]:
         """Every job, those on all images first; one may occur twice."""
         curves = [*self.epsilon_curves.values(), *self.steps_curves.values()]
-        return [*self.main, *(job for curve in curves for job in curve)]
+        nearest = [] if self.nearest is None else [self.nearest]
+        return [*self.main, *(job for curve in curves for job in curve), *nearest]
 
     def distinct(self) -> dict[Job, bool]:
         """The jobs to run, each with whether it is on all images or on those of the curves."""

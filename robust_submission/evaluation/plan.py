@@ -18,7 +18,13 @@ from robust_submission.evaluation.views import Views
 from robust_submission.settings import EvaluationSettings
 
 EPSILONS = (0, 1 / 4, 1 / 2, 1, 2, 4)
-"""Points of the epsilon curve, in units of epsilon; `unbounded` is added as the last."""
+"""Points of PGD's epsilon curve, in units of epsilon; `unbounded` is added as the last."""
+CONTROLS = (0, 1 / 2, 1, 2)
+"""The same where a minimum-norm attack measures the whole curve."""
+OBLIVIOUS = (0, 1, 4)
+"""The same of the oblivious attacker."""
+NEAREST_STEPS = 50
+"""Steps of the minimum-norm attack, at least: as near as PGD-20 gets, or nearer."""
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 """Points of the steps curve, as far as they are below the number of steps asked for."""
 
@@ -61,6 +67,7 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
         main=main,
         epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
         steps_curves={attacker: curve.over_steps(attacker) for attacker in drawn},
+        nearest=curve.nearest(views.strongest) if drawn and not views.random else None,
         same_as={},
         fixed=pgd if views.random else None,
         watched=pgd if settings.curves else None,
@@ -164,15 +171,27 @@ class _Curve:
     views: Views
 
     def over_epsilon(self, attacker: Attacker) -> list[Job]:
-        """PGD with growing epsilon; fewer points for the oblivious attacker.
+        """PGD with growing epsilon; fewer points for the oblivious attacker, and as a control.
 
         On a masked model no attack succeeds and stops early: each of its points is expensive.
         """
         largest = unbounded(self.settings.norm, self.views.image_size)
-        multiples = (0, 1, 4) if attacker == Attacker.OBLIVIOUS else EPSILONS
+        multiples = EPSILONS if self.views.random else CONTROLS
+        if attacker == Attacker.OBLIVIOUS:
+            multiples = OBLIVIOUS
         radii = [self.settings.epsilon[0] * multiple for multiple in multiples]
         radii = [*(each for each in radii if each < largest), largest]
         return [self.pgd(attacker, each, self.settings.steps) for each in radii]
+
+    def nearest(self, attacker: Attacker) -> Job:
+        """The attack that finds how near an adversarial image is."""
+        return Job(
+            attack="ddn" if self.settings.norm == "l2" else "fmn",
+            attacker=attacker,
+            norm=self.settings.norm,
+            epsilon=unbounded(self.settings.norm, self.views.image_size),
+            steps=max(NEAREST_STEPS, self.settings.steps),
+        )
 
     def over_steps(self, attacker: Attacker) -> list[Job]:
         """PGD with growing steps; if adaptive, the last has twice the steps asked for."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
-from robust_submission.cli.numbers import plural
+from robust_submission.cli.numbers import distance, plural
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.jobs import Attacker, Job, Plan
 
@@ -102,14 +102,58 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MedianDistance:
+    """The radius within which half of the images fall, those included that are wrong when clean.
+
+    An upper bound, as there may be nearer adversarial images than were found. None where fewer
+    fall.
+    """
+
+    norm: str
+    value: NonNegativeFloat | None
+    low: NonNegativeFloat | None
+    """Its 95 % interval over images, from their order alone."""
+    high: NonNegativeFloat | None
+    total: NonNegativeInt
+    """Images in all."""
+
+    @property
+    def words(self) -> str:
+        """`within 3.41/255`, or that fewer fall."""
+        return f"within {distance(self.value, self.norm)}" if self.value is not None else "nowhere"
+
+    @property
+    def interval(self) -> str:
+        """`2.9/255 to 4.1/255`; unbounded where fewer than half might fall."""
+        low, high = (math.inf if x is None else x for x in (self.low, self.high))
+        return f"{distance(low, self.norm)} to {distance(high, self.norm)}"
+
+
+def median_distance(distances: np.ndarray, norm: str) -> MedianDistance:
+    """The median of distances (n,) that may be infinite; the lower one of two."""
+    from scipy.stats import binom  # takes a second
+
+    ordered, total = [0.0, *np.sort(distances).tolist(), math.inf], len(distances)
+    # The median lies between these places with 95 %, as each image is below it half of the time.
+    first = int(binom.ppf(0.025, total, 0.5))
+    places = (math.ceil(total / 2), first, total + 1 - first)
+    value, low, high = (x if math.isfinite(x := ordered[place]) else None for place in places)
+    return MedianDistance(norm=norm, value=value, low=low, high=high, total=total)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """Accuracy against one quantity, on the same images at each point."""
 
     name: Literal["epsilon", "steps"]
     attacker: Attacker
     norm: str
+    attacks: tuple[str, ...]
+    """Whose worst case per image it is, such as "fmn-50" and "pgd-20"."""
     x: tuple[float, ...]
     accuracy: tuple[Share, ...]
+    median: MedianDistance | None = None
+    """Of a curve over epsilon that has a minimum-norm attack; None for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +278,23 @@ class Results:
     def on_curve(self, job: Job) -> np.ndarray:
         """`robust`, for the images of the curves."""
         return self.robust(job)[: self.curve_images]
+
+    @property
+    def nearest(self) -> np.ndarray | None:
+        """float64 (m,): how far from each image of the curves the strongest adaptive attacker found
+        one that fools, by the minimum-norm attack or PGD; 0 where the image is wrong when clean,
+        infinite where none was found. None where the plan has no minimum-norm attack."""
+        job = self.plan.nearest
+        if job is None:
+            return None
+        jobs = [job, *self.plan.epsilon_curves[job.attacker]]
+        return np.minimum.reduce([self.distance(each) for each in jobs])
+
+    def distance(self, job: Job) -> np.ndarray:
+        """float64 (m,): how far from each image of the curves a job on a deterministic model found
+        one that fools; infinite where it did not."""
+        found = np.minimum(self.arrays[job]["distance"], job.epsilon)[: self.curve_images]
+        return np.where(self.on_curve(job)[:, 0], np.inf, found)
 
     def worst_case(self, jobs: Iterable[Job]) -> np.ndarray:
         """bool (n, draws): which images withstand all of these jobs."""

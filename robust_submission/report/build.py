@@ -1,7 +1,7 @@
 """Builds the report, its pictures and its per-image table from the results."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from robust_submission.evaluation.results import (
     accuracy,
     attack_robustness,
     every_draw,
+    median_distance,
 )
 from robust_submission.evaluation.views import Views
 from robust_submission.models.classifier import random_stages
@@ -50,6 +51,8 @@ INDICATORS = {
     "cosine": "gradient cosine",
 }
 """Columns of watched PGD."""
+OCTAVE = 8
+"""Points of a fine curve from a radius to twice that radius."""
 KNOWING = (*ADAPTIVE, Attacker.TRANSFER)
 """The attackers that count for the adaptive number only."""
 
@@ -132,6 +135,10 @@ class ReportBuilder:
             columns[f"{job.name} robust"] = _robust_column(results.robust(job)[order])
             columns[f"{job.name} prediction"] = names[predictions[order, 0]]
         columns |= {name: found[order] for name, found in self._indicator_columns()}
+        if results.nearest is not None:
+            nearest = np.full(len(order), np.nan)
+            nearest[: results.curve_images] = results.nearest
+            columns["nearest distance"] = np.where(np.isfinite(nearest), nearest, np.nan)[order]
         for name, robust in self._worst_cases().items():
             columns[f"worst case {name} robust"] = _robust_column(robust[order])
         return pd.DataFrame(columns)
@@ -205,8 +212,11 @@ class ReportBuilder:
 
     def _curves(self) -> Iterable[Curve]:
         plan = self.results.plan
-        for jobs in plan.epsilon_curves.values():
-            yield self._curve("epsilon", jobs, [float(job.epsilon) for job in jobs])
+        for attacker, jobs in plan.epsilon_curves.items():
+            curve = self._curve("epsilon", jobs, [float(job.epsilon) for job in jobs])
+            if plan.nearest is not None and plan.nearest.attacker == attacker:
+                curve = self._at_every_radius(curve, plan.nearest)
+            yield curve
         for jobs in plan.steps_curves.values():
             yield self._curve("steps", jobs, [float(job.steps or 0) for job in jobs])
 
@@ -214,7 +224,27 @@ class ReportBuilder:
         shares = tuple(accuracy(self.results.on_curve(job)) for job in jobs)
         first = jobs[0]
         return Curve(
-            name=name, attacker=first.attacker, norm=first.norm, x=tuple(x), accuracy=shares
+            name=name,
+            attacker=first.attacker,
+            norm=first.norm,
+            attacks=(first.label if name == "epsilon" else first.attack,),
+            x=tuple(x),
+            accuracy=shares,
+        )
+
+    def _at_every_radius(self, curve: Curve, job: Job) -> Curve:
+        """PGD's curve with that of the minimum-norm attack, of each image the nearer example."""
+        distances, epsilon = self.results.nearest, self.results.plan.main[0].epsilon
+        assert distances is not None
+        largest = curve.x[-1]
+        radii = (epsilon * 2 ** (octave / OCTAVE) for octave in range(-4 * OCTAVE, 2 * OCTAVE + 1))
+        x = [0.0, *(float(each) for each in radii if each < largest), largest]
+        return replace(
+            curve,
+            attacks=(job.label, *curve.attacks),
+            x=tuple(x),
+            accuracy=tuple(accuracy((distances > radius)[:, None]) for radius in x),
+            median=median_distance(distances, job.norm),
         )
 
     def _gallery(self) -> Iterable[GalleryImage]:

@@ -68,7 +68,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         100 * value,
         look.line,
         color=look.color,
-        marker=look.marker,
+        marker="" if curve.median else look.marker,
         markersize=5.5,
         markerfacecolor=PAPER if look.hollow else look.color,
         label=str(curve.attacker),
@@ -86,8 +86,11 @@ def _draw_levels(axes: Axes, report: Report) -> None:
         axes.axhline(100 / classes, color=MUTED, linewidth=1.2, linestyle=":", label="chance")
 
 
-def _scale_x(axes: Axes, curves: list[Curve]) -> None:
-    """Put ticks at the measured points, on a scale that keeps them apart."""
+def _scale_x(axes: Axes, curves: list[Curve], unit: float | None) -> None:
+    """Put ticks at the measured points, on a scale that keeps them apart.
+
+    Of a fine curve at the ends, and where x is the unit times a power of two.
+    """
     x = sorted({value for curve in curves for value in curve.x if math.isfinite(value)})
     positive = [value for value in x if value > 0]
     if positive and positive[-1] > 8 * positive[0]:
@@ -97,6 +100,9 @@ def _scale_x(axes: Axes, curves: list[Curve]) -> None:
             axes.set_xscale("symlog", linthresh=positive[0], linscale=0.6, base=2)
     if x[0] < x[-1]:
         axes.set_xlim(x[0], x[-1])
+    if unit is not None:
+        octaves = [value for value in x[1:-1] if math.log2(value / unit).is_integer()]
+        x = [x[0], *octaves, x[-1]]
     ticks = x[:: math.ceil(len(x) / 9)]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -107,7 +113,8 @@ def _draw_panel(axes: Axes, report: Report, curves: list[Curve]) -> None:
     for curve in curves:
         _draw_curve(axes, curve)
     _draw_levels(axes, report)
-    _scale_x(axes, curves)
+    fine = name == "epsilon" and any(curve.median for curve in curves)
+    _scale_x(axes, curves, report.measurements[0].epsilon if fine else None)
     if name == "steps":
         axes.set_xlabel(f"steps of the attack ({NORM_SYMBOLS.get(norm, norm)})")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -24,6 +24,7 @@ from robust_submission.evaluation.results import (
     CorruptedAccuracy,
     Curve,
     Measurement,
+    MedianDistance,
     Outcome,
     Planted,
     Share,
@@ -90,7 +91,7 @@ class Report:
     classes."""
     corrupted_auc: float | None = None
     """The same on corrupted images, the mean over kinds and severities."""
-    schema: int = 3
+    schema: int = 4
 
     def __repr__(self) -> str:
         signs = len(self.checks_with("masking"))
@@ -103,6 +104,7 @@ class Report:
             *([f"corrupted accuracy {percent(mean.value)} (mean)"] if mean else []),
             f"robust accuracy {percent(self.oblivious.value)} (oblivious), "
             f"at most {percent(self.adaptive.value)} (adaptive)",
+            *([f"half of the images fall {self.median.words}"] if self.median else []),
             *([f"adaptive PGD finds {self.planted.words}"] if self.planted else []),
             f"{self.verdict}: {signs} of {plural(ran, 'check')} show{'s' * (signs == 1)} masking",
         ]
@@ -112,6 +114,11 @@ class Report:
     def gap(self) -> float:
         """By how much oblivious exceeds adaptive robust accuracy, from 0 to 1."""
         return self.oblivious.value - self.adaptive.value
+
+    @property
+    def median(self) -> MedianDistance | None:
+        """The radius within which half of the images fall; None where it was not measured."""
+        return next((curve.median for curve in self.curves if curve.median), None)
 
     @property
     def attackers(self) -> list[Attacker]:

@@ -18,7 +18,7 @@ from robust_submission.cli.numbers import (
     radius,
 )
 from robust_submission.evaluation.jobs import Attacker
-from robust_submission.evaluation.results import Check, Measurement, Outcome, Share
+from robust_submission.evaluation.results import Check, Curve, Measurement, Outcome, Share
 from robust_submission.report.schema import Report
 
 NO_IMAGES = "no images"
@@ -137,6 +137,20 @@ def planted_words(report: Report) -> str:
     return f"Adaptive PGD finds {report.planted.words}." if report.planted else ""
 
 
+def median_words(report: Report) -> str:
+    """How near the adaptive attacker comes to half of the images; empty if unmeasured."""
+    if report.median is None:
+        return ""
+    count = plural(report.median.total, "image")
+    return f"Half of {count} fall {report.median.words}, those included that are wrong when clean."
+
+
+def curve_attacks(curves: Sequence[Curve]) -> str:
+    """Which attacks each curve is the worst case of: `adaptive: fmn-50 and pgd-20`."""
+    named = (f"{curve.attacker}: {' and '.join(curve.attacks)}" for curve in curves)
+    return "; ".join(named)
+
+
 def reason(report: Report) -> str:
     """Why the verdict is what it is, in two or three sentences."""
     ran = len(report.checks) - len(report.checks_with("not run"))
@@ -197,6 +211,10 @@ def print_table(report: Report, console: Console | None = None) -> None:
     for name, area in (("Clean", report.auc), ("Corrupted", report.corrupted_auc)):
         if area is not None:
             numbers.add_row(f"{name} ROC AUC", Text(f"{area:.4f}", "bold", justify="right"))
+    if report.median:
+        half, of = Text(report.median.words, "bold", justify="right"), report.median.total
+        row = half, report.median.interval, f"half of {plural(of, 'image')}"
+        numbers.add_row("Half of the images fall", *row)
     console.print(numbers)
     if report.planted:
         console.print(Text(planted_words(report)))

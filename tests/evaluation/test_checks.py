@@ -218,6 +218,14 @@ def test_large_epsilon(count: int, total: int, chance: float, outcome: str):
 
 
 @pytest.mark.parametrize(
+    ("alone", "total", "outcome"),
+    [(0, 30, "ok"), (3, 100, "ok"), (7, 100, "warning"), (0, 0, "not run")],
+)
+def test_pgd_as_a_control_of_the_minimum_norm_attack(alone: int, total: int, outcome: str):
+    assert curves.check_nearest(np.arange(total) < alone).outcome == outcome
+
+
+@pytest.mark.parametrize(
     ("once", "twice", "outcome"), [(50, 50, "ok"), (50, 48, "ok"), (50, 30, "warning")]
 )
 def test_converged(once: int, twice: int, outcome: str):

@@ -38,6 +38,10 @@ def plan(attacks: str, changes: dict[str, Any] | None = None, **settings: Any) -
     return plan_jobs(EvaluationSettings(**chosen), views(**(changes or {})))
 
 
+def multiples_of(jobs: list[Job]) -> list[float]:
+    return [job.epsilon * 255 / 8 for job in jobs]
+
+
 def names(jobs: list[Job]) -> list[str]:
     return [job.name for job in jobs]
 
@@ -80,8 +84,13 @@ def test_attacks_with_gradients_are_also_passed_straight_through_a_trn():
 def test_curves_share_their_points_with_the_attacks_on_all_images():
     found = plan("pgd", steps=20, curves=True)
     adaptive = found.epsilon_curves[ADAPTIVE]
-    multiples = [each.epsilon * 255 / 8 for each in adaptive]
-    assert multiples == pytest.approx([0, 0.25, 0.5, 1, 2, 4, 0.5 * 255 / 8])
+    largest = 0.5 * 255 / 8
+    assert multiples_of(found.epsilon_curves[OBLIVIOUS]) == pytest.approx([0, 1, 4, largest])
+    assert multiples_of(adaptive) == pytest.approx([0, 0.5, 1, 2, largest])
+    assert found.nearest is not None and found.nearest.name == "fmn-50 linf 0.5 adaptive"
+    assert found.jobs[-1] == found.nearest and plan("pgd").nearest is None
+    many = plan("pgd", steps=80, norm="l2", curves=True).nearest
+    assert many is not None and many.label == "ddn-80"
     assert [each.steps for each in found.steps_curves[ADAPTIVE]] == [1, 2, 5, 10, 20, 40]
     distinct = found.distinct()
     assert all(distinct[job] for job in found.main) and not distinct[adaptive[0]]
@@ -102,6 +111,9 @@ def test_a_random_model_gets_few_draws_on_curves_and_the_rand_version_of_autoatt
     assert [job.parts for job in rand] == [("apgd-ce", "apgd-dlr")] * 2
     assert all(job.on_survivors for job in rand) and not any(job.few_draws for job in found.main)
     curves = [*found.epsilon_curves[ADAPTIVE], *found.steps_curves[OBLIVIOUS]]
+    largest = 0.5 * 255 / 8
+    assert multiples_of(curves[:7]) == pytest.approx([0, 0.25, 0.5, 1, 2, 4, largest])
+    assert found.nearest is None
     assert all(job.few_draws for job in curves) and not set(curves) & set(found.main)
     assert found.fixed is not None and found.fixed.name == "pgd-7 linf 8/255 adaptive"
     assert found.fixed not in found.main and plan("pgd").fixed is None

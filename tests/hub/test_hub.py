@@ -190,7 +190,7 @@ def test_the_report_of_another_model_is_refused(
         ("provenance.json", "{", "expected a run's provenance in JSON, found: EOF"),
         ("report.json", "{", "expected the report of a finished evaluation in JSON, found: "),
         ("report.json", '{"schema": "\x1b"}', "expected the report of .* in JSON, found: control"),
-        ("report.json", '{"schema": 3}', "model: expected this key, found none"),
+        ("report.json", '{"schema": 4}', "model: expected this key, found none"),
         ("report.json", None, "expected the report of a finished evaluation"),
     ],
 )

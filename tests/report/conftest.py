@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from robust_submission.evaluation.jobs import Attacker
-from robust_submission.evaluation.results import Check, Curve, Measurement, share_of
+from robust_submission.evaluation.results import (
+    Check,
+    Curve,
+    Measurement,
+    MedianDistance,
+    share_of,
+)
 from robust_submission.report.gallery import gallery_rows
 from robust_submission.report.schema import GalleryImage, Report
 from robust_submission.report.write import render_page
@@ -27,9 +33,13 @@ def make_measurement(
     return Measurement(**{**values, **changes})
 
 
-def curve(name, attacker, norm, x, counts) -> Curve:
+MEDIAN = MedianDistance(norm="linf", value=3.4 / 255, low=3 / 255, high=None, total=1000)
+
+
+def curve(name, attacker, norm, x, counts, **changes) -> Curve:
     points = tuple(share_of(count, 1000) for count in counts)
-    return Curve(name=name, attacker=attacker, norm=norm, x=tuple(x), accuracy=points)
+    values = {"name": name, "attacker": attacker, "norm": norm, "attacks": ("pgd-20",)}
+    return Curve(**{**values, "x": tuple(x), "accuracy": points, **changes})
 
 
 def make_report(**changes) -> Report:
@@ -54,7 +64,8 @@ def make_report(**changes) -> Report:
         ),
         "curves": (
             curve("epsilon", Attacker.OBLIVIOUS, "linf", epsilons, [950, 948, 944, 860]),
-            curve("epsilon", Attacker.ADAPTIVE, "linf", epsilons, [950, 530, 4, 0]),
+            curve("epsilon", Attacker.ADAPTIVE, "linf", epsilons, [950, 530, 4, 0],
+                  attacks=("fmn-50", "pgd-20"), median=MEDIAN),
             curve("epsilon", Attacker.ADAPTIVE, "l2", [0.0, 0.5], [950, 34]),
             curve("steps", Attacker.ADAPTIVE, "linf", [1, 10, 20, 80], [148, 6, 4, 4]),
         ),

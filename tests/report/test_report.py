@@ -62,8 +62,8 @@ def test_json_is_the_report(folder, example):
 
 def test_a_report_of_another_schema_is_refused_by_its_number(tmp_path, example):
     text = json_text(example()).replace('"attacker"', '"through"')
-    (tmp_path / "report.json").write_text(text.replace('"schema": 3', '"schema": 2'))
-    with pytest.raises(ValueError, match="expected schema 3, found 2; evaluate again"):
+    (tmp_path / "report.json").write_text(text.replace('"schema": 4', '"schema": 3'))
+    with pytest.raises(ValueError, match="expected schema 4, found 3; evaluate again"):
         read_report(tmp_path)
 
 
@@ -72,6 +72,7 @@ def test_a_printed_report_is_a_summary(example):
         "Report of resnet18-gcm on 1,000 images",
         "clean accuracy 95.0 %",
         "robust accuracy 94.0 % (oblivious), at most 0.3 % (adaptive)",
+        "half of the images fall within 3.4/255",
         "masked: 1 of 2 checks shows masking",
     ]
 
@@ -134,4 +135,9 @@ def test_terminal_shows_both_numbers_side_by_side(tmp_path, example):
     (fgsm,) = [line for line in lines if "fgsm" in line]
     assert re.findall(r"[\d.]+ %", fgsm) == ["94.6 %", "14.8 %"]
     assert any("Robust accuracy (adaptive)" in line and "0.3 %" in line for line in lines)
+    (half,) = [line for line in lines if line.startswith("Half of the images fall")]
+    assert half.split() == [
+        *"Half of the images fall within 3.4/255 3/255 to unbounded".split(),
+        *"half of 1,000 images".split(),
+    ]
     assert any(line.startswith("sign of masking: Does a black box") for line in lines)

@@ -1,10 +1,10 @@
-"""Checks of the curves: PGD with growing epsilon, and with growing steps."""
+"""Checks of the curves: PGD with growing epsilon and steps, and the minimum-norm attack."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from robust_submission.cli.numbers import percent
+from robust_submission.cli.numbers import percent, plural
 from robust_submission.evaluation.checks.rule import (
     LARGEST_P_VALUE,
     Finding,
@@ -13,7 +13,7 @@ from robust_submission.evaluation.checks.rule import (
     when,
 )
 from robust_submission.evaluation.jobs import Attacker
-from robust_submission.evaluation.results import Check, Results, accuracy
+from robust_submission.evaluation.results import Check, Results, accuracy, share_of
 from robust_submission.evaluation.views import Views
 
 
@@ -36,6 +36,18 @@ def check_epsilon_zero(clean: np.ndarray, attacked: np.ndarray) -> Finding:
     """Compare predictions of clean images, and of the same attacked with epsilon 0."""
     changed = int((clean != attacked).sum())
     return when(changed > 0, "warning"), f"{changed} of {clean.size} predictions differ"
+
+
+@rule(
+    "minimum norm finds what PGD finds",
+    "Is the minimum-norm attack behind the curve over epsilon as strong as PGD?",
+    "only PGD fools no more than 2 % of images within its radii, beyond chance",
+)
+def check_nearest(alone: np.ndarray) -> Finding:
+    """Count `alone` (n,): images that PGD fools within a radius that is too small for the other."""
+    share = share_of(int(alone.sum()), len(alone))
+    found = f"only PGD fools {share.count:g} of {plural(share.total, 'image')}"
+    return when(share.low > 0.02, "warning"), found
 
 
 @rule(
@@ -65,6 +77,11 @@ def examine_curves(results: Results, views: Views) -> Iterable[Check]:
         predictions = results.arrays[jobs[0]]["predictions"]
         rows, draws = predictions.shape
         yield check_epsilon_zero(results.clean["predictions"][:rows, :draws], predictions)
+    if (nearest := plan.nearest) is not None:
+        distances = results.distance(nearest)
+        jobs = plan.epsilon_curves[nearest.attacker]
+        alone = [~results.on_curve(job)[:, 0] & (distances > job.epsilon) for job in jobs]
+        yield check_nearest(np.logical_or.reduce(alone)[results.examined])
     if jobs := plan.steps_curves.get(views.strongest):
         once, twice = (results.survival(results.on_curve(job)) for job in jobs[-2:])
         yield check_converged(once, twice, jobs[-2].steps or 0)
