@@ -109,9 +109,8 @@ class MinimumNorm(BallAttack):
             reach = distances + margins.abs() / dual.size(gradient).clamp_min(1e-30)
             radii = self._radii(radii, fooled, best.distances, reach.nan_to_num(), cosine)
             radii = radii.clamp(1e-12, self.epsilon)
-            direction = NORMS["l2"].direction(gradient, points)
             step_size = LEAST_STEP + (1 - LEAST_STEP) * cosine
-            points = self._moved(points, images, radii, step_size * direction)
+            points = self._moved(points, images, radii, gradient, step_size)
         return best
 
     @abstractmethod
@@ -121,16 +120,20 @@ class MinimumNorm(BallAttack):
         """The next radii (B,), from those of before; 0 at the first step."""
 
     @abstractmethod
-    def _moved(self, points: Tensor, images: Tensor, radii: Tensor, step: Tensor) -> Tensor:
-        """The next points, in the balls and in 0 to 1; a step's Euclidean length is at most 1."""
+    def _moved(
+        self, points: Tensor, images: Tensor, radii: Tensor, gradient: Tensor, step_size: float
+    ) -> Tensor:
+        """The next points, in the balls and in 0 to 1; step sizes fall from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FMN(MinimumNorm):
     """Fast minimum-norm attack (Pintor et al. 2021, algorithm 1), for L-infinity and L1.
 
-    Until a point fools, the radius is where a linear model would reach the decision, but grows by
-    at least 5 % a step: where pixels are at 0 or 1 already, the linear model expects too much.
+    Two things differ. Until a point fools, the radius is where a linear model would reach the
+    decision, but grows in every step: where pixels are at 0 or 1 already, a linear model expects
+    too much. In L-infinity a step is the gradient's sign times the radius, so that its size fits
+    any image and model.
     """
 
     norm: str = "linf"
@@ -147,9 +150,13 @@ class FMN(MinimumNorm):
         grown = torch.where(nearest.isinf(), torch.maximum(grown, reach), grown)
         return torch.where(fooled, torch.minimum(radii * (1 - rate), nearest), grown)
 
-    def _moved(self, points: Tensor, images: Tensor, radii: Tensor, step: Tensor) -> Tensor:
-        longest = 10 if self.norm == "linf" else 1
-        return NORMS[self.norm].project(points + longest * step, images, radii)
+    def _moved(
+        self, points: Tensor, images: Tensor, radii: Tensor, gradient: Tensor, step_size: float
+    ) -> Tensor:
+        step = NORMS["l2"].direction(gradient, points)
+        if self.norm == "linf":
+            step = radii[:, None, None, None] * gradient.sign()
+        return NORMS[self.norm].project(points + step_size * step, images, radii)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +178,10 @@ class DDN(MinimumNorm):
     ) -> Tensor:
         return torch.where(radii == 0, reach, radii * torch.where(fooled, 1 - SHRINK, 1 + SHRINK))
 
-    def _moved(self, points: Tensor, images: Tensor, radii: Tensor, step: Tensor) -> Tensor:
-        moved = points - images + radii[:, None, None, None] * step
+    def _moved(
+        self, points: Tensor, images: Tensor, radii: Tensor, gradient: Tensor, step_size: float
+    ) -> Tensor:
+        step = radii[:, None, None, None] * NORMS["l2"].direction(gradient, points)
+        moved = points - images + step_size * step
         scale = radii / NORMS["l2"].size(moved).clamp_min(1e-30)  # onto the sphere
         return (images + scale[:, None, None, None] * moved).clamp_(0, 1)
