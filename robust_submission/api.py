@@ -81,8 +81,9 @@ def evaluate(
             (B, num_classes), best an `nn.Module`: the defences in one are found and revealed.
         images: (N, 3, S, S), RGB, floating point from 0 to 1 or uint8.
         labels: (N,), integers from 0.
-        attacks: fgsm, ffgsm, bim, mim, pgd, cw (L2), autoattack or one of its parts: apgd-ce,
-            apgd-t, apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added.
+        attacks: fgsm, ffgsm, bim, mim, pgd, cw (L2), fmn (Linf, L1), ddn (L2), autoattack or one of
+            its parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square. Noise and a transfer attack
+            are added.
         norm: The norm that epsilon bounds.
         epsilon: One radius or several, in pixel values from 0 to 1; the headline numbers are for
             the first.

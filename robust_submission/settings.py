@@ -47,8 +47,8 @@ class EvaluationSettings:
     """How to attack: everything but the model and the images that decides the results."""
 
     attacks: tuple[str, ...] = ("fgsm", "pgd", "autoattack")
-    """fgsm, ffgsm, bim, mim, pgd, cw (L2), autoattack or one of its parts: apgd-ce, apgd-t,
-    apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added."""
+    """fgsm, ffgsm, bim, mim, pgd, cw (L2), fmn (Linf, L1), ddn (L2), autoattack or one of its
+    parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added."""
     norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf"
     """The norm that epsilon bounds."""
     epsilon: tuple[float, ...] = (8 / 255,)
