@@ -67,7 +67,9 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
         main=main,
         epsilon_curves={attacker: curve.over_epsilon(attacker) for attacker in drawn},
         steps_curves={attacker: curve.over_steps(attacker) for attacker in drawn},
-        nearest=curve.nearest(views.strongest) if drawn and not views.random else None,
+        nearest=None
+        if views.random or views.strongest not in drawn
+        else curve.nearest(views.strongest),
         same_as={},
         fixed=pgd if views.random else None,
         watched=pgd if settings.curves else None,

@@ -146,9 +146,9 @@ def median_words(report: Report) -> str:
 
 
 def curve_attacks(curves: Sequence[Curve]) -> str:
-    """Which attacks each curve is the worst case of: `adaptive: fmn-50 and pgd-20`."""
-    named = (f"{curve.attacker}: {' and '.join(curve.attacks)}" for curve in curves)
-    return "; ".join(named)
+    """Which attacks each curve is the worst case of: `pgd-20 (oblivious), fmn-50 and pgd-20
+    (adaptive)`."""
+    return ", ".join(f"{' and '.join(curve.attacks)} ({curve.attacker})" for curve in curves)
 
 
 def reason(report: Report) -> str:

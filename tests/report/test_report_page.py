@@ -57,6 +57,7 @@ def test_the_two_numbers_and_the_verdict_are_on_the_page(example, rendered):
     assert page.by_id("oblivious")["data-value"] == "0.94"
     assert page.by_id("adaptive")["data-value"] == "0.003"
     assert page.by_id("clean")["data-value"] == "0.95"
+    assert page.by_id("median")["data-value"] == str(3.4 / 255)
     assert page.by_id("verdict")["data-value"] == "masked"
     text = page.text.replace(SPACE, " ")
     for words in (
@@ -68,6 +69,8 @@ def test_the_two_numbers_and_the_verdict_are_on_the_page(example, rendered):
         "0.1 to 0.9 %",
         "1 of 2 checks shows it.",
         "93.7 points",
+        "Half of 1,000 images fall within 3.4/255, those included that are wrong when clean.",
+        "fmn-50 and pgd-20 (adaptive)",
         "He may change every pixel.",
         "8/255",
         "steps 20, step size 2/255",
