@@ -10,12 +10,12 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from robust_submission.attacks.base import Attack, BallAttack, Model, image_seeds
+from robust_submission.attacks.base import Attack, BallAttack, Model, image_seeds, input_gradient
 from robust_submission.attacks.ensemble import EOT, WorstCase, WorstCaseResult
 from robust_submission.attacks.external import AutoAttack, CarliniWagner
 from robust_submission.attacks.minimum_norm import DDN, FMN, Nearest
 from robust_submission.attacks.norms import NORMS
-from robust_submission.attacks.pgd import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise, input_gradient
+from robust_submission.attacks.pgd import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise
 from robust_submission.cli.errors import UserError
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What every attack shares: its contract, its start, its checks and its random draws."""
+"""What every attack shares: its contract, start, checks, gradient and random draws."""
 
 import math
 from abc import ABC, abstractmethod
@@ -117,6 +117,45 @@ def require_gradient(exists: bool) -> None:
             "model: expected one that autograd can differentiate, found logits without a gradient; "
             "attack it with square or by transfer."
         )
+
+
+def input_gradient(
+    model: Model, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The gradient of each image's loss with respect to the image, and the logits.
+
+    Computes no gradient for any parameter. Needs gradients to be recorded where it is called. On
+    its way through the model each image's gradient is scaled by a power of two, so that it is near
+    1 at the logits, and scaled back at the end: that of a confident image would vanish in float16.
+    Where the images of a batch affect one another (batch normalisation in training mode), these
+    powers weight one image's effect on another's loss.
+
+    Args:
+        model: Any callable from images to logits.
+        images: (B, 3, H, W), float32.
+        labels: (B,), int64, or any other labels of the loss.
+        loss: From logits and labels to (B,); one of `attacks.losses`.
+
+    Returns:
+        (B, 3, H, W), as autograd gives it (it may hold NaN), and (B, num_classes), float32.
+
+    Raises:
+        UserError: autograd cannot follow the logits back to the images.
+    """
+    images = images.detach().requires_grad_()
+    outputs = model(images)
+    logits, narrow = outputs.float(), outputs.dtype == torch.float16
+    require_gradient(logits.requires_grad)
+    (outer,) = torch.autograd.grad(loss(logits, labels).sum(), logits, retain_graph=narrow)
+    powers = outer.abs().amax(dim=1, keepdim=True).clamp(1e-30, 1e30).log2().floor().exp2()
+    (gradient,) = torch.autograd.grad(
+        logits, images, outer / powers, allow_unused=True, retain_graph=narrow
+    )
+    require_gradient(gradient is not None)
+    if narrow and not gradient.flatten(1).any(dim=1).all():  # underflow: as large as float16 allows
+        powers = powers / 2**14
+        (gradient,) = torch.autograd.grad(logits, images, outer / powers)
+    return gradient * powers[:, :, None, None], logits.detach()
 
 
 def check_choice(field: str, value: str, known: Sequence[str]) -> None:

@@ -22,10 +22,10 @@ from robust_submission.attacks.base import (
     attacking,
     check_at_least,
     check_choice,
+    input_gradient,
 )
 from robust_submission.attacks.losses import margin
 from robust_submission.attacks.norms import NORMS
-from robust_submission.attacks.pgd import input_gradient
 
 CLEAR = 1e-5
 """By how much the margin must exceed 0, in units of the largest logit. Nearer to the decision
