@@ -47,7 +47,8 @@ class Options(EvaluationSettings):
     """Largest number of images, drawn with the seed and stratified by class; null for all."""
     attacks: Names = Names("fgsm,pgd,autoattack")
     """fgsm, ffgsm, bim, mim, pgd, cw (L2), fmn (Linf, L1), ddn (L2), autoattack or one of its
-    parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added."""
+    parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square; screen (Linf, L2), its fast stand-in on
+    honest models. Noise and a transfer attack are added."""
     epsilon: Ratios = Ratios("8/255")
     """Radii in pixel values from 0 to 1; the headline numbers are for the first."""
     corruptions: Names = Names()

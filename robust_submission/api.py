@@ -82,8 +82,8 @@ def evaluate(
         images: (N, 3, S, S), RGB, floating point from 0 to 1 or uint8.
         labels: (N,), integers from 0.
         attacks: fgsm, ffgsm, bim, mim, pgd, cw (L2), fmn (Linf, L1), ddn (L2), autoattack or one of
-            its parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square. Noise and a transfer attack
-            are added.
+            its parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square; screen (Linf, L2), its fast
+            stand-in on honest models. Noise and a transfer attack are added.
         norm: The norm that epsilon bounds.
         epsilon: One radius or several, in pixel values from 0 to 1; the headline numbers are for
             the first.

@@ -48,7 +48,8 @@ class EvaluationSettings:
 
     attacks: tuple[str, ...] = ("fgsm", "pgd", "autoattack")
     """fgsm, ffgsm, bim, mim, pgd, cw (L2), fmn (Linf, L1), ddn (L2), autoattack or one of its
-    parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square. Noise and a transfer attack are added."""
+    parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square; screen (Linf, L2), its fast stand-in on
+    honest models. Noise and a transfer attack are added."""
     norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf"
     """The norm that epsilon bounds."""
     epsilon: tuple[float, ...] = (8 / 255,)

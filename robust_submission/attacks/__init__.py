@@ -16,6 +16,7 @@ from robust_submission.attacks.external import AutoAttack, CarliniWagner
 from robust_submission.attacks.minimum_norm import DDN, FMN, Nearest
 from robust_submission.attacks.norms import NORMS
 from robust_submission.attacks.pgd import BIM, FFGSM, FGSM, MIM, PGD, UniformNoise
+from robust_submission.attacks.screening import Screen
 from robust_submission.cli.errors import UserError
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "CarliniWagner",
     "Model",
     "Nearest",
+    "Screen",
     "UniformNoise",
     "WorstCase",
     "WorstCaseResult",
@@ -43,7 +45,7 @@ __all__ = [
     "input_gradient",
 ]
 
-ATTACKS: dict[str, type[PGD | CarliniWagner | FMN | DDN | AutoAttack]] = {
+ATTACKS: dict[str, type[PGD | CarliniWagner | FMN | DDN | Screen | AutoAttack]] = {
     "fgsm": FGSM,
     "ffgsm": FFGSM,
     "bim": BIM,
@@ -53,6 +55,7 @@ ATTACKS: dict[str, type[PGD | CarliniWagner | FMN | DDN | AutoAttack]] = {
     "cw": CarliniWagner,
     "fmn": FMN,
     "ddn": DDN,
+    "screen": Screen,
     "autoattack": AutoAttack,
     **dict.fromkeys(AutoAttack.KNOWN, AutoAttack),
 }

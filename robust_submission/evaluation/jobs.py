@@ -108,7 +108,7 @@ class Job:
             UserError: there is no such attack, or it refuses norm or epsilon.
         """
         options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
-        if early_stop and self.attack in ITERATIVE:
+        if early_stop and self.attack in (*ITERATIVE, "screen"):
             options["early_stop"] = True
         if self.attack in OWN_GRADIENT:
             options["loss"] = self.loss
@@ -156,6 +156,12 @@ class Plan:
         curves = [*self.epsilon_curves.values(), *self.steps_curves.values()]
         nearest = [] if self.nearest is None else [self.nearest]
         return [*self.main, *(job for curve in curves for job in curve), *nearest]
+
+    @property
+    def screened(self) -> bool:
+        """Whether the screen stands in for AutoAttack, which is not run."""
+        attacks = {job.attack for job in self.main}
+        return "screen" in attacks and not attacks & {"autoattack", RANDOM_AUTOATTACK}
 
     def distinct(self) -> dict[Job, bool]:
         """The jobs to run, each with whether it is on all images or on those of the curves."""

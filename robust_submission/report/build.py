@@ -97,7 +97,7 @@ class ReportBuilder:
             corrupted_auc=corrupted_auc,
             planted=results.planted_shares,
             checks=tuple(checks),
-            verdict=verdict(checks, worst.value),
+            verdict=verdict(checks, worst.value, results.plan.screened),
             gallery=tuple(self._gallery()),
             provenance=provenance(),
             settings=options | (_random_settings(self.settings) if self.views.random else {}),

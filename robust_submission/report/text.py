@@ -119,6 +119,7 @@ def headline(report: Report) -> str:
         "masked": "The gradients are masked.",
         "no sign of masking": "No sign of masking.",
         "evaluation failed": "The evaluation failed.",
+        "screened only": "Screened only; run --attacks autoattack.",
     }[report.verdict]
 
 
@@ -166,6 +167,12 @@ def reason(report: Report) -> str:
         return (
             f"By {signs} of {ran} the adaptive attack was too weak for this model. "
             f"{_accuracies(report)} What the model is worth is not known."
+        )
+    if report.verdict == "screened only":
+        signs = len(report.checks_with("warning")) + len(report.checks_with("failed"))
+        return (
+            f"{signs} of {plural(ran, 'check')} warn{'s' * (signs == 1)}, and only screen was run. "
+            f"{_accuracies(report)} AutoAttack may find less: run --attacks autoattack."
         )
     first = f"None of {plural(ran, 'check')} found one." if ran else "No check was run."
     agree = "within their intervals" if overlap else "more than their intervals allow"

@@ -27,13 +27,13 @@ OTHERS = [
     case("fmn", "linf", 0.1),
     case("fmn", "l1", 3.0),
     case("ddn", "l2", 0.6),
-    *(case(name, "linf", 0.1) for name in ("apgd-ce", "apgd-t", "fab-t", "square")),
-    *(case(name, "l2", 0.6) for name in ("apgd-dlr", "apgd-t", "fab-t", "square")),
+    *(case(name, "linf", 0.1) for name in ("apgd-ce", "apgd-t", "fab-t", "square", "screen")),
+    *(case(name, "l2", 0.6) for name in ("apgd-dlr", "apgd-t", "fab-t", "square", "screen")),
     *(case(name, "l1", 3.0) for name in ("apgd-ce", "fab", "square")),
 ]
 ONE_OF_EACH = [
     CW,
-    *(case(name, "linf", 0.15) for name in ("ffgsm", "mim", "noise", "fmn", "apgd-ce")),
+    *(case(name, "linf", 0.15) for name in ("ffgsm", "mim", "noise", "fmn", "apgd-ce", "screen")),
 ]
 
 
@@ -168,6 +168,7 @@ def test_a_model_without_gradients_is_the_users_mistake(digits, name):
         ("autoattack", {"attacks": ("pgd",)}, "attacks: expected one of"),
         ("autoattack", {"queries": 0}, "queries"),
         ("autoattack", {"epsilon": -1}, "epsilon"),
+        ("screen", {"norm": "l1"}, "norm: expected one of linf, l2"),
         ("cw", {"norm": "linf"}, "norm: expected one of l2"),
         ("cw", {"steps": 0}, "steps"),
         ("cw", {"epsilon": -1}, "epsilon"),

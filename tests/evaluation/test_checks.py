@@ -147,13 +147,21 @@ def test_a_significant_gap_below_a_point_is_no_masking():
     [(49, 34, "warning"), (50, 48, "ok"), (50, 44, "ok"), (34, 49, "ok"), (0, 0, "ok")],
 )
 def test_autoattack_over_pgd(pgd: int, autoattack: int, outcome: str):
-    assert comparisons.check_autoattack(survival(pgd), survival(autoattack)).outcome == outcome
+    found = comparisons.check_pgd(survival(pgd), survival(autoattack), "AutoAttack")
+    assert found.outcome == outcome and found.name == "PGD finds what AutoAttack finds"
 
 
 def test_a_significant_gap_of_pgd_up_to_three_points_is_no_warning():
-    assert comparisons.check_autoattack(survival(5290, 10_000), survival(5000, 10_000)).outcome == (
-        "ok"
-    )
+    many = survival(5290, 10_000), survival(5000, 10_000)
+    assert comparisons.check_pgd(*many, "screen").outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("only_others", "only_screen", "outcome"),
+    [(0, 0, "ok"), (1, 0, "ok"), (2, 0, "warning"), (2, 30, "warning"), (0, 30, "ok")],
+)
+def test_a_screen_misses_almost_nothing(only_others: int, only_screen: int, outcome: str):
+    assert comparisons.check_screen(*apart(only_others, only_screen)).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -257,6 +265,23 @@ def test_any_sign_of_masking_decides_the_verdict():
     passed, warning = outputs.check_outputs(False), outputs.check_outputs(True)
     assert verdict([passed, warning], 0.4) == "no sign of masking"
     assert verdict([passed, comparisons.check_gap(survival(95), survival(2))], 0.4) == "masked"
+
+
+def test_a_screen_alone_acquits_only_where_every_check_passes():
+    passed, warning = outputs.check_outputs(False), outputs.check_outputs(True)
+    failed, masking = (
+        gradients.check_gradient_exists(False, False),
+        gradients.check_zero(np.zeros(9)),
+    )
+    nothing = indicators.check_rising(np.zeros(0))
+    for checks, adaptive, expected in (
+        ([passed, nothing], 0.4, "no sign of masking"),
+        ([passed, warning], 0.4, "screened only"),
+        ([passed, failed], 0.02, "screened only"),
+        ([passed, failed], 0.4, "evaluation failed"),
+        ([warning, masking], 0.4, "masked"),
+    ):
+        assert verdict(checks, adaptive, screened=True) == expected
 
 
 def test_a_failed_attack_decides_the_verdict_unless_nothing_was_left():

@@ -121,6 +121,17 @@ def test_a_random_model_gets_few_draws_on_curves_and_the_rand_version_of_autoatt
     assert adaptive.follows(found.main[0]) and not oblivious.follows(found.main[1])
 
 
+@pytest.mark.parametrize(("random", "alone"), [(False, "pgd screen"), (True, "screen")])
+def test_a_screen_stands_in_for_autoattack_unless_that_is_run(random: bool, alone: str):
+    assert plan(alone, {"random": random}).screened
+    assert not plan(f"{alone} autoattack", {"random": random}).screened
+    assert not plan("pgd apgd-t", {"random": random}).screened
+    screens = [job for job in plan(alone).main if job.attack == "screen"]
+    assert [job.attacker for job in screens] == [OBLIVIOUS, ADAPTIVE]
+    assert screens[0].settings(early_stop=True)["early_stop"]
+    assert not screens[0].settings(early_stop=False)["early_stop"]
+
+
 @pytest.mark.parametrize("random", [False, True])
 def test_square_uses_outputs_only_which_revealing_does_not_change(random: bool):
     found = plan("square", {"random": random})

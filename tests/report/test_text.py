@@ -1,6 +1,7 @@
 """Numbers and verdicts in words."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_one_is_no_plural(example):
     one = example(verdict="no sign of masking", checks=(passed,))
     assert text.reason(one).startswith("None of 1 check found one.")
     assert text.reason(example(checks=(masking,))).startswith("1 of 1 check shows it.")
+
+
+def test_a_screen_that_a_check_doubts_asks_for_autoattack(example):
+    (passed, *_) = example().checks
+    doubt = replace(passed, outcome="warning")
+    one = example(verdict="screened only", checks=(passed, doubt))
+    assert text.headline(one) == "Screened only; run --attacks autoattack."
+    assert text.reason(one).startswith("1 of 2 checks warns") and "--attacks" in text.reason(one)
 
 
 def test_reason_names_a_disagreement_without_masking(example):

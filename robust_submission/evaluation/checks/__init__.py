@@ -20,7 +20,7 @@ from robust_submission.evaluation.results import Check, Results
 from robust_submission.evaluation.views import Views
 from robust_submission.settings import EvaluationSettings
 
-MaskingVerdict = Literal["masked", "no sign of masking", "evaluation failed"]
+MaskingVerdict = Literal["masked", "no sign of masking", "evaluation failed", "screened only"]
 NEEDS_NO_PROOF = 0.05
 """Adaptive accuracy up to which it does not matter how much stronger an attack could be."""
 
@@ -37,14 +37,18 @@ def run_checks(results: Results, views: Views, settings: EvaluationSettings) -> 
     ]
 
 
-def verdict(checks: Iterable[Check], adaptive: float) -> MaskingVerdict:
+def verdict(checks: Iterable[Check], adaptive: float, screened: bool = False) -> MaskingVerdict:
     """What the checks say together.
 
     Args:
         checks: All of them.
         adaptive: Robust accuracy (adaptive), 0 to 1.
+        screened: `Plan.screened`: then whatever is not in order calls for AutoAttack itself.
     """
     outcomes = {check.outcome for check in checks}
     if "failed" in outcomes and adaptive > NEEDS_NO_PROOF:
         return "evaluation failed"
-    return "masked" if "masking" in outcomes else "no sign of masking"
+    if "masking" in outcomes:
+        return "masked"
+    doubtful = screened and not outcomes <= {"ok", "not run"}
+    return "screened only" if doubtful else "no sign of masking"

@@ -20,6 +20,8 @@ from robust_submission.evaluation.views import Views
 SINGLE_STEP = ("fgsm", "ffgsm")
 LARGEST_GAP_OF_PGD = 0.03
 """By how much PGD's robust accuracy may exceed AutoAttack's."""
+LARGEST_GAP_OF_SCREEN = 0.01
+"""Share of images that only attacks weaker than the screen may fool."""
 
 
 @rule(
@@ -75,23 +77,38 @@ def check_one_step(one: np.ndarray, many: np.ndarray, attacker: Attacker) -> Fin
 
 
 @rule(
-    "PGD finds what AutoAttack finds",
-    "Does adaptive PGD find what AutoAttack finds?",
+    "PGD finds what {stronger} finds",
+    "Does adaptive PGD find what {stronger} finds?",
     f"robust accuracy at most {100 * LARGEST_GAP_OF_PGD:g} points higher, within chance",
 )
-def check_autoattack(pgd: np.ndarray, autoattack: np.ndarray) -> Finding:
-    """Compare survival (n,) of adaptive PGD and AutoAttack.
+def check_pgd(pgd: np.ndarray, other: np.ndarray, stronger: str) -> Finding:
+    """Compare survival (n,) of adaptive PGD and of AutoAttack, or what stands in for it.
 
     A loss surface may hide adversarial examples from PGD alone, as after training with ELLE or
     SSAT: PGD-50 leaves 47 to 51 %, AutoAttack 32 to 38 %.
     """
-    gap = float(pgd.mean() - autoattack.mean())
-    _, _, p_value = only_fooled_by(autoattack, pgd)
+    gap = float(pgd.mean() - other.mean())
+    _, _, p_value = only_fooled_by(other, pgd)
     found = (
-        f"robust accuracy {percent(pgd.mean())} (PGD), {percent(autoattack.mean())} (AutoAttack), "
+        f"robust accuracy {percent(pgd.mean())} (PGD), {percent(other.mean())} ({stronger}), "
         "of the images correct when clean"
     )
     return when(gap > LARGEST_GAP_OF_PGD and p_value < LARGEST_P_VALUE, "warning"), found
+
+
+@rule(
+    "screen finds what other attacks find",
+    "Does screen find what other attacks find?",
+    f"only the others fool no more than {100 * LARGEST_GAP_OF_SCREEN:g} % of images",
+)
+def check_screen(others: np.ndarray, screen: np.ndarray) -> Finding:
+    """Compare survival (n,) of the screen, and of all other attacks; what it misses is no chance.
+
+    Where weaker attacks find more, so would AutoAttack.
+    """
+    missed = int((screen - others >= 0.5).sum())
+    found = f"only the others fool {missed} of {plural(len(others), 'image')}"
+    return when(missed > LARGEST_GAP_OF_SCREEN * len(others), "warning"), found
 
 
 def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
@@ -111,10 +128,7 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
         yield check_gap(survival(oblivious or everything), survival(adaptive))
         black_box = [job for job in results.plan.headline(*Attacker) if job.attack in BLACK_BOX]
         yield check_adaptive(survival(black_box), survival(adaptive))
-    pgd = [job for job in adaptive if job.attack == "pgd"]
-    autoattack = [job for job in adaptive if job.attack == "autoattack"]
-    if pgd and autoattack:
-        yield check_autoattack(survival(pgd), survival(autoattack))
+    yield from _compare_strongest(results)
     white = [job for job in oblivious if job.attack not in SINGLE_STEP]
     if white:
         gradients = np.logical_and.reduce([_without_square(results, job) for job in white])
@@ -125,6 +139,22 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
         many = [job for job in jobs if job.attack not in SINGLE_STEP]
         if one and many and (attacker == Attacker.OBLIVIOUS or views.hides):
             yield check_one_step(survival(one), survival(many), attacker)
+
+
+def _compare_strongest(results: Results) -> Iterable[Check]:
+    """AutoAttack and the screen beside the other attacks."""
+    adaptive, everything = results.plan.headline(*ADAPTIVE), results.plan.headline(*Attacker)
+
+    def survival(jobs: list[Job], *attacks: str) -> np.ndarray:
+        return results.survival(results.worst_case(each for each in jobs if each.attack in attacks))
+
+    known, adaptively = {job.attack for job in everything}, {job.attack for job in adaptive}
+    for attack, name in (("autoattack", "AutoAttack"), ("screen", "screen")):
+        if {"pgd", attack} <= adaptively:
+            yield check_pgd(survival(adaptive, "pgd"), survival(adaptive, attack), name)
+    if "screen" in known:
+        others = survival(everything, *(known - {"screen"}))
+        yield check_screen(others, survival(everything, "screen"))
 
 
 def _without_square(results: Results, job: Job) -> np.ndarray:
