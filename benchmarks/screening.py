@@ -1,6 +1,6 @@
 """How much faster is `screen` than AutoAttack, and how much does it miss?
 
-    python benchmarks/screening.py --images data/raw/cifar10 --networks pgd-8,trades --limit 200
+    python benchmarks/screening.py --images data/raw/cifar10 --networks natural-16,fgsm-16
     python benchmarks/screening.py --images data/raw/cifar10 --checkpoint runs/cifar10_fast
 
 Both attack the same images of an honest model in turn, one batch of all that it classifies

@@ -62,6 +62,8 @@ class Options:
     """Of `evaluate`."""
     epsilon: Ratio = Ratio("8/255")
     """Radius in L-infinity."""
+    curves: bool = True
+    """Of `evaluate`: without them fewer checks are made."""
     true: bool = True
     """Find the true robust accuracy; without it `evaluate` alone runs."""
     weights: Path = Path("runs/zoo")
@@ -134,6 +136,7 @@ def report_of(model: Model, truth: TrueAccuracy, options: Options, name: str) ->
             attacks=options.attacks,
             epsilon=options.epsilon,
             steps=options.steps,
+            curves=options.curves,
             seed=options.seed,
             name=name,
         )

@@ -153,6 +153,7 @@ RECIPES: dict[str, Recipe] = {
     "natural": Recipe(),
     "second": Recipe(seed=1, epochs=6),
     "small": Recipe(build=partial(small_resnet, 12)),
+    "natural-16": Recipe(build=partial(small_resnet, 16), epochs=5, images=6000),
     "label-smoothing": tuned(natural_loss, smoothing=0.1),
     "blur": tuned(natural_loss, front=BLUR),
     "noise": tuned(natural_loss, front=noisy),
@@ -161,6 +162,14 @@ RECIPES: dict[str, Recipe] = {
     ),
     "k-wta": tuned(natural_loss, build=partial(small_resnet, activation=WinnersTakeAll)),
     "fgsm": tuned(adversarial_loss, attack=FFGSM(epsilon=8 / 255), epochs=6),
+    "fgsm-16": Recipe(
+        build=partial(small_resnet, 16),
+        loss=partial(adversarial_loss, attack=FFGSM(epsilon=8 / 255)),
+        epochs=6,
+        images=6000,
+        seed=1,
+        start="natural-16",
+    ),
     "pgd-4": tuned(adversarial_loss, attack=PGD(epsilon=4 / 255, steps=3), epochs=6),
     "pgd-8": tuned(
         adversarial_loss,

@@ -72,4 +72,4 @@ def test_what_hardly_moves_is_given_up_and_a_near_miss_gets_every_run(slope: flo
     attack = Screen(epsilon=0.1, early_stop=True)
     attack(model, images, torch.tensor([1]), seeds=torch.tensor([0]))
     assert (sum(counted) == attack.passes(4)) == whole
-    assert whole or sum(counted) < 50
+    assert whole or sum(counted) < attack.passes(4) / 4
