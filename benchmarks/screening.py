@@ -83,7 +83,8 @@ def row(name: str, model: Model, options: Options) -> list[str]:
     counted = {each: Counted(model) for each in ("autoattack", "screen")}
 
     def attack(each: str) -> None:
-        method: Attack = build_attack(each, options.epsilon, options.norm)
+        early_stop = {"early_stop": True} if each == "screen" else {}  # AutoAttack always stops
+        method: Attack = build_attack(each, options.epsilon, options.norm, **early_stop)
         found = method(counted[each], *batch, seeds=seeds[right.cpu()])
         robust[each] = is_correct(model, found, batch[1])
 
