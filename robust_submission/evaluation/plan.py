@@ -19,9 +19,9 @@ from robust_submission.settings import EvaluationSettings
 
 EPSILONS = (0, 1 / 4, 1 / 2, 1, 2, 4)
 """Points of PGD's epsilon curve, in units of epsilon; `unbounded` is added as the last."""
-CONTROLS = (0, 1 / 2, 1, 2)
+CONTROL_EPSILONS = (0, 1 / 2, 1, 2)
 """The same where a minimum-norm attack measures the whole curve."""
-OBLIVIOUS = (0, 1, 4)
+OBLIVIOUS_EPSILONS = (0, 1, 4)
 """The same of the oblivious attacker."""
 NEAREST_STEPS = 50
 """Steps of the minimum-norm attack, at least; twice as many find hardly anything nearer."""
@@ -178,9 +178,9 @@ class _Curve:
         On a masked model no attack succeeds and stops early: each of its points is expensive.
         """
         largest = unbounded(self.settings.norm, self.views.image_size)
-        multiples = EPSILONS if self.views.random else CONTROLS
+        multiples = EPSILONS if self.views.random else CONTROL_EPSILONS
         if attacker == Attacker.OBLIVIOUS:
-            multiples = OBLIVIOUS
+            multiples = OBLIVIOUS_EPSILONS
         radii = [self.settings.epsilon[0] * multiple for multiple in multiples]
         radii = [*(each for each in radii if each < largest), largest]
         return [self.pgd(attacker, each, self.settings.steps) for each in radii]

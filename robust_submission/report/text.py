@@ -172,7 +172,7 @@ def reason(report: Report) -> str:
         signs = len(report.checks_with("warning")) + len(report.checks_with("failed"))
         return (
             f"{signs} of {plural(ran, 'check')} warn{'s' * (signs == 1)}, and only screen was run. "
-            f"{_accuracies(report)} AutoAttack may find less: run --attacks autoattack."
+            f"{_accuracies(report)} AutoAttack may leave less: run --attacks autoattack."
         )
     first = f"None of {plural(ran, 'check')} found one." if ran else "No check was run."
     agree = "within their intervals" if overlap else "more than their intervals allow"

@@ -1,5 +1,6 @@
 """What a classifier's training starts from: new weights, another run's, or pretrained ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,36 +89,63 @@ class _ModelStart(BaseModel):
     pretrained: bool = False
 
 
+class _Extra(BaseModel):
+    teacher: Path | None = None
+
+
+class _Data(BaseModel):
+    extra: _Extra | None = None
+
+
 class _Start(BaseModel):
-    """What a run's recipe.yaml says of where its weights came from."""
+    """What a run's recipe.yaml says of where its weights and labels came from."""
 
     checkpoint: Path | None = None
     model: _ModelStart | str | None = None
     """Of a TRN: a user's function."""
+    data: _Data = _Data()
     rules: RulesConfig = RulesConfig()
 
 
 def require_allowed(recipe: Recipe) -> None:
-    """Raise UserError if the rules forbid pretrained weights, and the run starts from some.
+    """Raise UserError if the rules forbid pretrained weights and the run makes use of some.
 
-    A run that it continues is asked by its recipe.yaml, and so on to the first. One that was held
-    to the same rules needs no more questions.
+    A run that it continues, and the teacher of its extra images, are asked by their recipe.yaml,
+    and so on to the first. One that was held to the same rules needs no more questions.
     """
+    if recipe.rules.pretrained:
+        return
     found = "model.pretrained" if recipe.model.pretrained else None
-    start, seen = recipe.checkpoint, set[Path]()
-    while not recipe.rules.pretrained and not found and start is not None:
-        file, former = start / "recipe.yaml", _Start()
-        if is_backbone(start):
-            found = f"the checkpoint {start}"
-        elif start in seen:  # a run was replaced by one that began from it
-            found = f"the checkpoint {start}, whose own start is not known"
-        else:
-            what = "the recipe of the run, which says how it began"
-            former = validated(_Start, read_yaml(file, what), file)
-        if isinstance(former.model, str) or (former.model and former.model.pretrained):
-            found = f"the checkpoint {start}, which itself began so"
-        seen.add(start)
-        start = former.checkpoint if former.rules.pretrained else None
-    if found and not recipe.rules.pretrained:
+    extra = recipe.data.extra
+    found = found or _trained_elsewhere([recipe.checkpoint, extra and extra.teacher])
+    if found:
         expected = "no weights trained elsewhere, which these rules forbid"
         raise UserError(f"rules.pretrained: expected {expected}, found {found}.")
+
+
+def _trained_elsewhere(
+    starts: Sequence[Path | None], after: frozenset[Path] = frozenset()
+) -> str | None:
+    """The first of these checkpoints, or of what they came from, that was trained elsewhere.
+
+    `after` are the runs that came from them.
+    """
+    for start in starts:
+        if start is None:
+            continue
+        if is_backbone(start):
+            return f"the checkpoint {start}"
+        if start in after:  # a run was replaced by one that began from it
+            return f"the checkpoint {start}, whose own start is not known"
+        what = "the recipe of the run, which says how it began"
+        former = validated(_Start, read_yaml(start / "recipe.yaml", what), start / "recipe.yaml")
+        if isinstance(former.model, str) or (former.model and former.model.pretrained):
+            return f"the checkpoint {start}, which itself began so"
+        if former.rules.pretrained:
+            extra = former.data.extra
+            found = _trained_elsewhere(
+                [former.checkpoint, extra and extra.teacher], after | {start}
+            )
+            if found:
+                return found
+    return None

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from robust_submission.data.dataset import ImageDataset
 from robust_submission.data.gather import gather_by_index
-from robust_submission.data.loader import EvaluationLoader, micro_batches
+from robust_submission.data.loader import EvaluationLoader, micro_batch_size, micro_batches
 from robust_submission.data.sources import StoredSource, match_classes
 from robust_submission.models.load import load_checkpoint
 
@@ -44,7 +44,7 @@ def label_images(
     )
     loader = EvaluationLoader(
         ImageDataset(source, indices, model.image_size),
-        batch_size=256,
+        batch_size=micro_batch_size(model.image_size),
         num_workers=num_workers,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,

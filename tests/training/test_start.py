@@ -2,6 +2,7 @@
 
 import pickle
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from robust_submission.cli.errors import UserError, log_once
 from robust_submission.models import weights
-from robust_submission.training.recipe import ModelConfig, Recipe, RulesConfig
+from robust_submission.training.recipe import (
+    DataConfig,
+    ExtraConfig,
+    ModelConfig,
+    Recipe,
+    RulesConfig,
+)
 from robust_submission.training.start import build_classifier, require_allowed
 from tests.conftest import run_command
 from tests.training.test_resume import ADVERSARIAL, assert_same_run, described, run_all
@@ -134,6 +141,8 @@ RUNS = {
     "ruled": {"checkpoint": "gone", "rules": {"pretrained": False}},
     "circle": {"checkpoint": "circle"},
     "of_a_function": {"model": "package.module:function"},
+    "taught": {"checkpoint": "new", "data": {"extra": {"teacher": "published"}}},
+    "diamond": {"checkpoint": "second", "data": {"extra": {"teacher": "new"}}},
 }
 
 
@@ -144,6 +153,8 @@ RUNS = {
         ("new", ""),
         ("second", ""),
         ("ruled", ""),
+        ("diamond", ""),
+        ("taught", "found the checkpoint published, which itself"),
         ("net.safetensors", "found the checkpoint net.safetensors"),
         ("published", "found the checkpoint published, which itself"),
         ("indirect", "found the checkpoint published, which itself"),
@@ -165,12 +176,13 @@ def test_rules_forbid_what_was_trained_elsewhere(
         Path(name, "recipe.yaml").write_text(yaml.safe_dump(recipe))
     checkpoint = None if start is None else Path(start)
     require_allowed(Recipe(checkpoint=checkpoint))
-    recipe = Recipe(checkpoint=checkpoint, rules=RulesConfig(pretrained=False))
-    if not fault:
-        require_allowed(recipe)
-        return
-    with pytest.raises(UserError, match=fault):
-        require_allowed(recipe)
+    rules, extra = RulesConfig(pretrained=False), ExtraConfig(root=Path("x"), teacher=checkpoint)
+    for recipe in (
+        Recipe(checkpoint=checkpoint, rules=rules),
+        Recipe(data=DataConfig(extra=extra), rules=rules),
+    ):
+        with pytest.raises(UserError, match=fault) if fault else nullcontext():
+            require_allowed(recipe)
 
 
 # 5 steps an epoch: the first with the head alone, the second with everything.

@@ -136,8 +136,8 @@ class RulesConfig:
     """What the rules of a challenge allow."""
 
     pretrained: bool = True
-    """Starting from weights trained elsewhere: model.pretrained, a checkpoint that is a file, or a
-    run that itself began so."""
+    """Weights trained elsewhere: model.pretrained, a checkpoint that is a file, or a run or teacher
+    that itself began so."""
 
 
 @dataclass(kw_only=True)

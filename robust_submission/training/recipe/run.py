@@ -29,7 +29,7 @@ class ExtraConfig:
     fraction: float = 0.5
     """Their share in each batch, between 0 and 1."""
     teacher: Path | None = None
-    """A run whose predictions are the labels of images that have none."""
+    """Run folder of a classifier whose predictions become the labels of images that have none."""
 
 
 @dataclass(kw_only=True)
