@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What needs a GPU, in at most 12 minutes: each part has a time limit. Results go to $OUT as small
-# text files.
+# What needs a GPU, in at most 12 minutes: each part has a time limit, and the last ones run only if
+# those before leave time. Results go to $OUT as small text files; summary.txt has the seconds of each
+# part, start included.
 #   OUT=gpu_results benchmarks/gpu.sh [PATH_OF_CIFAR10]
 # The table of training_speed.py needs TIMM (a checkout of timm) and PEERS (benchmarks/requirements.txt),
 # and 4 minutes more.
@@ -9,21 +10,37 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-gpu_results}
 IMAGES=${1:-data/raw/cifar10}
 mkdir -p "$OUT"
+END=$((SECONDS + 720))
 
 part() { # part NAME SECONDS COMMAND...
-    local name=$1 seconds=$2 status=0
+    local name=$1 left=$((END - SECONDS)) status=0 start=$SECONDS
+    local seconds=$(($2 < left ? $2 : left))
     shift 2
+    if ((seconds <= 0)); then
+        echo "$name: no time left" | tee -a "$OUT/summary.txt"
+        return
+    fi
     timeout "$seconds" "$@" >"$OUT/$name.txt" 2>&1 || status=$?
-    echo "$name: exit $status" | tee -a "$OUT/summary.txt"
+    echo "$name: exit $status, $((SECONDS - start)) s" | tee -a "$OUT/summary.txt"
 }
 
 RUN=${TMPDIR:-/tmp}/speedrun
 part tests 120 python -m pytest -q tests/test_gpu.py
 part speedrun 450 python benchmarks/speedrun.py --images "$IMAGES" --output "$RUN"
+evaluation() { # evaluation NAME SECONDS OPTION...
+    part "$1" "$2" python inference/evaluate.py --checkpoint "$RUN" --out "$RUN/$1" \
+        --data.name folder --data.root "$IMAGES" --curves false "${@:3}"
+}
+evaluation pgd 60 --attacks pgd --steps 100
+evaluation pgd_compiled 60 --attacks pgd --steps 100 --compile true
+evaluation pgd_compiled_again 60 --attacks pgd --steps 100 --compile true # code from torch's cache
 part peak 90 python benchmarks/peak.py --rounds 2 --compile true
 part attacks 60 python benchmarks/compare_attacks.py --images "$IMAGES" --limit 512 --batch_size 128
+evaluation autoattack 120 --attacks autoattack
+evaluation autoattack_compiled 120 --attacks autoattack --compile true
 cp "$RUN/metrics.csv" "$RUN/summary.json" "$OUT" 2>/dev/null
 if [ -n "${TIMM:-}" ] && [ -n "${PEERS:-}" ]; then
+    END=$((SECONDS + 240))
     part training 240 python benchmarks/training_speed.py --images "$IMAGES" --timm "$TIMM" \
         --peers "$PEERS" --settings 224,pgd --rounds 1 --workers 8
 fi

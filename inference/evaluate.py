@@ -60,6 +60,10 @@ class Options(EvaluationSettings):
     """Images that each process reads at a time; changes no result."""
     num_workers: int = 0
     """Processes that read images; changes no result."""
+    compile: bool = False
+    """Compile the checkpoint's backbone (torch.compile), on one GPU as CUDA graphs, for small
+    images and long attacks: it takes a minute or more first. Results differ by rounding. Not with
+    a TRN, nor with fab."""
     save_adversarial: Path | None = None
     """A .pt file for the adversarial images: one tensor (N, 3, S, S), 0 to 1, in the order of the
     data, as RobustBench takes it; its claim is written to robustbench.md beside the report."""
@@ -82,6 +86,11 @@ class Options(EvaluationSettings):
         read = checkpoint_files(self.checkpoint, self.trn, self.twin)
         for path in filter(None, (self.save_adversarial, self.save_images)):
             check_writable(path, *read, self.data.root)
+        if self.compile and self.model is not None:
+            raise UserError(f"--compile: expected a --checkpoint, found --model {self.model}.")
+        if self.compile and "fab" in self.attacks:
+            # It differentiates every logit of one forward pass, compiled code one result once.
+            raise UserError("--compile: expected fab-t, which can be compiled, found fab.")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out: expected a folder, found the file {self.out}.")
 
@@ -102,9 +111,10 @@ def main(options: Options) -> None:
     from robust_submission.evaluation.data import open_evaluation_data
     from robust_submission.evaluation.views import build_views
     from robust_submission.models.load import load_named
+    from robust_submission.models.trn import TRN
     from robust_submission.report.adversarial import AdversarialFiles
     from robust_submission.report.text import print_table
-    from robust_submission.runtime import start_accelerator
+    from robust_submission.runtime import compile_mode, start_accelerator
 
     # A process waits for another's whole chunk, every attack on it: longer than torch's 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
@@ -114,16 +124,27 @@ def main(options: Options) -> None:
     )
     data = replace(data, batch_size=options.batch_size, num_workers=options.num_workers)
     named = load_named(options.checkpoint, options.model, options.image_size, options.trn)
+    if options.compile and isinstance(getattr(named.model, "restore", None), TRN):
+        # Its gradient map is differentiated again, which compiled code does not support.
+        raise UserError(f"--compile: expected a model without TRN, found {named.name} with one.")
     data = data.matched_to(named.class_names)
     twin = load_named(options.twin, None).model if options.twin else None
     few = data.first_images(named.image_size)
     views = build_views(named, twin, few, data.class_names, accelerator.device, options)
+    mode = compile_mode(accelerator, graphs=not views.random)
     tensor, folder, claim = options.save_adversarial, options.save_images, "robustbench.md"
     files = AdversarialFiles(tensor, folder, options.out / claim, views, data)
     save = files.write if tensor or folder else None
     shown, out = options.shown, options.out
     report = run_evaluation(
-        views, data, options, shown, out=out, accelerator=accelerator, save=save
+        views,
+        data,
+        options,
+        shown,
+        out=out,
+        accelerator=accelerator,
+        compiled=views.compiled(mode) if options.compile else None,
+        save=save,
     )
     if accelerator.is_main_process:
         print_table(report)

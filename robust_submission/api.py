@@ -155,6 +155,7 @@ def run_evaluation(
     *,
     out: Path | None,
     accelerator: Accelerator | None = None,
+    compiled: Views | None = None,
     save: Callable[[Results, Report], None] | None = None,
 ) -> Report:
     """Run the evaluation that `evaluate` and `inference/evaluate.py` prepare.
@@ -166,6 +167,7 @@ def run_evaluation(
         options: What the report gives as its settings.
         out: A folder for the report and for continuing; None writes no file.
         accelerator: The processes that share the work, each of which calls this; None for one.
+        compiled: `views.compiled`, to predict and attack with; None for `views` themselves.
         save: Called in the main process with results that hold the adversarial images, before the
             means for continuing are removed.
 
@@ -176,7 +178,8 @@ def run_evaluation(
     plan, model = plan_jobs(settings, views), describe_model(views)
     main = accelerator is None or accelerator.is_main_process
     about = _journal_settings(views, data, settings) if out else {}
-    journal = Journal(out / ".journal", about | {"images kept": save is not None}) if out else None
+    kept_apart = {"images kept": save is not None, "compiled": compiled is not None}
+    journal = Journal(out / ".journal", about | kept_apart) if out else None
     if journal and main:
         journal.prepare()
     if accelerator:
@@ -203,6 +206,7 @@ def run_evaluation(
         few = replace(data, num_workers=0).first_images(views.image_size)
         longest = duration(runner.expected() * evaluator.seconds_per_pass(few))
         log.info("%s; at most about %s", runner.summary(), longest)
+    evaluator.views = compiled or views  # not before the estimate, which would count compiling
     results = runner.run()
     built = ReportBuilder(model=model, results=results, views=views, data=data, settings=settings)
     report = built.report(options)

@@ -68,6 +68,16 @@ def make_repeatable() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def compile_mode(accelerator: Accelerator, *, graphs: bool = True) -> str | None:
+    """The mode of torch.compile: CUDA graphs, if `graphs`, where one process has a GPU.
+
+    With small images a GPU otherwise waits for the CPU to start each kernel. Several processes were
+    not tried.
+    """
+    alone = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    return "reduce-overhead" if graphs and alone else None
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this process's device multiplies bfloat16 about as fast as float32, or faster.
 

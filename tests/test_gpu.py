@@ -88,5 +88,17 @@ def test_reports_are_the_same_bytes(trained: Path, tmp_path: Path) -> None:
         assert_same_bytes(name, tmp_path / "one", tmp_path / "other")
 
 
+def test_a_compiled_evaluation_finds_nearly_the_same(trained: Path, tmp_path: Path) -> None:
+    options = ("--limit", 64, "--attacks", "pgd,autoattack", "--curves", "false")
+    for choice in ("false", "true"):
+        out = ("--out", tmp_path / choice, "--compile", choice)
+        run_on_gpu("inference/evaluate.py", "--checkpoint", trained, *out, *options)
+    eager, compiled = (
+        pd.read_csv(tmp_path / choice / "per_image.csv").filter(like=" robust")
+        for choice in ("false", "true")
+    )
+    assert ((eager - compiled).abs().mean() <= 0.05).all()  # rounding decides a few
+
+
 def assert_same_bytes(name: str, one: Path, other: Path) -> None:
     assert (one / name).read_bytes() == (other / name).read_bytes(), name

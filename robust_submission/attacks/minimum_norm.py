@@ -46,9 +46,9 @@ class Nearest:
 
     def update(self, points: Tensor, distances: Tensor, fooled: Tensor) -> None:
         """Take the points that fool, (B,) bool, from nearer than before."""
-        nearer = fooled & (distances < self.distances)
-        self.images[nearer] = points[nearer]
-        self.distances[nearer] = distances[nearer]
+        nearer = fooled & (distances < self.distances)  # rows[nearer] would wait for the device
+        self.images.copy_(torch.where(nearer[:, None, None, None], points, self.images))
+        self.distances.copy_(torch.where(nearer, distances, self.distances))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,9 +75,9 @@ class PGD(BallAttack):
     """Labels are target classes: the loss is minimised, and predicting the target is success."""
 
     early_stop: bool = False
-    """Take an image out of the batch at the first point that fools the model. Fools every image
-    that any point on the way fools, for less time and no extra forward pass. Leave it off in
-    training (it waits for the device at every step) and for a random model, where one draw proves
+    """End an image's run at the first point that fools the model. Fools every image that any point
+    on the way fools, for less time and no extra forward pass. Leave it off in training (it waits
+    for the device: see `early_stop.EVERY`) and for a random model, where one draw proves
     nothing."""
 
     seed: int = 0

@@ -47,7 +47,7 @@ class Trajectory:
     def end(self, points: Tensor, logits: Tensor) -> None:
         """Note the point that PGD returned."""
         last = self._note(points, logits)
-        self.first[~self.fooled] = points[~self.fooled]
+        self.first = torch.where(self.fooled[:, None, None, None], self.first, points)
         self.silent = self.fooled & ~last
 
     @property
@@ -73,8 +73,8 @@ class Trajectory:
         fooled = ~correct(logits, self.labels)
         if not self._losses:
             self.first, self.fooled = points.detach().clone(), torch.zeros_like(fooled)
-        new = fooled & ~self.fooled
-        self.first[new] = points.detach()[new]
-        self.fooled |= new
+        new = fooled & ~self.fooled  # rows[new] would wait for the device
+        self.first = torch.where(new[:, None, None, None], points.detach(), self.first)
+        self.fooled = self.fooled | new
         self._losses.append(self.loss(logits.detach(), self.labels))
         return fooled

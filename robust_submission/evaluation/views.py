@@ -17,6 +17,7 @@ from robust_submission.evaluation.jobs import ADAPTIVE, Attacker
 from robust_submission.evaluation.planted import Readout, find_readout
 from robust_submission.models.bpda import BPDA, Through
 from robust_submission.models.classifier import (
+    RobustClassifier,
     held_draws,
     random_stages,
     reveal,
@@ -25,6 +26,7 @@ from robust_submission.models.classifier import (
 )
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import LoadedModel
+from robust_submission.models.surgery import Compiled, replaced
 from robust_submission.models.trn import TRN
 from robust_submission.settings import EvaluationSettings
 
@@ -107,6 +109,28 @@ class Views:
         modules = [view for view in self.seen_by.values() if isinstance(view, nn.Module)]
         with held_draws(nn.ModuleList(modules), keys):
             yield
+
+    def compiled(self, mode: str | None) -> "Views":
+        """The same views with the backbones of this project's classifiers compiled.
+
+        Not in the view of `BPDA`, which watches their operations, nor in the readouts, which are
+        watched by hooks.
+        """
+        views = {id(view): view for view in (self.model, *self.seen_by.values())}
+        parts = nn.ModuleList(each for each in views.values() if isinstance(each, nn.Module))
+        backbones = {
+            part.backbone: Compiled(part.backbone, mode)
+            for part in parts.modules()
+            if isinstance(part, RobustClassifier)
+        }
+
+        def substitute(part: nn.Module) -> nn.Module | None:
+            return part if isinstance(part, BPDA) else backbones.get(part)
+
+        for name, view in views.items():
+            views[name] = replaced(view, substitute) if isinstance(view, nn.Module) else view
+        seen_by = {attacker: views[id(view)] for attacker, view in self.seen_by.items()}
+        return replace(self, model=views[id(self.model)], seen_by=seen_by)
 
     def set_draw(self, draw: int) -> None:
         """Set the draw of every random stage in every view."""

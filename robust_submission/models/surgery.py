@@ -1,11 +1,13 @@
-"""Change a module for a while or in part: eval mode, frozen weights, exchanged stages."""
+"""Change a module for a while or in part: eval mode, frozen weights, exchanged stages, compiled."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 
 @contextmanager
@@ -71,6 +73,32 @@ def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
     changed = object.__new__(type(module))  # copy.copy asks the class, and that of FSDP refuses
     changed.__dict__ = module.__dict__ | {"_modules": children}
     return changed
+
+
+class Compiled(nn.Module):
+    """A network compiled for batches of any size, as an evaluation makes them.
+
+    Each is filled up with zeros to a power of two, so that there are few sizes: CUDA graphs are
+    recorded anew for each. An output is copied, since the next run of a graph overwrites it. Hooks
+    in the network are not seen, and it cannot be differentiated twice.
+
+    Args:
+        network: From images (B, C, H, W) to logits, each image alone; left as it is.
+        mode: Of torch.compile; see `runtime.compile_mode`.
+    """
+
+    SMALLEST = 8
+    """Smallest batch that the network sees."""
+
+    def __init__(self, network: nn.Module, mode: str | None) -> None:
+        super().__init__()
+        self.network = torch.compile(copy.copy(network), mode=mode)  # it marks its argument
+
+    def forward(self, images: Tensor) -> Tensor:
+        count = len(images)
+        size = max(self.SMALLEST, 1 << (count - 1).bit_length())
+        filled = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - count))
+        return self.network(filled)[:count].clone()
 
 
 class StraightThrough(nn.Module):

@@ -17,6 +17,7 @@ from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.load import load_named
 from robust_submission.models.trn import TRN
 from robust_submission.models.weights import load_weights
+from robust_submission.runtime import compile_mode
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.objectives import (
     RestorationLoss,
@@ -54,8 +55,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, 
     data = load_data(recipe, recipe.model.image_size, accelerator)
     classifier = build_classifier(recipe, data.class_names)
     optimizer = build_optimizer(recipe.optimizer, classifier.backbone)
-    graphs = takes_graphs(recipe, accelerator)
-    arrange_backbone(recipe.model, classifier.backbone, channels_last=channels_last, graphs=graphs)
+    mode = training_mode(recipe, accelerator)
+    arrange_backbone(recipe.model, classifier.backbone, channels_last=channels_last, mode=mode)
     objective = build_objective(config, recipe.mixup)
     attacks = {}
     if config.attacks:
@@ -116,18 +117,18 @@ def build_trn_training(
     return training, data
 
 
-def takes_graphs(recipe: Recipe, accelerator: Accelerator) -> bool:
-    """Whether to run a compiled backbone as CUDA graphs.
+def training_mode(recipe: Recipe, accelerator: Accelerator) -> str | None:
+    """The mode of torch.compile for training.
 
-    Not with gradient accumulation: a graph overwrites its former results, among them the gradients
-    to be accumulated. Several processes were not tried.
+    No CUDA graphs with gradient accumulation: a graph overwrites its former results, among them the
+    gradients to be accumulated.
     """
     accumulates = recipe.gradient_accumulation > 1 or recipe.auto_batch_size
-    return accelerator.device.type == "cuda" and accelerator.num_processes == 1 and not accumulates
+    return compile_mode(accelerator, graphs=not accumulates)
 
 
 def arrange_backbone(
-    config: ModelConfig, backbone: nn.Module, *, channels_last: bool, graphs: bool = False
+    config: ModelConfig, backbone: nn.Module, *, channels_last: bool, mode: str | None = None
 ) -> None:
     """Set in place how the backbone computes; its state's names and, within rounding, its results
     stay.
@@ -136,8 +137,7 @@ def arrange_backbone(
         config: Whether to compile, and whether to keep activations.
         backbone: Changed in place.
         channels_last: Lay the weights out channels-last.
-        graphs: Run a compiled backbone as CUDA graphs, since with small images a GPU otherwise
-            waits for the CPU to start each kernel.
+        mode: Of torch.compile, for a compiled backbone; see `training_mode`.
 
     Raises:
         UserError: The backbone does not support gradient checkpointing.
@@ -155,7 +155,7 @@ def arrange_backbone(
         # DDP warns of 1x1 kernels, since it compares strides along sides of 1 too.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if config.compile:
-        backbone.compile(mode="reduce-overhead" if graphs else None)
+        backbone.compile(mode=mode)
 
 
 def build_restored(recipe: TRNRecipe) -> RobustClassifier:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from PIL import Image
 from inference.evaluate import Options
 from inference.evaluate import main as evaluate
 from robust_submission.cli.command import Names, Ratios, run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import SPACE
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source
+from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint
 from robust_submission.settings import DataOptions
 from tests.conftest import run_command
@@ -296,6 +299,8 @@ def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
         (["--limit", "0"], 1, "--limit: expected at least 1, found 0."),
         (["--seed", "-1"], 1, "seed: expected at least 0, found -1."),
         (["--fail_below", "30"], 1, "--fail_below: expected 0 to 1, found 30."),
+        (["--compile", "true", "--model", "resnet18"], 1, "--compile: expected a --checkpoint"),
+        (["--compile", "true", "--attacks", "fab"], 1, "--compile: expected fab-t, which can be"),
         (["--image_size", "16"], 1, "--image_size: expected 32, as "),
         (["--save_images", "."], 1, "--save_images: expected a new folder, found ."),
         (["--save_adversarial", "no/a.pt"], 1, "no/a.pt: expected the existing folder no"),
@@ -325,6 +330,37 @@ def test_a_mistake_is_told_in_a_few_lines(
     error = capsys.readouterr().err
     assert ended.value.code == status
     assert message in error and "Traceback" not in error and len(error.splitlines()) <= 4
+
+
+def test_compiled_it_gives_the_same_numbers(
+    small_run: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # torch's own compiler of C++ takes more than a minute, and is not what is tested
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    out = tmp_path / "report"
+    evaluate(options(small_run, out, compile=True, curves=False, corruptions=Names()))
+    found, expected = (json.loads((each / "report.json").read_text()) for each in (out, finished))
+    assert found["settings"].pop("compile") and not expected["settings"].pop("compile")
+    for name in ("model", "clean", "twin_clean", "oblivious", "adaptive", "measurements"):
+        assert found[name] == expected[name]
+    table, whole = (pd.read_csv(folder / "per_image.csv") for folder in (out, finished))
+    pd.testing.assert_frame_equal(table, whole[list(table)])
+
+
+def test_a_trn_cannot_be_compiled(tmp_path: Path):
+    classifier = RobustClassifier(
+        class_names=[str(digit) for digit in range(10)],
+        backbone="test_convnext",
+        image_size=32,
+        restore={"width": 4, "depth": 1},
+    )
+    classifier.save_pretrained(tmp_path / "run")
+    with pytest.raises(UserError, match=r"--compile: expected a model without TRN, found .*run"):
+        evaluate(
+            options(
+                tmp_path / "run", tmp_path / "report", data=DataOptions(name="digits"), compile=True
+            )
+        )
 
 
 def test_a_run_without_a_recipe_needs_the_data_named(small_run: Path, tmp_path: Path):

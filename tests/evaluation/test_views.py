@@ -1,16 +1,19 @@
 """The evaluated model: tried out, and what each attacker sees of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robust_submission.evaluation.jobs import Attacker
 from robust_submission.evaluation.views import LogProbabilities, Views, build_views
+from robust_submission.models.bpda import BPDA, Through
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
 from robust_submission.models.load import LoadedModel
 from robust_submission.models.resize_pad import RandomResizePad
-from robust_submission.models.surgery import StraightThrough
+from robust_submission.models.surgery import Compiled, StraightThrough
 from robust_submission.models.trn import TRN
 from robust_submission.settings import EvaluationSettings
 
@@ -140,3 +143,24 @@ def test_a_model_that_does_not_fit_the_data(model: object, class_names: list[str
     with pytest.raises(ValueError, match=message) as raised:
         build(model, class_names)
     assert str(raised.value).count("\n") < 3
+
+
+@pytest.mark.parametrize("conceal", [False, True])
+def test_compiled_views_share_one_backbone_and_hide_no_more(
+    monkeypatch: pytest.MonkeyPatch, conceal: bool
+):
+    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
+    classifier = RobustClassifier(
+        class_names=NAMES, image_size=8, backbone=linear(), conceal=conceal
+    )
+    views = build(classifier)
+    guessed = BPDA(classifier, Through.OPERATIONS)
+    views = replace(views, seen_by={**views.seen_by, Attacker.ADAPTIVE_BPDA: guessed})
+    compiled = views.compiled(None)
+    assert compiled.seen_by.pop(Attacker.ADAPTIVE_BPDA) is guessed  # type: ignore[attr-defined]
+    every = [compiled.model, *compiled.seen_by.values()]
+    (backbone,) = {each.backbone for each in every}  # type: ignore[attr-defined]
+    assert isinstance(backbone, Compiled) and isinstance(classifier.backbone, nn.Sequential)
+    assert backbone.network[-1] is classifier.backbone[-1]  # type: ignore[index]
+    assert (compiled.seen_by[ADAPTIVE] is compiled.model) == (not conceal)
+    torch.testing.assert_close(compiled.seen_by[ADAPTIVE](IMAGES), classifier(IMAGES))

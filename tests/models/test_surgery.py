@@ -3,9 +3,9 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robust_submission.models.surgery import evaluating, frozen
+from robust_submission.models.surgery import Compiled, evaluating, frozen
 
 
 @pytest.fixture
@@ -42,3 +42,33 @@ def test_a_pass_made_while_frozen_has_the_gradient_of_its_input_alone(model: nn.
     logits.sum().backward()
     assert images.grad is not None
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_compiled_a_network_sees_few_sizes_and_may_overwrite_its_outputs(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    network, memory, seen = nn.Linear(48, 4).double(), dict[int, Tensor](), list[int]()
+    for weight in network.parameters():
+        weight.requires_grad_(False)
+
+    class Graph(nn.Module):
+        """Every run of one size writes into the same tensor, as a CUDA graph's."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            outputs = network(images.flatten(1))
+            if outputs.requires_grad:
+                return outputs
+            return memory.setdefault(len(images), torch.empty_like(outputs)).copy_(outputs)
+
+    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
+    compiled = Compiled(Graph(), None)
+    batches = [torch.rand(count, 3, 4, 4).double() for count in (1, 3, 8, 9, 16, 17)]
+    kept = [compiled(images) for images in batches]
+    assert seen == [8, 8, 8, 16, 16, 32]
+    for images, outputs in zip(batches, kept, strict=True):
+        torch.testing.assert_close(outputs, network(images.flatten(1)))
+        images.requires_grad_()
+        (found,) = torch.autograd.grad(compiled(images).square().sum(), images)
+        (expected,) = torch.autograd.grad(network(images.flatten(1)).square().sum(), images)
+        torch.testing.assert_close(found, expected)

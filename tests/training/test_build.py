@@ -24,7 +24,7 @@ from robust_submission.cli.errors import UserError
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint, save_trn
 from robust_submission.models.trn import TRN
-from robust_submission.training.build import arrange_backbone, takes_graphs
+from robust_submission.training.build import arrange_backbone, training_mode
 from robust_submission.training.objectives import CrossEntropy, Trades
 from robust_submission.training.recipe import (
     AttackConfig,
@@ -259,10 +259,8 @@ def test_cuda_graphs_need_one_gpu_without_accumulation(
     graphs: bool,
 ):
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
-    assert takes_graphs(Recipe(**settings), cast(Accelerator, accelerator)) == graphs
+    mode = training_mode(Recipe(**settings), cast(Accelerator, accelerator))
     modes = list[str | None]()
     monkeypatch.setattr(nn.Module, "compile", lambda _, mode: modes.append(mode))
-    arrange_backbone(
-        ModelConfig(compile=True), classifier.backbone, channels_last=False, graphs=graphs
-    )
+    arrange_backbone(ModelConfig(compile=True), classifier.backbone, channels_last=False, mode=mode)
     assert modes == ["reduce-overhead" if graphs else None]
