@@ -57,9 +57,9 @@ class Options:
     """CIFAR-10 as files: train/<class>/*.jpg and test/<class>/*.jpg."""
     out: Path
     """The table, in Markdown."""
-    objectives: Names = Names(OBJECTIVES)
+    objectives: Names = Names(tuple(OBJECTIVES))
     """The networks' objectives."""
-    defences: Names = Names(DEFENCES)
+    defences: Names = Names(tuple(DEFENCES))
     """What is put in front of each."""
     trn: Names = Names()
     """Objectives for which a TRN is trained too."""
@@ -133,10 +133,10 @@ def measure(options: Options) -> None:
     lines = [" | ".join(columns), " | ".join(["---"] * len(columns))]
     for objective in options.objectives:
         checkpoint = trained(options, objective)
-        rows = [(name, DEFENCES[name], None) for name in options.defences]
-        if objective in options.trn:
-            rows.append(("GCM and TRN", DEFENCES["GCM"], restoring(options, checkpoint)))
-        for name, arguments, trn in rows:
+        names = [*options.defences, *(["GCM and TRN"] if objective in options.trn else [])]
+        for name in names:
+            arguments = DEFENCES[name.removesuffix(" and TRN")]
+            trn = restoring(options, checkpoint) if name.endswith("TRN") else None
             found = scored(options, defended(checkpoint, arguments), trn)
             lines.append(" | ".join([objective, name, *(cell(found[part]) for part in PARTS)]))
             with atomic_write(options.out) as temporary:

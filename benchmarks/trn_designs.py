@@ -161,7 +161,7 @@ class Options:
     """Run folder of the classifier, of 32 px."""
     out: Path
     """The table, in Markdown."""
-    designs: Names = Names(DESIGNS)
+    designs: Names = Names(tuple(DESIGNS))
     """Ways to bring the streams together."""
     forms: Names = Names(("normalised",))
     """Forms of the gradient map: normalised, sign, raw."""
@@ -193,8 +193,8 @@ class Images:
     def batches(self, order: Tensor, size: int) -> Iterator["Images"]:
         """Rows in this order, `size` at a time."""
         for rows in order.split(size):
-            parts = (each[rows] for each in (self.clean, self.attacked, self.gradients))
-            yield Images(*parts, self.labels[rows])
+            clean, attacked, gradients = self.clean[rows], self.attacked[rows], self.gradients[rows]
+            yield Images(clean, attacked, gradients, self.labels[rows])
 
 
 def raw_gradients(classifier: RobustClassifier, images: Tensor) -> Tensor:
