@@ -75,11 +75,19 @@ class Options:
     """Draws of attacks."""
 
 
+def is_new(output: Path) -> bool:
+    """Whether the run is still to be made; says so if it is there."""
+    finished = (output / "summary.json").exists()
+    if finished:
+        print(f"{output}: taken as it is.")
+    return not finished
+
+
 def trained(options: Options, objective: str) -> Path:
     """The run folder of the objective's network, which is trained if it is not there."""
     name = "".join(each if each.isalnum() else "_" for each in objective.lower())
     output = options.folder / name
-    if not (output / "summary.json").exists():
+    if is_new(output):
         chosen = f"--data.limit {options.train} --epochs {options.epochs} --overwrite"
         call = python(f"training/train.py {NETWORK} {OBJECTIVES[objective]} {chosen}")
         data: Words = ["--data.name", "folder", "--data.root", options.images]
@@ -90,7 +98,7 @@ def trained(options: Options, objective: str) -> Path:
 def restoring(options: Options, checkpoint: Path) -> Path:
     """The run folder of a TRN for that network, which is trained if it is not there."""
     output = checkpoint.with_name(f"{checkpoint.name}_trn")
-    if not (output / "summary.json").exists():
+    if is_new(output):
         recipe = "training/train_trn.py --config training/recipes/cifar10_trn.yaml --overwrite"
         size = "--epochs 2 --batch_size 64 --data.limit 6500 --data.validation_limit 300"
         call = python(f"{recipe} {size} --optimizer.warmup_epochs 0.3 --ema_decay 0.99")

@@ -6,8 +6,8 @@ Each design has as many parameters as the default TRN, within 2 %: its width is 
 trained on the same attacked images in the same order, by the loss of the recipes, and tested on the
 same attacked test images; seeds differ in the weights at the start and in the order. The attacker
 knows the classifier and not the TRN. As in defence_table.py, an image counts if it is right without
-the attack too. `points` is how far a design's mean over the five attacks is from that of the
-default, seed by seed, with the standard error over the seeds.
+the attack too. `points` is how far a line's mean over the five attacks is from that of the first
+line, seed by seed, with the standard error over the seeds.
 """
 
 import math
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from robust_submission.attacks import build_attack, image_seeds
-from robust_submission.cli.command import Names, run
+from robust_submission.cli.command import Names, Ratio, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from robust_submission.evaluation.data import open_evaluation_data
@@ -210,7 +210,7 @@ def raw_gradients(classifier: RobustClassifier, images: Tensor) -> Tensor:
 def training_images(classifier: RobustClassifier, options: Options) -> Images:
     """Attacked as in cifar10_trn.yaml: PGD-10 at 8/255 and at 4/255, and a quarter left clean."""
     images, labels, seeds = read(classifier, options, "train", options.train)
-    attacks = [AttackConfig(weight=2), AttackConfig(epsilon=type(AttackConfig.epsilon)("4/255"))]
+    attacks = [AttackConfig(weight=2), AttackConfig(epsilon=Ratio("4/255"))]
     objective = build_restoration(RestorationConfig(attacks=attacks))
     parts = zip(*(each.split(EVALUATED) for each in (images, labels, seeds)), strict=True)
     attacked = torch.cat(
@@ -313,7 +313,7 @@ def measure(options: Options) -> None:
     classifier = load_checkpoint(options.checkpoint).to(DEVICE).requires_grad_(False)
     images, tests = training_images(classifier, options), test_images(classifier, options)
     columns = ("design", "map", "width", "parameters", *tests, "points")
-    lines, default = [" | ".join(columns), " | ".join(["---"] * len(columns))], list[float]()
+    lines, first = [" | ".join(columns), " | ".join(["---"] * len(columns))], list[float]()
     for name in options.designs:
         for form in options.forms:
             design, results = DESIGNS[name], list[list[float]]()
@@ -322,8 +322,8 @@ def measure(options: Options) -> None:
                 score = partial(right, trn, FORMS[form], classifier)
                 results.append(accuracies({each: score(test) for each, test in tests.items()}))
             means = [statistics.mean(each[1:]) for each in results]
-            default = default or means
-            points = [own - other for own, other in zip(means, default, strict=True)]
+            first = first or means
+            points = [own - other for own, other in zip(means, first, strict=True)]
             cells = [spread(each) for each in zip(*results, strict=True)]
             width = sized(design)
             size = f"{parameters(design(width)):,}"
