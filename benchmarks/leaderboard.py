@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_submission.cli.command import Names, run
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
 from timing import Words, python, run_command
 
@@ -137,6 +138,10 @@ def cell(part: Mapping[str, float]) -> str:
 def measure(options: Options) -> None:
     """Train, score, and write the table, again after each line."""
     check_writable(options.out)
+    known = {"objectives": OBJECTIVES, "defences": DEFENCES, "trn": OBJECTIVES}
+    for name, choices in known.items():
+        if unknown := sorted(set(getattr(options, name)) - set(choices)):
+            raise UserError(f"--{name}: expected {', '.join(choices)}, found {unknown[0]}.")
     columns = ("objective", "defence", *(part.replace("_", " ") for part in PARTS))
     lines = [" | ".join(columns), " | ".join(["---"] * len(columns))]
     for objective in options.objectives:

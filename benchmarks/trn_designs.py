@@ -219,7 +219,7 @@ def training_images(classifier: RobustClassifier, options: Options) -> Images:
     return Images(images, attacked, raw_gradients(classifier, attacked), labels)
 
 
-def test_images(classifier: RobustClassifier, options: Options) -> dict[str, Images]:
+def attacked_tests(classifier: RobustClassifier, options: Options) -> dict[str, Images]:
     """By attack, "clean" among them."""
     images, labels, seeds = read(classifier, options, "test", options.test)
     found = {"clean": Images(images, images, raw_gradients(classifier, images), labels)}
@@ -255,7 +255,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def trained(
-    design: Callable[[int], TRN],
+    build: Callable[[], TRN],
     form: Form,
     classifier: RobustClassifier,
     images: Images,
@@ -264,7 +264,7 @@ def trained(
 ) -> TRN:
     """A TRN after training: AdamW, the rate rising over a tenth and then falling to 0."""
     torch.manual_seed(seed)
-    trn = design(sized(design)).to(DEVICE)
+    trn = build().to(DEVICE)
     optimizer = torch.optim.AdamW(trn.parameters(), 2e-3, weight_decay=0.01)
     steps = epochs * math.ceil(len(images.labels) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
@@ -310,23 +310,30 @@ def spread(values: Sequence[float]) -> str:
 def measure(options: Options) -> None:
     """Train each, and write the table, again after each line."""
     check_writable(options.out)
+    for name, chosen, known in (
+        ("designs", options.designs, DESIGNS),
+        ("forms", options.forms, FORMS),
+    ):
+        if unknown := sorted(set(chosen) - set(known)):
+            raise UserError(f"--{name}: expected {', '.join(known)}, found {unknown[0]}.")
     classifier = load_checkpoint(options.checkpoint).to(DEVICE).requires_grad_(False)
-    images, tests = training_images(classifier, options), test_images(classifier, options)
+    images, tests = training_images(classifier, options), attacked_tests(classifier, options)
     columns = ("design", "map", "width", "parameters", *tests, "points")
     lines, first = [" | ".join(columns), " | ".join(["---"] * len(columns))], list[float]()
     for name in options.designs:
+        width = sized(DESIGNS[name])
+        build = partial(DESIGNS[name], width)
         for form in options.forms:
-            design, results = DESIGNS[name], list[list[float]]()
+            results = list[list[float]]()
             for seed in tqdm(range(options.seeds), desc=f"{name}, {form}"):
-                trn = trained(design, FORMS[form], classifier, images, options.epochs, seed)
+                trn = trained(build, FORMS[form], classifier, images, options.epochs, seed)
                 score = partial(right, trn, FORMS[form], classifier)
                 results.append(accuracies({each: score(test) for each, test in tests.items()}))
             means = [statistics.mean(each[1:]) for each in results]
             first = first or means
             points = [own - other for own, other in zip(means, first, strict=True)]
             cells = [spread(each) for each in zip(*results, strict=True)]
-            width = sized(design)
-            size = f"{parameters(design(width)):,}"
+            size = f"{parameters(build()):,}"
             lines.append(" | ".join([name, form, str(width), size, *cells, spread(points)]))
             with atomic_write(options.out) as temporary:
                 temporary.write_text("".join(f"| {line} |\n" for line in lines))
