@@ -101,6 +101,9 @@ def build_trn_training(
     optimizer = build_optimizer(recipe.optimizer, classifier if config.end_to_end else trn)
     optimize_for_cpu(classifier, channels_last=accelerator.device.type == "cpu")
     attack = validation_attack(max(each.epsilon for each in config.attacks))
+    attacks = {"restored_accuracy": partial(attack_unaware, attack)}
+    if config.adaptive:
+        attacks["robust_accuracy"] = partial(attack_revealed, attack)
     training = Training(
         recipe=recipe,
         accelerator=accelerator,
@@ -109,7 +112,7 @@ def build_trn_training(
         optimizer=optimizer,
         scheduler=build_scheduler(recipe, optimizer, updates_per_epoch=len(data.train)),
         objective=build_restoration(config),
-        validation_attacks={"restored_accuracy": partial(attack_unaware, attack)},
+        validation_attacks=attacks,
         train_loader=data.train,
         repeats_attacks=config.cache,
         keep=(lambda model: model) if config.end_to_end else trn_of,

@@ -47,7 +47,7 @@ def test_leaves_a_whole_run_folder(small_trn: Path):
     ]
     assert metrics["train_loss"].is_monotonic_decreasing
     recipe = yaml.safe_load((small_trn / "recipe.yaml").read_text())
-    first = {"name": "pgd", "epsilon": 16 / 255, "steps": 2, "weight": 1.0}
+    first = {"name": "pgd", "epsilon": 16 / 255, "steps": 2, "weight": 1.0, "adaptive": False}
     assert recipe["objective"]["attacks"][0] == first
 
 
@@ -73,8 +73,11 @@ def test_two_processes_follow_the_loss_of_one(small_trn: Path, small_run: Path, 
 
 
 def test_end_to_end_leaves_a_checkpoint_of_both(small_run: Path, tmp_path: Path):
-    options = ("--objective.end_to_end", "--ema_decay", "0.9")
+    adaptive = "[{steps: 1, adaptive: true}]"
+    options = ("--objective.end_to_end", "--ema_decay", "0.9", "--objective.attacks", adaptive)
     both = train_trn(tmp_path / "both", small_run, *options)
+    measured = pd.read_csv(both / "metrics.csv").iloc[-1]
+    assert 0 <= measured.val_robust_accuracy <= measured.val_accuracy
     model, before = load_checkpoint(both), load_checkpoint(small_run)
     assert model.class_names == before.class_names
     changed = model.state_dict()["backbone.head.fc.weight"]
@@ -142,6 +145,10 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
             ["--checkpoint", "RUN", "--objective.end_to_end", "--objective.cross_entropy", "0"],
             "end_to_end: expected cache false and a weight of cross_entropy or feature, found "
             "False, 0.0 and 0.0",
+        ),
+        (
+            ["--checkpoint", "RUN", "--objective", "{cache: true, attacks: [{adaptive: true}]}"],
+            "no attack that is adaptive, found one",
         ),
         (["--checkpoint", "RUN", "--model", "a:b"], "either checkpoint or model"),
         (["--checkpoint", "RUN", "--trn.start", "NOWHERE"], "expected a safetensors file"),

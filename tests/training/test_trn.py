@@ -1,13 +1,16 @@
 from dataclasses import replace
+from functools import partial
 from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robust_submission.attacks.pgd import FGSM, PGD
 from robust_submission.models.classifier import RobustClassifier, reveal, undefended
+from robust_submission.models.surgery import frozen
 from robust_submission.models.trn import TRN
 from robust_submission.models.trn.gradient_map import Estimator, gradient_map
 from robust_submission.training.objectives import (
@@ -57,7 +60,8 @@ def test_each_image_draws_its_attack_whatever_its_batch(
     classifier: RobustClassifier, labels: Tensor
 ):
     weak, strong = FGSM(epsilon=1 / 255), FGSM(epsilon=16 / 255)
-    objective = RestorationObjective(attacks=[weak, strong], weights=[1, 2], clean=0.25)
+    attacks = [partial(attack_unaware, each) for each in (weak, strong)]
+    objective = RestorationObjective(attacks=attacks, weights=[1, 2], clean=0.25)
     images, found, _ = objective.examples(classifier, IMAGES, labels, SEEDS)
     assert torch.equal(images, IMAGES)
     size = (found - IMAGES).abs().amax((1, 2, 3)) * 255
@@ -69,6 +73,21 @@ def test_each_image_draws_its_attack_whatever_its_batch(
         [objective.examples(classifier, IMAGES[p], labels[p], SEEDS[p])[1] for p in order.split(10)]
     )
     torch.testing.assert_close(again, found[order])
+
+
+def test_an_adaptive_attack_goes_through_the_map(classifier: RobustClassifier, labels: Tensor):
+    trn = classifier.restore
+    assert isinstance(trn, TRN)
+    nn.init.normal_(trn.head.weight, std=0.1)
+    config = RestorationConfig(attacks=[AttackConfig(name="fgsm", adaptive=True)], clean=0)
+    _, found, _ = build_restoration(config).examples(classifier, IMAGES, labels, SEEDS)
+    with frozen(classifier):
+        pixels = IMAGES.clone().requires_grad_()
+        gradients = trn.gradient_map(pixels, classifier.classify, differentiable=True)
+        logits = classifier.classify(trn.restore(pixels, gradients))
+        (ascent,) = torch.autograd.grad(F.cross_entropy(logits, labels), pixels)
+    expected = (IMAGES + 8 / 255 * ascent.sign()).clamp(0, 1)
+    assert ((found - expected).abs() < 1e-6).double().mean() > 0.99  # signs of nothing may differ
 
 
 def test_a_cache_gives_what_was_made_and_makes_it_once(

@@ -1,7 +1,8 @@
 """Training a TRN: the images that it is attacked on, and its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.surgery import evaluating, frozen
 from robust_submission.models.trn import TRN
 from robust_submission.models.trn.gradient_map import gradient_map
+from robust_submission.training.objectives.adversarial import attack_revealed
 from robust_submission.training.recipe import RestorationConfig
 
 
@@ -32,7 +34,8 @@ class RestorationLoss(nn.Module):
     """The loss as a module, so that a parallel wrapper computes all of it in one forward pass.
 
     It uses the classifier without its stages `conceal` and `randomize`, whose gradients would
-    mislead the TRN.
+    mislead the TRN. The gradient map is a constant of the loss, even where the classifier that it
+    comes from is trained.
 
     Args:
         classifier: A classifier with a TRN as `restore`.
@@ -104,7 +107,8 @@ class RestorationObjective:
     """Attacks each image by one of several attacks, or by none, drawn with the image's seed; the
     loss compares the restored image with the clean one."""
 
-    attacks: Sequence[Attack]
+    attacks: Sequence[Callable[[RobustClassifier, Tensor, Tensor, Tensor], Tensor]]
+    """From the classifier, images, labels and seeds to attacked images."""
     weights: Sequence[float]
     """How often each attack is drawn, relative to the others."""
     clean: float
@@ -136,8 +140,7 @@ class RestorationObjective:
         for place, attack in enumerate(self.attacks):
             rows = (choice == place).nonzero().squeeze(1)
             if len(rows):
-                chosen = (images[rows], labels[rows], seeds[rows])
-                attacked[rows] = attack_unaware(attack, classifier, *chosen)
+                attacked[rows] = attack(classifier, images[rows], labels[rows], seeds[rows])
         return attacked
 
     def loss(self, model: nn.Module, examples: tuple[Tensor, ...]) -> Tensor:
@@ -149,7 +152,11 @@ def build_restoration(config: RestorationConfig) -> RestorationObjective:
     """The objective of a recipe, with its attacks."""
     return RestorationObjective(
         attacks=[
-            build_attack(each.name, each.epsilon, "linf", **each.options) for each in config.attacks
+            partial(
+                attack_revealed if each.adaptive else attack_unaware,
+                build_attack(each.name, each.epsilon, "linf", **each.options),
+            )
+            for each in config.attacks
         ],
         weights=[each.weight for each in config.attacks],
         clean=config.clean,

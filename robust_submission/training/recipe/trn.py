@@ -46,6 +46,9 @@ class AttackConfig:
     """Steps of pgd, bim and mim."""
     weight: float = 1.0
     """How often it is drawn, relative to the other attacks."""
+    adaptive: bool = False
+    """Attack the classifier behind its TRN, through the gradient map too (second order); else the
+    classifier alone."""
 
     def __post_init__(self) -> None:
         require(0 < self.weight < inf, "objective.attacks", "weight > 0", self.weight)
@@ -63,12 +66,13 @@ class RestorationConfig:
     """What is minimised, and on which images."""
 
     attacks: list[AttackConfig] = field(default_factory=lambda: [AttackConfig()])
-    """The attacks, drawn per image; their victim is the classifier without TRN."""
+    """The attacks, drawn per image."""
     clean: float = 0.25
     """Share of the images that are not attacked, so that TRN learns not to change them."""
     cache: bool = False
     """Attack each image once and use the result in every epoch, for classifiers that are slow to
-    attack. Needs augmentation and policy none, flip false, erasing 0 and end_to_end false."""
+    attack. Needs augmentation and policy none, flip false, erasing 0, end_to_end false and no
+    attack that is adaptive."""
     reconstruction: float = 10.0
     """Weight of the mean absolute difference to the clean image."""
     cross_entropy: float = 1.0
@@ -92,6 +96,13 @@ class RestorationConfig:
         found = f"{self.cache}, {self.cross_entropy} and {self.feature}"
         holds = not self.end_to_end or (trains and not self.cache)
         require(bool(holds), "objective.end_to_end", expected, found)
+        holds = not (self.cache and self.adaptive)
+        require(holds, "objective.cache", "no attack that is adaptive", "one")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether an attacker knows of the TRN."""
+        return any(each.adaptive for each in self.attacks)
 
 
 @dataclass(kw_only=True)
