@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import pickle
 import shutil
 import socket
@@ -12,10 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+import torch
 from torchvision.datasets import CIFAR10, SVHN, FashionMNIST
 
+from robust_submission.cli.command import parse
 from robust_submission.data.sources import available_splits, open_source
+from robust_submission.models.load import load_checkpoint, load_trn
+from robust_submission.training.build import build_training, build_trn_training
+from robust_submission.training.loop import run_training, summarize
+from robust_submission.training.recipe import Recipe, TRNRecipe
+from tests.conftest import ROOT
 
+RECIPES = ROOT / "training" / "recipes"
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (10, 28, 28), dtype=np.uint8)
@@ -168,6 +177,28 @@ def test_a_failed_download_is_one_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{tmp_path}: expected {name}") as caught:
         open_source(name, tmp_path, download=True)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_the_recipes_of_svhn_run_from_end_to_end(svhn: Path, tmp_path: Path) -> None:
+    classifier, restorer = tmp_path / "classifier", tmp_path / "trn"
+    small = ("--data.root", svhn, "--data.num_workers", 0, "--epochs", 1, "--batch_size", 4)
+    small = (*small, "--optimizer.warmup_epochs", 0, "--data.validation_fraction", 0.2)
+
+    def options(*more: object) -> list[str]:
+        return [str(each) for each in (*small, *more)]
+
+    backbone = ("--model.backbone", "test_convnext", "--model.backbone_args", "{}")
+    arguments = options("--output", classifier, *backbone)
+    recipe = parse(Recipe, arguments, default_config=RECIPES / "svhn.yaml")
+    run_training(recipe, build_training, summarize)
+    tested = torch.from_numpy(COLOUR[:3]).permute(0, 3, 1, 2) / 255
+    model, labels = load_checkpoint(classifier), torch.from_numpy(LABELS[:3])
+    accuracy = (model(tested).argmax(1) == labels).double().mean().item()
+    assert json.loads((classifier / "summary.json").read_text())["test_accuracy"] == accuracy
+    arguments = options("--output", restorer, "--checkpoint", classifier)
+    recipe = parse(TRNRecipe, arguments, default_config=RECIPES / "svhn_trn.yaml")
+    run_training(recipe, build_trn_training)
+    assert load_trn(restorer)(tested, model.classify).shape == tested.shape
 
 
 def test_there_is_no_validation_split() -> None:

@@ -40,7 +40,7 @@ from robust_submission.training.start import build_classifier
 from robust_submission.training.state import Training
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
-RESTORATIONS = sorted(RECIPES.glob("*_trn.yaml"))
+RESTORATIONS = sorted(RECIPES.glob("*_trn*.yaml"))
 CLASSIFIERS = sorted(set(RECIPES.glob("*.yaml")) - set(RESTORATIONS))
 SMALL = ModelConfig(backbone="test_convnext", randomize=26)
 NAMES = ["a", "b", "c"]
