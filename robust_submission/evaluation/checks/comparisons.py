@@ -18,8 +18,6 @@ from robust_submission.evaluation.results import Check, Results, share_of
 from robust_submission.evaluation.views import Views
 
 SINGLE_STEP = ("fgsm", "ffgsm")
-LARGEST_GAP_OF_PGD = 0.03
-"""By how much PGD's robust accuracy may exceed AutoAttack's."""
 LARGEST_GAP_OF_SCREEN = 0.01
 """Share of images that only attacks weaker than the screen may fool."""
 
@@ -79,13 +77,13 @@ def check_one_step(one: np.ndarray, many: np.ndarray, attacker: Attacker) -> Fin
 @rule(
     "PGD finds what {stronger} finds",
     "Does adaptive PGD find what {stronger} finds?",
-    f"robust accuracy at most {100 * LARGEST_GAP_OF_PGD:g} points higher, within chance",
+    "robust accuracy at most {points} points higher, within chance",
 )
-def check_pgd(pgd: np.ndarray, other: np.ndarray, stronger: str) -> Finding:
+def check_pgd(pgd: np.ndarray, other: np.ndarray, stronger: str, points: int) -> Finding:
     """Compare survival (n,) of adaptive PGD and of AutoAttack, or what stands in for it.
 
-    A loss surface may hide adversarial examples from PGD alone, as after training with ELLE or
-    SSAT: PGD-50 leaves 47 to 51 %, AutoAttack 32 to 38 %.
+    A loss surface may hide adversarial examples from PGD alone. `points` is the largest gap that
+    is none, in points of the images that are correct when clean; see `usual_gap`.
     """
     gap = float(pgd.mean() - other.mean())
     _, _, p_value = only_fooled_by(other, pgd)
@@ -93,7 +91,18 @@ def check_pgd(pgd: np.ndarray, other: np.ndarray, stronger: str) -> Finding:
         f"robust accuracy {percent(pgd.mean())} (PGD), {percent(other.mean())} ({stronger}), "
         "of the images correct when clean"
     )
-    return when(gap > LARGEST_GAP_OF_PGD and p_value < LARGEST_P_VALUE, "warning"), found
+    return when(100 * gap > points and p_value < LARGEST_P_VALUE, "warning"), found
+
+
+def usual_gap(num_classes: int) -> int:
+    """The points by which PGD may stay behind AutoAttack without anything being hidden from it.
+
+    AutoAttack tries classes in turn, PGD all at once, so that the gap grows with their number. In
+    FastAT's published runs (arXiv 2604.22853), as a share of the images correct when clean, it is 3
+    to 8.2 points with 10 classes, but 13 to 19 for SSAT and 44 where ELLE collapsed; with 100 and
+    200 classes it is 7 to 19 points.
+    """
+    return 10 if num_classes <= 10 else 20
 
 
 @rule(
@@ -128,7 +137,7 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
         yield check_gap(survival(oblivious or everything), survival(adaptive))
         black_box = [job for job in results.plan.headline(*Attacker) if job.attack in BLACK_BOX]
         yield check_adaptive(survival(black_box), survival(adaptive))
-    yield from _compare_strongest(results)
+    yield from _compare_strongest(results, usual_gap(views.num_classes))
     white = [job for job in oblivious if job.attack not in SINGLE_STEP]
     if white:
         gradients = np.logical_and.reduce([_without_square(results, job) for job in white])
@@ -141,8 +150,8 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
             yield check_one_step(survival(one), survival(many), attacker)
 
 
-def _compare_strongest(results: Results) -> Iterable[Check]:
-    """AutoAttack and the screen beside the other attacks."""
+def _compare_strongest(results: Results, points: int) -> Iterable[Check]:
+    """AutoAttack and the screen beside the other attacks; `points` as in `check_pgd`."""
     adaptive, everything = results.plan.headline(*ADAPTIVE), results.plan.headline(*Attacker)
 
     def survival(jobs: list[Job], *attacks: str) -> np.ndarray:
@@ -151,7 +160,8 @@ def _compare_strongest(results: Results) -> Iterable[Check]:
     known, adaptively = {job.attack for job in everything}, {job.attack for job in adaptive}
     for attack, name in (("autoattack", "AutoAttack"), ("screen", "screen")):
         if {"pgd", attack} <= adaptively:
-            yield check_pgd(survival(adaptive, "pgd"), survival(adaptive, attack), name)
+            pgd, other = survival(adaptive, "pgd"), survival(adaptive, attack)
+            yield check_pgd(pgd, other, name, points)
     if "screen" in known:
         others = survival(everything, *(known - {"screen"}))
         yield check_screen(others, survival(everything, "screen"))
