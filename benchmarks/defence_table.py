@@ -194,6 +194,19 @@ def attack_trn(model: nn.Module, attacks: Sequence[Attack], batches: Batches, li
     return right
 
 
+def trn_attacks(epsilon: float, steps: int, *, early_stop: bool = False) -> dict[str, Attack]:
+    """The attacks that the tables of TRN are of; the option is of those of many steps."""
+    many = {"steps": steps, "early_stop": early_stop}
+    return {
+        "FGSM": build_attack("fgsm", epsilon),
+        "FFGSM": build_attack("ffgsm", epsilon),
+        **{
+            f"{name.upper()}-{steps}": build_attack(name, epsilon, "linf", **many)
+            for name in ("bim", "pgd", "mim")
+        },
+    }
+
+
 def trn_table(
     named: LoadedModel, model: nn.Module, batches: Batches, options: Options
 ) -> Iterator[str]:
@@ -206,14 +219,11 @@ def trn_table(
     yield head("accuracy in %, 95 % interval", COLUMNS.values())
     found = clean({"alone": undefended(model), "restored": model}, batches)
     yield row("clean", found, COLUMNS)
-    for name in tqdm(("fgsm", "ffgsm", "bim", "pgd", "mim")):
-        title, plain, stopped = name.upper(), {}, {}
-        if name not in ("fgsm", "ffgsm"):
-            title, plain = f"{title}-{options.steps}", {"steps": options.steps}
-            stopped = {"early_stop": True}
-        attacks = [
-            build_attack(name, options.epsilon, "linf", **plain, **more) for more in ({}, stopped)
-        ]
+    transfer, adaptive = (
+        trn_attacks(options.epsilon, options.steps, early_stop=stop) for stop in (False, True)
+    )
+    for title in tqdm(transfer):
+        attacks = transfer[title], adaptive[title]
         right = attack_trn(model, attacks, batches, options.adaptive_limit)
         yield row(title, right, COLUMNS)
 

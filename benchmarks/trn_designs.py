@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from robust_submission.attacks import build_attack, image_seeds
+from defence_table import trn_attacks
+from robust_submission.attacks import image_seeds
 from robust_submission.cli.command import Names, Ratio, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
@@ -38,13 +39,6 @@ from robust_submission.training.recipe import RestorationConfig
 from robust_submission.training.recipe.trn import AttackConfig
 from timing import DEVICE, load_images
 
-ATTACKS = {
-    "FGSM": build_attack("fgsm", 8 / 255),
-    "FFGSM": build_attack("ffgsm", 8 / 255),
-    "BIM-10": build_attack("bim", 8 / 255, steps=10),
-    "PGD-10": build_attack("pgd", 8 / 255, steps=10),
-    "MIM-10": build_attack("mim", 8 / 255, steps=10),
-}
 BATCH, EVALUATED = 64, 250
 Streams = tuple[Tensor, Tensor]
 Form = Callable[[Tensor], Tensor]
@@ -223,7 +217,7 @@ def attacked_tests(classifier: RobustClassifier, options: Options) -> dict[str, 
     """By attack, "clean" among them."""
     images, labels, seeds = read(classifier, options, "test", options.test)
     found = {"clean": Images(images, images, raw_gradients(classifier, images), labels)}
-    for name, attack in tqdm(ATTACKS.items(), desc="test attacks"):
+    for name, attack in tqdm(trn_attacks(8 / 255, 10).items(), desc="test attacks"):
         parts = zip(*(each.split(EVALUATED) for each in (images, labels, seeds)), strict=True)
         attacked = torch.cat([attack_unaware(attack, classifier, *part) for part in parts])
         found[name] = Images(images, attacked, raw_gradients(classifier, attacked), labels)
