@@ -147,7 +147,11 @@ def gcm_table(
     found = clean({"vanilla": vanilla, "with GCM": model}, batches)
     total = sum(map(len, found["vanilla"]))
     accuracies = ", ".join(f"{cell(right)} {each}" for each, right in found.items())
-    yield f"{named.name}, {total} images, seed {SEED}; clean accuracy {accuracies}.\n"
+    black = (torch.cat([images for images, *_ in batches]) == 0).double().mean().item()
+    yield (
+        f"{named.name}, {total} images, seed {SEED}, {100 * black:.0f} % of the values exactly 0, "
+        f"where GCM hides no sign; clean accuracy {accuracies}.\n"
+    )
     yield head("AR in %, 95 % interval", views)
     for title, attack in tqdm(gcm_attacks(options, named.image_size).items()):
         right = defaultdict[str, list[Tensor]](list)

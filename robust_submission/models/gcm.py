@@ -7,6 +7,7 @@ GCM is gradient masking. It keeps every prediction and multiplies each pixel's g
 `1 + epsilon * omega * cos(omega * x)`, a factor of up to 1e12 whose sign looks random. An oblivious
 attacker follows random directions. An adaptive one divides by the factor, or passes the gradient
 straight through (BPDA, Athalye et al. 2018), and the defence is gone: see `classifier.reveal`.
+Where a pixel is exactly 0 the factor is 1e12: on black the gradient keeps its sign.
 """
 
 from __future__ import annotations

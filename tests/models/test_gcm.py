@@ -33,6 +33,7 @@ def test_backward_is_the_formula():
     gradient = torch.autograd.grad(GCM()(pixels).sum(), pixels)[0].double().numpy()
     np.testing.assert_allclose(gradient, slope, rtol=1e-4)
     assert np.median(np.abs(gradient)) > 1e10
+    assert gradient[0] > 1e11  # black keeps its sign
 
 
 def test_known_factor_restores_every_gradient_sign():
