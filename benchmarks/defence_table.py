@@ -38,6 +38,7 @@ from robust_submission.data.loader import micro_batch_size
 from robust_submission.evaluation.data import open_evaluation_data
 from robust_submission.evaluation.results import share_of
 from robust_submission.models.classifier import reveal, undefended
+from robust_submission.models.gcm import GCM
 from robust_submission.models.load import LoadedModel, load_named
 from robust_submission.settings import DataOptions
 from timing import load_images
@@ -137,7 +138,7 @@ def gcm_table(
 ) -> Iterator[str]:
     """The lines for a model with GCM; UserError if it has none."""
     vanilla = undefended(model)
-    if vanilla is model:
+    if not any(isinstance(stage, GCM) for stage in model.modules()):
         raise UserError(f"{named.name}: expected a model with GCM, found none in it.")
     views = {  # the model that is scored, the one that the attacker looks at
         "vanilla": (vanilla, vanilla),
@@ -147,7 +148,8 @@ def gcm_table(
     found = clean({"vanilla": vanilla, "with GCM": model}, batches)
     total = sum(map(len, found["vanilla"]))
     accuracies = ", ".join(f"{cell(right)} {each}" for each, right in found.items())
-    black = (torch.cat([images for images, *_ in batches]) == 0).double().mean().item()
+    black = sum(int((images == 0).sum()) for images, *_ in batches)
+    black /= sum(images.numel() for images, *_ in batches)
     yield (
         f"{named.name}, {total} images, seed {SEED}, {100 * black:.0f} % of the values exactly 0, "
         f"where GCM hides no sign; clean accuracy {accuracies}.\n"
@@ -236,10 +238,13 @@ def measure(options: Options) -> None:
     """Measure and write the table, again after each line."""
     check_writable(options.out)
     named = load_named(options.checkpoint, options.model, trn=options.trn)
-    assert isinstance(named.model, nn.Module)
+    if not isinstance(named.model, nn.Module):
+        found = type(named.model).__name__
+        raise UserError(f"{named.name}: expected a torch.nn.Module, found a {found}.")
     model = named.model.eval().requires_grad_(False)
     first = max(1, options.adaptive_limit) if options.trn else None
     data = open_evaluation_data(options.data, options.checkpoint, options.limit, first, SEED)
+    data = data.matched_to(named.class_names)
     images, labels = load_images(data.source, data.indices, named.image_size)
     parts = (images, labels, torch.from_numpy(data.indices))
     size = micro_batch_size(named.image_size)

@@ -47,6 +47,7 @@ DEFENCES: dict[str, dict[str, object]] = {
     "GCM and resize-and-pad": {"conceal": True, "randomize": RESIZE},
 }
 """Arguments in config.json by defence."""
+TRN_EPOCHS = 2
 PARTS = ("clean", "corrupted", "black_box", "white_box", "adaptive", "score", "adaptive_score")
 
 
@@ -76,9 +77,10 @@ class Options:
     """Draws of attacks."""
 
 
-def is_new(output: Path) -> bool:
-    """Whether the run is still to be made; says so if it is there."""
-    finished = (output / "summary.json").exists()
+def is_new(output: Path, epochs: int) -> bool:
+    """Whether the run of so many epochs is still to be made; says so if it is there."""
+    metrics = output / "metrics.csv"
+    finished = metrics.exists() and len(metrics.read_text().splitlines()) == 1 + epochs
     if finished:
         print(f"{output}: taken as it is.")
     return not finished
@@ -88,7 +90,7 @@ def trained(options: Options, objective: str) -> Path:
     """The run folder of the objective's network, which is trained if it is not there."""
     name = "".join(each if each.isalnum() else "_" for each in objective.lower())
     output = options.folder / name
-    if is_new(output):
+    if is_new(output, options.epochs):
         chosen = f"--data.limit {options.train} --epochs {options.epochs} --overwrite"
         call = python(f"training/train.py {NETWORK} {OBJECTIVES[objective]} {chosen}")
         data: Words = ["--data.name", "folder", "--data.root", options.images]
@@ -99,9 +101,11 @@ def trained(options: Options, objective: str) -> Path:
 def restoring(options: Options, checkpoint: Path) -> Path:
     """The run folder of a TRN for that network, which is trained if it is not there."""
     output = checkpoint.with_name(f"{checkpoint.name}_trn")
-    if is_new(output):
+    if is_new(output, TRN_EPOCHS):
         recipe = "training/train_trn.py --config training/recipes/cifar10_trn.yaml --overwrite"
-        size = "--epochs 2 --batch_size 64 --data.limit 6500 --data.validation_limit 300"
+        size = (
+            f"--epochs {TRN_EPOCHS} --batch_size 64 --data.limit 6500 --data.validation_limit 300"
+        )
         call = python(f"{recipe} {size} --optimizer.warmup_epochs 0.3 --ema_decay 0.99")
         data: Words = ["--data.root", options.images, "--checkpoint", checkpoint]
         run_command([*call, *data, "--output", output])

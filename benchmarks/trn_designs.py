@@ -230,6 +230,7 @@ def read(
     """Images, labels and seeds of a split."""
     chosen = replace(options.data, split=split)
     data = open_evaluation_data(chosen, options.checkpoint, limit, 1, 0)
+    data = data.matched_to(classifier.class_names)
     images, labels = load_images(data.source, data.indices, classifier.image_size)
     return images.to(DEVICE), labels.to(DEVICE), image_seeds(0, data.indices)
 
@@ -256,7 +257,7 @@ def trained(
     epochs: int,
     seed: int,
 ) -> TRN:
-    """A TRN after training: AdamW, the rate rising over a tenth and then falling to 0."""
+    """A TRN after training: AdamW by torch's one-cycle schedule, the rate rising over a tenth."""
     torch.manual_seed(seed)
     trn = build().to(DEVICE)
     optimizer = torch.optim.AdamW(trn.parameters(), 2e-3, weight_decay=0.01)

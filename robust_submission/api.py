@@ -9,7 +9,7 @@ import copy
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.numbers import duration
 from robust_submission.cli.progress import WorkBar
 from robust_submission.data.corruptions import corruption_names
+from robust_submission.data.gather import from_all_processes
 from robust_submission.data.loader import micro_batch_size
 from robust_submission.evaluation.batch import ChunkEvaluator
 from robust_submission.evaluation.cache import (
@@ -44,7 +45,7 @@ from robust_submission.models.digest import source_digest
 from robust_submission.models.load import LoadedModel
 from robust_submission.report.build import ReportBuilder, describe_model
 from robust_submission.report.schema import Report
-from robust_submission.runtime import provenance
+from robust_submission.runtime import provenance, repeatable
 from robust_submission.settings import EvaluationSettings
 
 CODE = Path(__file__).parent
@@ -52,10 +53,10 @@ CODE = Path(__file__).parent
 
 def evaluate(
     model: Model,
-    images: Tensor,
-    labels: Tensor | Sequence[int],
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | Sequence[int],
     *,
-    attacks: Sequence[str] = ("fgsm", "pgd"),
+    attacks: str | Sequence[str] = ("fgsm", "pgd"),
     norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf",
     epsilon: float | Sequence[float] = 8 / 255,
     steps: int = 20,
@@ -107,7 +108,7 @@ def evaluate(
             fails on the images.
     """
     settings = EvaluationSettings(
-        attacks=tuple(attacks),
+        attacks=(attacks,) if isinstance(attacks, str) else tuple(attacks),
         norm=norm,
         epsilon=tuple(epsilon) if isinstance(epsilon, Sequence) else (epsilon,),
         steps=steps,
@@ -121,16 +122,19 @@ def evaluate(
     )
     options = {**asdict(settings), "curve_images": curve_images}
     del options["seed"]  # a field of the report
-    device = next(_tensors(model), images).device
-    with unchanged_random_state():
+    source = TensorSource(images, labels)
+    size = source.images.shape[-1]
+    own = images.device if isinstance(images, Tensor) else torch.device("cpu")
+    device = next((each.device for each in _tensors(model)), own)
+    with unchanged_random_state(), repeatable() if device.type == "cuda" else nullcontext():
         model, twin = copied(model), copied(twin)
-        source = TensorSource(images, labels)
-        if (side := getattr(model, "image_size", images.shape[-1])) != images.shape[-1]:
-            raise UserError(f"images: expected a side of {side}, found {images.shape[-1]}.")
+        side = getattr(model, "image_size", None)
+        if isinstance(side, int) and side != size:
+            raise UserError(f"images: expected a side of {side}, found {size}.")
         named = LoadedModel(
             name=name or getattr(model, "__name__", type(model).__name__),
             model=model,
-            image_size=images.shape[-1],
+            image_size=size,
             class_names=getattr(model, "class_names", None),
         )
         first = source.micro_batch(np.arange(1), 1)["images"].to(device)
@@ -176,6 +180,9 @@ def run_evaluation(
             read, a file that cannot be written, or too little memory for one image.
     """
     plan, model = plan_jobs(settings, views), describe_model(views)
+    if any(each != plan for each in from_all_processes(accelerator, [plan])):
+        expected = "the same behaviour in each process, found that they plan other attacks"
+        raise UserError(f"{views.name}: expected {expected}; run it in one process.")
     main = accelerator is None or accelerator.is_main_process
     about = _journal_settings(views, data, settings) if out else {}
     kept_apart = {"images kept": save is not None, "compiled": compiled is not None}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_submission import GCM, evaluate
+from robust_submission import GCM, api, evaluate
 from robust_submission.cli.numbers import SPACE
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source
@@ -178,6 +178,8 @@ def test_without_gradients_there_is_no_sign_of_masking():
         ({"images": torch.zeros(24, 3, 8, 8, dtype=torch.int64)}, "floating point or uint8"),
         ({"labels": torch.zeros(23)}, r"labels: expected shape \(24,\), found \(23,\)"),
         ({"labels": torch.full((24,), 4)}, "labels: expected 0 to 3, found 4 to 4"),
+        ({"labels": torch.full((24,), 0.5)}, "labels: expected integers, found "),
+        ({"images": "photos"}, "images: expected a tensor or an array, found str"),
         ({"class_names": ["a", "b", "c", "d", "e"]}, "one logit for each of the data's 5 classes"),
         ({"attacks": ["pdg"]}, "nearest: pgd"),
         ({"corruptions": "frost"}, "corruptions: expected all, or some of gaussian_noise.*'frost'"),
@@ -190,6 +192,35 @@ def test_a_bad_argument_is_named(changes: dict[str, Any], message: str):
     arguments = {"model": model, "images": images, "labels": labels} | changes
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
+
+
+def test_arrays_and_half_precision_are_images_too():
+    model = network()
+    images, labels = labelled(model)
+    images = images.bfloat16()
+    options: dict[str, Any] = {"curves": False, "epsilon": 0.02}
+    reports = [
+        evaluate(model, images.float().numpy(), labels.double().numpy(), attacks="fgsm", **options),
+        evaluate(model, images, labels.tolist(), attacks=["fgsm"], **options),
+    ]
+    assert json_text(reports[0]) == json_text(reports[1])
+
+
+def test_a_model_that_mixes_images_is_not_cleared():
+    model = network()[1:]
+    images, labels = labelled(model)
+    report = evaluate(lambda x: model(x - 0.3 * x.mean(0)), images, labels, curves=False, **FEW)
+    assert (
+        next(each for each in report.checks if each.name == "each image alone").outcome == "failed"
+    )
+    assert report.verdict == "evaluation failed" or report.adaptive.value <= 0.05
+
+
+def test_processes_that_plan_other_attacks_are_stopped(monkeypatch: pytest.MonkeyPatch):
+    model = network()
+    monkeypatch.setattr(api, "from_all_processes", lambda _, objects: [*objects, "another plan"])
+    with pytest.raises(ValueError, match="they plan other attacks; run it in one process"):
+        evaluate(model, *labelled(model), **FEW)
 
 
 def test_autoattack_on_unseeded_noise_and_the_numbers_of_its_draws():

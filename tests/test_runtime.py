@@ -1,10 +1,13 @@
-"""Memory of a CPU process: kept for the next tensor, and released."""
+"""Memory of a CPU process, and torch's settings."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from robust_submission.runtime import repeatable
 
 FREED = """
 import sys, torch
@@ -30,3 +33,14 @@ def test_freed_memory_is_kept_for_the_next_tensor_until_it_is_released():
         for word in ("keep", "leave", "release")
     )
     assert kept > 200 > 100 > max(returned, released)  # MiB, of 256
+
+
+def test_torch_is_repeatable_for_a_block_only():
+    def settings() -> tuple[object, ...]:
+        deterministic = torch.get_deterministic_debug_mode()
+        return deterministic, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+
+    before = settings()
+    with repeatable():
+        assert settings() == (1, False, False)
+    assert settings() == before

@@ -3,12 +3,15 @@
     accelerate launch training/train_trn.py --config training/recipes/cifar10_trn.yaml
     python inference/predict.py --checkpoint runs/cifar10 --trn runs/cifar10_trn --out sub.csv
 
-Adversarial images are made during training, by attackers who know the classifier but not the TRN.
-Runs unchanged under python, accelerate launch and torchrun. The run folder holds the best TRN,
-metrics.csv, recipe.yaml and the state to resume. In metrics.csv, `val_accuracy` is the accuracy on
-clean images through the TRN, and `val_restored_accuracy` that on images which such an attacker made
-with PGD; an image counts only if it is also classified correctly when clean, since the direction of
-an attack depends on the label. inference/evaluate.py measures an attacker who knows the TRN.
+Adversarial images are made during training, by attackers who know the classifier but not the TRN;
+one with `adaptive: true` knows both. Runs unchanged under python, accelerate launch and torchrun.
+The run folder holds the best TRN, or classifier and TRN if both are trained
+(`objective.end_to_end`), metrics.csv, recipe.yaml and the state to resume. In metrics.csv,
+`val_accuracy` is the accuracy on clean images through the TRN, and `val_restored_accuracy` that on
+images which an attacker who does not know the TRN made with PGD; an image counts only if it is also
+classified correctly when clean, since the direction of an attack depends on the label. With an
+adaptive attack, `val_robust_accuracy` is the same under PGD through the TRN, and chooses the best
+epoch. inference/evaluate.py measures all attackers.
 """
 
 from pathlib import Path

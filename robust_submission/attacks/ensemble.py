@@ -178,7 +178,8 @@ class EOT:
         for draw in draws:
             self.set_draw(draw)
             outputs.append(self.model(images).float().log_softmax(dim=1))
-        return torch.stack(outputs)
+        # Of a class that is -inf in all draws, logsumexp would have no gradient.
+        return torch.stack(outputs).clamp_min(torch.finfo(torch.float32).min)
 
 
 def _unclear(logarithms: Tensor) -> Tensor:

@@ -64,14 +64,15 @@ class MinimumNorm(BallAttack):
     """The largest distance, in units of the 0-to-1 image."""
 
     steps: int = 50
-    """Gradient steps, each one forward and one backward pass."""
+    """Gradient steps, each one forward and one backward pass; at least 2, as the first is at the
+    image itself, and where the last one leads is not looked at."""
 
     norms: ClassVar[Sequence[str]]
 
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, self.norms)
         check_at_least("epsilon", self.epsilon, 0)
-        check_at_least("steps", self.steps, 1)
+        check_at_least("steps", self.steps, 2)
 
     def passes(self, num_classes: int) -> int:
         return 2 * self.steps
@@ -102,7 +103,8 @@ class MinimumNorm(BallAttack):
             gradient, logits = input_gradient(model, points, labels, margin)
             gradient, margins = gradient.nan_to_num(), margin(logits, labels)
             distances = norm.size(points - images)
-            fooled = ~(margins <= CLEAR * logits.abs().amax(dim=1))  # NaN fools
+            largest = logits.nan_to_num(torch.nan, 0, 0).abs().amax(dim=1)  # -inf forbids a class
+            fooled = ~(margins <= CLEAR * largest)  # NaN fools
             best.update(points, distances, fooled)
             cosine = (1 + math.cos(math.pi * step / self.steps)) / 2  # from 1 to 0
             # Where a linear model would reach the decision.

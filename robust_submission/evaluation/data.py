@@ -97,20 +97,33 @@ class EvaluationData:
         yield from micro_batches(loader)
 
 
+def _as_tensor(name: str, values: object) -> Tensor:
+    try:
+        return torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = type(values).__name__
+        raise UserError(f"{name}: expected a tensor or an array, found {found}: {error}") from error
+
+
 class TensorSource:
     """Images in memory, which reach the model exactly as they are.
 
     Args:
         images: (N, 3, S, S), RGB; floating point from 0 to 1, or uint8.
-        labels: (N,), integers.
+        labels: (N,), integers; a floating point type may hold them.
 
     Raises:
         UserError: images or labels of another shape, type or range.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | Sequence[int]) -> None:
-        self.images = images.detach().cpu()
-        self.labels = torch.as_tensor(labels).detach().cpu().numpy().astype(np.int64)
+    def __init__(
+        self, images: Tensor | np.ndarray, labels: Tensor | np.ndarray | Sequence[int]
+    ) -> None:
+        images, numbers = _as_tensor("images", images), _as_tensor("labels", labels)
+        if not torch.equal(numbers, numbers.long()):
+            raise UserError(f"labels: expected integers, found {numbers.flatten()[:3].tolist()} ….")
+        self.images = images.float() if images.dtype == torch.bfloat16 else images
+        self.labels = numbers.long().numpy()
         self.class_names = list[str]()
         self.ids = np.array([str(index) for index in range(len(images))])
         shape = tuple(images.shape)

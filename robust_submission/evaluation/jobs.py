@@ -14,10 +14,8 @@ BLACK_BOX = ("noise", "square")
 """Attacks that use no gradient."""
 ITERATIVE = ("bim", "mim", "pgd")
 """Attacks whose number of steps the user sets."""
-OWN_GRADIENT = ("fgsm", "ffgsm", *ITERATIVE)
+CHOOSES_LOSS = ("fgsm", "ffgsm", *ITERATIVE)
 """Attacks that maximise a loss which can be chosen."""
-
-
 QUERIES_ON_SURVIVORS = 500
 """Of Square where it was not asked for: about as many passes as the other attacks make."""
 RANDOM_AUTOATTACK = "autoattack-rand"
@@ -58,11 +56,12 @@ class Job:
     steps: int | None = None
     """Of `ITERATIVE` attacks; None for the others."""
     loss: str = "ce"
-    """What `OWN_GRADIENT` attacks maximise, of `attacks.LOSSES`."""
+    """What `CHOOSES_LOSS` attacks maximise, of `attacks.LOSSES`."""
     few_draws: bool = False
     """On a curve of a random model: fewer draws are averaged, and one is scored."""
     on_survivors: bool = False
-    """Runs after all others, and leaves out images that one of them fools in every scored draw."""
+    """Runs after the others, and leaves out images that one of those before it in the plan fools in
+    every scored draw; these it takes over."""
 
     @property
     def label(self) -> str:
@@ -110,7 +109,7 @@ class Job:
         options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
         if early_stop and self.attack in (*ITERATIVE, "screen"):
             options["early_stop"] = True
-        if self.attack in OWN_GRADIENT:
+        if self.attack in CHOOSES_LOSS:
             options["loss"] = self.loss
         if self.attack == "square" and self.on_survivors:
             options["queries"] = QUERIES_ON_SURVIVORS
@@ -144,7 +143,8 @@ class Plan:
     same_as: dict[Job, Job]
     """Jobs that need no run, each with the job that has the same results."""
     fixed: Job | None = None
-    """PGD on a random model whose randomness is held fixed; None for a deterministic one."""
+    """PGD on a random model whose randomness is held fixed; None for a deterministic one, and where
+    it cannot be held."""
     watched: Job | None = None
     """PGD whose steps are examined, on the images of the curves; None without curves."""
     planted: Job | None = None

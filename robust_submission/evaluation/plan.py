@@ -7,8 +7,8 @@ from robust_submission.cli.errors import UserError, log
 from robust_submission.evaluation.jobs import (
     ADAPTIVE,
     BLACK_BOX,
+    CHOOSES_LOSS,
     ITERATIVE,
-    OWN_GRADIENT,
     RANDOM_AUTOATTACK,
     Attacker,
     Job,
@@ -71,9 +71,9 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
         if views.random or views.strongest not in drawn
         else curve.nearest(views.strongest),
         same_as={},
-        fixed=pgd if views.random else None,
+        fixed=pgd if views.random and views.repeats else None,
         watched=pgd if settings.curves else None,
-        planted=pgd if settings.curves and views.readouts else None,
+        planted=pgd if settings.curves and views.readouts and views.repeats else None,
     )
     same_as = {job: replace(job, attacker=Attacker.OBLIVIOUS, loss="ce") for job in plan.jobs}
     return replace(plan, same_as={j: o for j, o in same_as.items() if _gains_nothing(j, views)})
@@ -133,7 +133,7 @@ def _job(
     steps: int | None,
     views: Views,
 ) -> Job:
-    loss = views.loss(attacker) if attack in OWN_GRADIENT else "ce"
+    loss = views.loss(attacker) if attack in CHOOSES_LOSS else "ce"
     random_autoattack = attack == "autoattack" and views.random
     return Job(
         attack=RANDOM_AUTOATTACK if random_autoattack else attack,
@@ -149,7 +149,9 @@ def _job(
 def _controls(settings: EvaluationSettings, epsilon: float, views: Views) -> list[Job]:
     """Random noise, and PGD transferred from the undefended twin."""
     noise = _job("noise", Attacker.OBLIVIOUS, settings, epsilon, None, views)
-    if Attacker.TRANSFER not in views.seen_by:
+    if not views.has_gradient(Attacker.TRANSFER):
+        if Attacker.TRANSFER in views.seen_by:
+            log.warning("the model to transfer from has no gradient: no transfer attack")
         return [noise]
     return [noise, _job("pgd", Attacker.TRANSFER, settings, epsilon, settings.steps, views)]
 

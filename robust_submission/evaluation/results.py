@@ -227,7 +227,7 @@ class Results:
     """By kind of corruption, as `ChunkEvaluator.corrupted` returns it."""
     fixed: np.ndarray | None = None
     """bool (n,): which images are correct with and without PGD, the randomness held fixed; None for
-    a deterministic model."""
+    a deterministic model, and where it cannot be held."""
     indicators: Arrays = field(default_factory=dict)
     """As `ChunkEvaluator.watched` returns it, of the images of the curves; empty without curves."""
     planted: Arrays = field(default_factory=dict)
@@ -299,6 +299,15 @@ class Results:
     def worst_case(self, jobs: Iterable[Job]) -> np.ndarray:
         """bool (n, draws): which images withstand all of these jobs."""
         return np.logical_and.reduce([self.correct, *(self.robust(job) for job in jobs)])
+
+    def withstood(self, jobs: Iterable[Job]) -> np.ndarray:
+        """`worst_case`, but of a job on survivors only what it found itself counts, and not what it
+        took over from earlier ones."""
+        robust = [self.correct]
+        for job in jobs:
+            taken_over = self.arrays[job]["fooled_by"][:, None] == len(job.parts)
+            robust.append(self.robust(job) | (self.correct & taken_over & job.on_survivors))
+        return np.logical_and.reduce(robust)
 
     @property
     def chance(self) -> float:

@@ -203,7 +203,8 @@ class Runner:
         rows, size = np.arange(len(self._right)), micro_batch_size(self.image_size)
         found = self._attack([job for job in self.jobs if not job.on_survivors], 0, rows, size)
         for job, (arrays, pictures) in found.items():
-            arrays["fooled_by"] = np.where(arrays["fooled"], 0, -1)
+            rows_of_job = rows[rows < self._limit(job)]
+            arrays["fooled_by"] = np.where(self._is_fooled(arrays, rows_of_job), 0, -1)
             for part in range(1, len(job.parts)):
                 self._attack_survivors(job, part, arrays, pictures)
         for job in self.jobs:
@@ -241,6 +242,16 @@ class Runner:
         right = arrays["predictions"] == self._labels[:rows, None]
         return self._right[:rows] & right.any(axis=1)
 
+    def _is_fooled(self, arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+        """bool (m,): what fools by the attack's own test and, in one draw, as it is scored too.
+
+        The two are in batches of different sizes, whose rounding may differ.
+        """
+        predictions = arrays["predictions"]
+        if predictions.shape[1] > 1:
+            return arrays["fooled"]
+        return arrays["fooled"] & (predictions[:, 0] != self._labels[rows])
+
     def _attack_survivors(self, job: Job, part: int, arrays: Arrays, pictures: np.ndarray) -> None:
         """Run a later part of a job on the images that withstood those before; as `WorstCase`."""
         right, gallery = self._right[: self._limit(job)], self._shown(job)
@@ -254,11 +265,12 @@ class Runner:
         if len(survivors) == 0:
             return
         tried, shown = self._attack([job], part, survivors, size)[job]
+        fooled = self._is_fooled(tried, survivors)
         worse = tried["loss"] > arrays["loss"][survivors]
-        worse = (tried["fooled"] & ~before) | ((tried["fooled"] == before) & worse)
+        worse = (fooled & ~before) | ((fooled == before) & worse)
         for name, values in tried.items():
             arrays[name][survivors[worse]] = values[worse]
-        arrays["fooled_by"][survivors[tried["fooled"] & ~before]] = part
+        arrays["fooled_by"][survivors[fooled & ~before]] = part
         changed = np.isin(gallery, survivors[worse])
         pictures[changed] = shown[changed[np.isin(gallery, survivors)]]
 

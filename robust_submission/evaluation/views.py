@@ -60,10 +60,16 @@ class Views:
     num_classes: int
     random: bool
     """Two calls differ, or a stage draws."""
+    repeats: bool = True
+    """The global generators decide what the model draws: seeded, it gives the same again."""
+    mixes_images: bool = False
+    """The outputs of an image depend on its place in the batch, or on the other images there."""
     softmax: bool
     """The outputs are probabilities instead of logits."""
     differentiable: bool
     """autograd can differentiate the outputs with respect to the images."""
+    twin_differentiable: bool = True
+    """The same of what the transfer attacker sees."""
     saturates: bool
     """Logits of clean images lie so far apart that cross-entropy loses its gradient."""
     optimises: bool = False
@@ -91,9 +97,10 @@ class Views:
 
     def has_gradient(self, attacker: Attacker) -> bool:
         """Whether the attacker sees a model that autograd can differentiate."""
-        return attacker in self.seen_by and (
-            self.differentiable or attacker in (Attacker.ADAPTIVE_BPDA, Attacker.TRANSFER)
-        )
+        if attacker == Attacker.TRANSFER:
+            return attacker in self.seen_by and self.twin_differentiable
+        bpda = attacker == Attacker.ADAPTIVE_BPDA
+        return attacker in self.seen_by and (self.differentiable or bpda)
 
     def loss(self, attacker: Attacker) -> str:
         """The loss that the attacker maximises, a name of `attacks.LOSSES`."""
@@ -101,7 +108,8 @@ class Views:
 
     def stops_early(self, attacker: Attacker) -> bool:
         """Whether every image that fools what the attacker differentiates also fools the model."""
-        return not self.random and attacker != Attacker.TRANSFER
+        alone = not (self.random or self.mixes_images)
+        return alone and attacker != Attacker.TRANSFER
 
     @contextmanager
     def held(self, keys: Tensor) -> Iterator[None]:
@@ -186,6 +194,7 @@ def build_views(
     softmax = _are_probabilities(outputs)
     random, differentiable = _is_random(model, images), _is_differentiable(model, images)
     seen_by = _seen_by(model, twin, softmax)
+    other = seen_by.get(Attacker.TRANSFER)
     base = seen_by.get(Attacker.ADAPTIVE_BPDA, seen_by[Attacker.ADAPTIVE])
     found, optimises = _straight_through(base, model, images, settings)
     if found is not None:
@@ -204,8 +213,11 @@ def build_views(
         image_size=named.image_size,
         num_classes=len(class_names),
         random=random,
+        repeats=not random or _repeats(model, images),
+        mixes_images=not random and _mixes_images(model, images),
         softmax=softmax,
         differentiable=differentiable,
+        twin_differentiable=other is None or _is_differentiable(other, images),
         saturates=saturates,
         optimises=optimises,
     )
@@ -346,9 +358,38 @@ def _is_random(model: Model, images: Tensor) -> bool:
     if isinstance(model, nn.Module) and random_stages(model):
         return True
     with torch.no_grad():
-        first, second = model(images).float(), model(images).float()
+        return not _are_close(model(images), model(images), 1e-4)
+
+
+def _repeats(model: Model, images: Tensor) -> bool:
+    """Whether a random model draws the same again after the global generators were seeded."""
+
+    def drawn() -> Tensor:
+        if isinstance(model, nn.Module):
+            set_draw(model, 0)
+        set_seed(0)
+        with torch.no_grad():
+            return model(images)
+
+    return _are_close(drawn(), drawn(), 1e-4)
+
+
+def _mixes_images(model: Model, images: Tensor) -> bool:
+    """Whether the first image has other outputs in the last place, after black images.
+
+    The batch has the same size, for which a processor computes in the same way.
+    """
+    with torch.no_grad():
+        first = model(images)[:1]
+        last = model(torch.cat([torch.zeros_like(images[1:]), images[:1]]))[-1:]
+    return not _are_close(first, last, 1e-3)
+
+
+def _are_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether two outputs differ by no more than `tolerance`, of the largest one if above 1."""
+    first, second = first.float(), second.float()
     scale = max(1.0, first.nan_to_num(0, 0, 0).abs().max().item())
-    return not torch.allclose(first, second, rtol=0, atol=1e-4 * scale, equal_nan=True)
+    return torch.allclose(first, second, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
 def _is_differentiable(model: Model, images: Tensor) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from robust_submission.attacks.base import correct
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, whole_folder
 from robust_submission.cli.numbers import percent, plural, radius
@@ -124,7 +125,7 @@ def count_right(views: Views, source: TensorSource) -> int:
     for start in range(0, len(source), size):
         batch = source.micro_batch(np.arange(len(source))[start : start + size], size)
         logits = views.model(batch["images"].to(views.device)).cpu()
-        right += int((logits.argmax(1) == batch["labels"])[: batch["count"]].sum())
+        right += int(correct(logits, batch["labels"])[: batch["count"]].sum())
     return right
 
 

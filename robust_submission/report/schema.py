@@ -68,7 +68,7 @@ class Report:
     an image again. Equal to `adaptive` for a deterministic model."""
     adaptive_fixed: Share | None = None
     """What withstands adaptive PGD alone, attacked and scored with the randomness held fixed: not
-    part of `adaptive`. None for a deterministic model."""
+    part of `adaptive`. None for a deterministic model, and where it cannot be held."""
     oblivious_robustness: Share
     """`oblivious` as AR: of the images classified correctly when clean."""
     adaptive_robustness: Share

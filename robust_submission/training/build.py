@@ -94,6 +94,10 @@ def build_trn_training(
     classifier, config = build_restored(recipe), recipe.objective
     data = load_data(recipe, classifier.image_size, accelerator)
     names, trn = classifier.class_names, trn_of(classifier)
+    if config.end_to_end and not classifier.rebuildable:
+        kind = type(classifier.backbone).__name__
+        expected = "a backbone of timm, given by its name, to save with the TRN"
+        require(False, "objective.end_to_end", expected, kind)
     expected = f"the classifier's classes in its order, {names}"
     require(data.class_names == names, "data", expected, data.class_names)
     if trn.surrogate and not config.distillation:  # nothing trains it

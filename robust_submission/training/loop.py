@@ -164,12 +164,10 @@ def warn_of_collapse(training: Training, rows: list[dict[str, float]]) -> None:
     """Log a warning if the last epoch is the first with catastrophic overfitting."""
     if collapsed_epoch(rows) == len(rows) and training.accelerator.is_main_process:
         best, last = max(row[ROBUST_ACCURACY] for row in rows), rows[-1][ROBUST_ACCURACY]
-        remedy = (
-            "continues with more steps" if training.fall_back else "needs an attack of more steps"
-        )
+        remedy = "; training continues with more steps" if training.fall_back else ""
         log.warning(
             f"warning: epoch {len(rows)}: {ROBUST_ACCURACY} fell to {last:.4g} from {best:.4g}, "
-            f"catastrophic overfitting; training {remedy}."
+            f"as in catastrophic overfitting to an attack of few steps{remedy}."
         )
 
 

@@ -68,7 +68,7 @@ WRITTEN = (
 """Patterns of what a run writes; a folder named last is removed if nothing else is in it."""
 
 CHOOSES_BEST = ("val_robust_accuracy", "val_restored_accuracy", "val_accuracy")
-"""The metrics that choose the best epoch; the first that was measured does."""
+"""The metrics that choose the best epoch: the first that was measured, where equal the next."""
 
 
 def changed_key(
@@ -86,9 +86,12 @@ def changed_key(
 
 
 def best_epoch(rows: Sequence[Mapping[str, float]]) -> int:
-    """The epoch (from 1) of the highest validation accuracy, under attack if that was measured."""
-    metric = next(name for name in CHOOSES_BEST if name in rows[0])
-    return 1 + max(range(len(rows)), key=lambda place: rows[place][metric])
+    """The epoch (from 1) of the highest validation accuracy, under attack if that was measured.
+
+    The first of those that are equal in all metrics.
+    """
+    names = [name for name in CHOOSES_BEST if name in rows[0]]
+    return 1 + max(range(len(rows)), key=lambda place: [rows[place][name] for name in names])
 
 
 @contextmanager

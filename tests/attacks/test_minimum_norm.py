@@ -14,13 +14,17 @@ each = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.norm
 
 @each
 def test_the_distance_to_a_plane(attack: MinimumNorm):
-    """In any norm the margin over the dual norm of the weights, where no pixel meets a wall."""
+    """In any norm the margin over the dual norm of the weights, where no pixel meets a wall.
+
+    A class that the model never chooses does not matter.
+    """
     weights = torch.linspace(-1, 1, 192).view(3, 8, 8) ** 3
     images = 0.5 + 0.1 * torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def model(images: Tensor) -> Tensor:
         score = 30 * (images * weights).sum(dim=(1, 2, 3))
-        return torch.stack([score, torch.zeros_like(score)], dim=1)
+        never = torch.full_like(score, -torch.inf)
+        return torch.stack([score, torch.zeros_like(score), never], dim=1)
 
     margins = model(images)[:, 0]
     labels = (margins < 0).long()
@@ -59,6 +63,11 @@ def test_the_images_fool_at_their_distances(digits, attack: MinimumNorm):
     assert torch.equal(attack(*digits), nearest.images)
     alone = attack.nearest(digits.model, digits.images[7:8], digits.labels[7:8])
     torch.testing.assert_close(alone.distances, nearest.distances[7:8], rtol=1e-3, atol=0)
+
+
+def test_one_step_would_look_at_the_image_alone():
+    with pytest.raises(ValueError, match="steps: expected at least 2"):
+        FMN(steps=1)
 
 
 @pytest.mark.parametrize("name", ["fmn", "ddn"])

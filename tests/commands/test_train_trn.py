@@ -14,6 +14,14 @@ from PIL import Image
 from robust_submission.models.load import load_checkpoint, load_trn
 from tests.conftest import assert_same_weights, run_command, start_command
 
+OWN_BACKBONE = """
+from torch import nn
+from robust_submission.models.classifier import RobustClassifier
+def classifier():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    names = [str(digit) for digit in range(10)]
+    return RobustClassifier(class_names=names, image_size=32, backbone=net)
+"""
 TINY = (
     *("--trn.width", "8", "--trn.depth", "1", "--epochs", "2", "--data.limit", "160"),
     *("--objective.attacks", "[{name: pgd, epsilon: 16/255, steps: 2}, {name: fgsm}]"),
@@ -150,6 +158,10 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
             ["--checkpoint", "RUN", "--objective", "{cache: true, attacks: [{adaptive: true}]}"],
             "no attack that is adaptive, found one",
         ),
+        (
+            ["--model", "NET", "--objective.end_to_end"],
+            "end_to_end: expected a backbone of timm, given by its name, to save with the TRN",
+        ),
         (["--checkpoint", "RUN", "--model", "a:b"], "either checkpoint or model"),
         (["--checkpoint", "RUN", "--trn.start", "NOWHERE"], "expected a safetensors file"),
         (["--checkpoint", "RUN", "--trn.surrogate", "{width: 3}"], "trn.surrogate.width: "),
@@ -162,7 +174,9 @@ def test_bad_input_is_named(small_run: Path, tmp_path: Path, arguments: list[str
         folder = tmp_path / "cats" / ("tabby", "siamese")[place % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32)).save(folder / f"{place}.png")
-    paths = {"NOWHERE": tmp_path / "none", "RUN": small_run, "CATS": tmp_path / "cats"}
+    (tmp_path / "net.py").write_text(OWN_BACKBONE)
+    paths: dict[str, object] = {"NET": f"{tmp_path / 'net.py'}:classifier"}
+    paths |= {"NOWHERE": tmp_path / "none", "RUN": small_run, "CATS": tmp_path / "cats"}
     filled = [paths.get(word, word) for word in arguments]
     done = run_command("training/train_trn.py", "--output", tmp_path / "run", *filled)
     assert done.returncode == 1

@@ -41,7 +41,13 @@ def test_sign_test_against_the_binomial_by_hand():
 
 @pytest.mark.parametrize(
     ("gradient", "outcome"),
-    [([1, 2, 3], "ok"), ([1, NAN, 3], "masking"), ([0, 0, 0], "ok"), ([], "not run")],
+    [
+        ([1, 2, 3], "ok"),
+        ([NAN, *range(99)], "warning"),
+        ([1, NAN, 3], "masking"),
+        ([0, 0, 0], "ok"),
+        ([], "not run"),
+    ],
 )
 def test_finite(gradient: list[float], outcome: str):
     assert gradients.check_finite(np.array(gradient, dtype=float)).outcome == outcome

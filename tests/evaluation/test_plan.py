@@ -64,6 +64,14 @@ def test_every_attack_runs_for_both_attackers_then_the_controls():
     assert names(found.headline(TRANSFER)) == ["pgd-7 linf 8/255 transfer"]
 
 
+def test_what_cannot_be_held_or_differentiated_is_left_out():
+    random = {"random": True, "readouts": {OBLIVIOUS: None, ADAPTIVE: None}}
+    held, drawing = (plan("pgd", random | {"repeats": each}, curves=True) for each in (True, False))
+    assert held.fixed and held.planted and not (drawing.fixed or drawing.planted)
+    assert drawing.watched
+    assert not plan("pgd", {"twin_differentiable": False}).headline(TRANSFER)
+
+
 def test_attacks_with_gradients_are_also_passed_straight_through_a_trn():
     restored = views().seen_by | {BPDA: nn.Identity()}  # type: ignore[operator]
     found = plan("pgd square", {"seen_by": restored}, curves=True)

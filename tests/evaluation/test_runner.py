@@ -159,9 +159,27 @@ def test_autoattack_on_a_random_model_leaves_out_what_an_earlier_attack_fools(ev
     assert found["fooled_by"].tolist() == expected.tolist()
     assert (found["predictions"][expected > 0] == 8).all()
     assert (results.robust(rand)[:, 0] == (expected < 0) & RIGHT).all()
+    assert (results.withstood([rand])[:, 0] == (expected != 1) & RIGHT).all()  # 0 was PGD's
+    assert (results.withstood([PGD, rand]) == results.worst_case([PGD, rand])).all()
     shown = expected[results.gallery]
     assert results.pictures[rand][shown == 2, 0, 0, 0].tolist() == [0] * (shown == 2).sum()
     assert (results.pictures[rand][shown != 2, 0, 0, 0] == 1).all()
+
+
+def test_what_fools_in_the_attack_but_not_when_scored_goes_to_the_next_part(evaluation: Runner):
+    attacked = evaluation.evaluator.attacked
+
+    def rounded(job: Job, chunk: ImageChunk, right: np.ndarray, *others: Any) -> Arrays:
+        found, rows = attacked(job, chunk, right, *others), slice(len(right))
+        scored_right = right & (chunk.indices[rows] % 10 == 0)
+        found["predictions"][scored_right, 0] = chunk.labels[rows].numpy()[scored_right]
+        return found
+
+    evaluation.evaluator.attacked = rounded  # type: ignore[method-assign]
+    found = evaluation.run().arrays[AUTOATTACK]["fooled_by"]
+    assert found.tolist() == np.where(INDICES % 10 == 0, -1, FOOLED_BY).tolist()
+    last = [chunk.indices for _, part, chunk in calls_of(evaluation) if part == 3]
+    assert np.isin(INDICES[RIGHT & (INDICES % 10 == 0)], np.concatenate(last)).all()
 
 
 def test_a_curve_is_of_the_first_images(evaluation: Runner):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,30 @@ def test_noise_that_is_not_ours_is_noticed():
     assert build(lambda images: model(images + 0.1 * torch.rand_like(images)) + masked).random
 
 
+def test_a_generator_of_its_own_cannot_be_held():
+    model, own = linear(), np.random.default_rng(0)
+    seeded = build(lambda images: model(images + 0.1 * torch.rand_like(images)))
+    unseeded = build(lambda images: model(images + 0.1 * own.random()))
+    assert seeded.random and seeded.repeats and unseeded.random and not unseeded.repeats
+
+
+def test_a_model_that_mixes_images_is_noticed():
+    model = linear()
+
+    def noisy_by_place(images: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return model(images + 0.1 * torch.rand(images.shape, generator=generator))
+
+    def centred(images: Tensor) -> Tensor:
+        return model(images - images.mean(dim=0))
+
+    for mixing in (noisy_by_place, centred):
+        target = build(mixing)
+        assert target.mixes_images and not target.random and not target.stops_early(ADAPTIVE)
+    alone = build(linear(GCM()))
+    assert not alone.mixes_images and alone.stops_early(ADAPTIVE)
+
+
 def test_probabilities_are_noticed_and_revealed_as_their_logarithms():
     target = build(linear(), None)
     soft = build(nn.Sequential(linear(), nn.Softmax(dim=1)))
@@ -114,6 +139,9 @@ def test_every_view_of_a_softmax_model_but_the_oblivious_gives_logits():
 def test_a_model_without_gradients_is_noticed():
     assert not build(lambda images: linear()(images.detach()).detach()).differentiable
     assert not build(lambda images: linear()(images.detach())).differentiable
+    blind = torch.no_grad()(linear())
+    target = build(lambda images: linear()(images), twin=lambda images: blind(images))
+    assert target.differentiable and not target.has_gradient(TRANSFER)
 
 
 def test_evaluation_freezes_the_model():

@@ -29,7 +29,7 @@ from robust_submission.training.recipe import (
     TRNRecipe,
     as_plain,
 )
-from robust_submission.training.run_folder import MAY_CHANGE, RunFolder, changed_key
+from robust_submission.training.run_folder import MAY_CHANGE, RunFolder, best_epoch, changed_key
 from robust_submission.training.saved_state import complete_state
 from robust_submission.training.state import Training
 
@@ -109,6 +109,18 @@ def test_a_link_in_place_of_unfinished_states_is_not_followed(run: Path, tmp_pat
 def test_what_a_run_reads_is_not_overwritten(recipe: RunRecipe):
     with pytest.raises(ValueError, match=r"^runs/a: expected nothing that the run reads, found"):
         RunFolder(replace(recipe, output=Path("runs/a"), overwrite=True), is_main=True)
+
+
+@pytest.mark.parametrize(
+    ("robust", "restored", "epoch"),
+    [([0, 0.2, 0.1], [0.5, 0.3, 0.9], 2), ([0, 0, 0], [0.2, 0.6, 0.4], 2), ([0, 0], [1, 1], 1)],
+)
+def test_equal_epochs_are_told_apart_by_the_next_metric(
+    robust: list[float], restored: list[float], epoch: int
+):
+    names = ("val_robust_accuracy", "val_restored_accuracy")
+    rows = [dict(zip(names, row, strict=True)) for row in zip(robust, restored, strict=True)]
+    assert best_epoch(rows) == epoch
 
 
 def test_a_key_that_is_gone_is_a_change():

@@ -128,7 +128,7 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
         return [job for job in jobs if job.attack not in BLACK_BOX]
 
     def survival(jobs: list[Job]) -> np.ndarray:
-        return results.survival(results.worst_case(jobs))
+        return results.survival(results.withstood(jobs))
 
     oblivious, adaptive = by(Attacker.OBLIVIOUS), by(*ADAPTIVE)
     everything = results.plan.headline(Attacker.OBLIVIOUS)
@@ -155,7 +155,7 @@ def _compare_strongest(results: Results, points: int) -> Iterable[Check]:
     adaptive, everything = results.plan.headline(*ADAPTIVE), results.plan.headline(*Attacker)
 
     def survival(jobs: list[Job], *attacks: str) -> np.ndarray:
-        return results.survival(results.worst_case(each for each in jobs if each.attack in attacks))
+        return results.survival(results.withstood(each for each in jobs if each.attack in attacks))
 
     known, adaptively = {job.attack for job in everything}, {job.attack for job in adaptive}
     for attack, name in (("autoattack", "AutoAttack"), ("screen", "screen")):
@@ -168,15 +168,15 @@ def _compare_strongest(results: Results, points: int) -> Iterable[Check]:
 
 
 def _without_square(results: Results, job: Job) -> np.ndarray:
-    """`robust`, but images that only the Square part of AutoAttack fooled count as robust."""
-    return results.robust(job) | (results.correct & _fooled_by_square(results, job))
+    """What the job found, but images that only AutoAttack's Square fooled count as robust."""
+    return results.withstood([job]) | (results.correct & _fooled_by_square(results, job))
 
 
 def _black_boxes(results: Results) -> Iterable[tuple[str, np.ndarray]]:
     """Attacks that need no gradient of the model as it is, with the images that withstand them."""
     for job in results.plan.headline(Attacker.OBLIVIOUS, Attacker.TRANSFER):
         if job.attack in BLACK_BOX:
-            yield job.attack, results.robust(job)
+            yield job.attack, results.withstood([job])
         elif job.attacker == Attacker.TRANSFER:
             yield "transfer", results.robust(job)
         elif job.attack == "autoattack":

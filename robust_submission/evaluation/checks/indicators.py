@@ -87,7 +87,8 @@ def check_direction(cosine: np.ndarray, random: bool) -> Finding:
 
 def examine_indicators(results: Results, views: Views) -> Iterable[Check]:
     """Run the checks, if the run was made."""
-    if not results.indicators:
+    watched = results.plan.watched
+    if watched is None or not results.indicators:
         return
     known = results.examined
     found = {name: values[known] for name, values in results.indicators.items()}
@@ -96,6 +97,8 @@ def examine_indicators(results: Results, views: Views) -> Iterable[Check]:
     cosine, unfooled = found["cosine"], found["fooled"] == 0
     yield check_unstable((found["unstable"] > 0) & unfooled)
     yield check_rising(found["rise"][unfooled & np.isfinite(found["rise"])])
-    yield check_silent((found["silent"] > 0) & robust, views.random)
+    stops = [job for job in everything if (job.attack, job.attacker) == ("pgd", watched.attacker)]
+    missed = (found["silent"] > 0) & robust
+    yield check_silent(missed if stops else missed[:0], views.random)
     yield check_view((found["view_only"] > 0) & robust, views.random)
     yield check_direction(cosine[np.isfinite(cosine)], views.random)

@@ -25,6 +25,17 @@ def check_deterministic(random: bool, draws: int, eot: int) -> Finding:
     return when(random, "warning"), found if random else "the same answer"
 
 
+@rule(
+    "each image alone",
+    "Does the model answer each image by itself?",
+    "the same answer among other images",
+)
+def check_alone(mixes_images: bool) -> Finding:
+    """Check that an image's outputs do not depend on its batch."""
+    found = "no: attacks were made in other batches than they were scored in"
+    return when(mixes_images, "failed"), found if mixes_images else "the same answer"
+
+
 @rule("inside the ball", "Did every attack stay within its epsilon?", "all of them")
 def check_ball(distances: np.ndarray, epsilons: np.ndarray) -> Finding:
     """Compare the largest distances from the clean images with the radii."""
@@ -53,5 +64,6 @@ def examine_outputs(
     distances = [results.arrays[job]["distance"].max(initial=0) for job in main]
     yield check_outputs(views.softmax)
     yield check_deterministic(views.random, settings.draws, settings.eot)
+    yield check_alone(views.mixes_images)
     yield check_ball(np.array(distances), np.array([job.epsilon for job in main]))
     yield check_clean_accuracy(accuracy(results.correct), results.chance)

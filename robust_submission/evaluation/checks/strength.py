@@ -33,6 +33,8 @@ def examine_strength(
         reason = "the curves were not asked for"
     elif not views.has_gradient(views.strongest):
         reason = "the adaptive attacker has no gradient"
+    elif not views.repeats:
+        reason = "the model draws from a generator of its own"
     else:
         reason = "the last layer was not found"
     yield check_planted(results.planted_shares, reason)

@@ -69,7 +69,7 @@ class RestorationLoss(nn.Module):
         loss = config.reconstruction * F.l1_loss(restored, images)
         if config.feature:
             features, logits = self._features(restored)
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.classifier.backbone):
                 wanted, _ = self._features(images)
             difference = F.l1_loss(features.float(), wanted.float())
             loss = loss + config.feature * difference / wanted.float().abs().mean()
