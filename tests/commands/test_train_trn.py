@@ -159,7 +159,7 @@ def test_the_picture(small_run: Path, small_trn: Path, tmp_path: Path):
             "no attack that is adaptive, found one",
         ),
         (
-            ["--model", "NET", "--objective.end_to_end"],
+            ["--checkpoint", "null", "--model", "NET", "--objective.end_to_end"],
             "end_to_end: expected a backbone of timm, given by its name, to save with the TRN",
         ),
         (["--checkpoint", "RUN", "--model", "a:b"], "either checkpoint or model"),
