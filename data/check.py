@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from robust_submission.cli.command import run
 from robust_submission.cli.errors import UserError
@@ -62,8 +63,10 @@ def draw_classes(inspection: Inspection) -> Table:
     """Images of each class in each split."""
     counts = {split: inspection.class_counts(split) for split in inspection.splits}
     table = Table("label", "class", *counts)
-    for label, name in enumerate(next(iter(counts.values()))):
-        table.add_row(str(label), name, *(f"{count[name]:,}" for count in counts.values()))
+    names = dict.fromkeys(name for count in counts.values() for name in count)
+    for label, name in enumerate(names):
+        cells = (f"{count.get(name, 0):,}" for count in counts.values())
+        table.add_row(str(label), Text(name), *cells)  # not as rich's markup
     return table
 
 

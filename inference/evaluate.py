@@ -128,9 +128,12 @@ def main(options: Options) -> None:
         # Its gradient map is differentiated again, which compiled code does not support.
         raise UserError(f"--compile: expected a model without TRN, found {named.name} with one.")
     data = data.matched_to(named.class_names)
-    twin = load_named(options.twin, None).model if options.twin else None
+    twin = load_named(options.twin, None) if options.twin else None
+    if twin is not None:
+        data.require_classes_of(twin.class_names, options.twin)
     few = data.first_images(named.image_size)
-    views = build_views(named, twin, few, data.class_names, accelerator.device, options)
+    other, device = twin and twin.model, accelerator.device
+    views = build_views(named, other, few, data.class_names, device, options)
     mode = compile_mode(accelerator, graphs=not views.random)
     tensor, folder, claim = options.save_adversarial, options.save_images, "robustbench.md"
     files = AdversarialFiles(tensor, folder, options.out / claim, views, data)
@@ -151,7 +154,11 @@ def main(options: Options) -> None:
         print(options.out / "report.html")
     accelerator.end_training()
     worth, wanted = report.adaptive.value, options.fail_below
-    if accelerator.is_main_process and wanted is not None and worth < wanted:
+    if not accelerator.is_main_process or wanted is None:
+        return
+    if report.verdict == "evaluation failed":
+        raise UserError("--fail_below: expected a number to compare, found: evaluation failed.")
+    if worth < wanted:
         raise UserError(
             f"--fail_below: expected an adaptive robust accuracy of at least {wanted:g}, found at "
             f"most {worth:.4g}."

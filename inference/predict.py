@@ -79,6 +79,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit: expected at least 1, found {self.limit}.")
+        if self.num_workers < 0:
+            raise UserError(f"--num_workers: expected at least 0, found {self.num_workers}.")
         if self.zip and self.archive == self.out:
             raise UserError(f"--out: expected another ending beside --zip, found {self.out}.")
 

@@ -92,7 +92,13 @@ def main(options: Options) -> None:
     )
     images = None
     if options.images is not None:
-        images = read_labelled(options.images, options.image_size, options.limit, options.seed)
+        images = read_labelled(
+            options.images,
+            options.image_size,
+            options.num_classes,
+            options.limit,
+            options.seed,
+        )
     verdicts = check_trial(try_submission(options.file, rules, images), rules)
     print_verdicts(str(options.file), verdicts)
     failed = [verdict.check for verdict in verdicts if verdict.status == "fail"]

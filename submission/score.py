@@ -99,7 +99,10 @@ def score(options: Options) -> None:
     data = open_evaluation_data(options.data, options.checkpoint, options.limit, 1, options.seed)
     origin = load_checkpoint(options.checkpoint, options.trn) if options.checkpoint else None
     data = data.matched_to(origin.class_names if origin else None)
-    twin = undefended(load_checkpoint(options.twin)) if options.twin else None
+    twin = load_checkpoint(options.twin) if options.twin else None
+    if twin is not None:
+        data.require_classes_of(twin.class_names, options.twin)
+        twin = undefended(twin)
     size = options.image_size or (origin.image_size if origin else 224)
     trust = options.trust
     with loaded_submission(options.file, origin=origin, twin=twin, trust=trust) as submission:

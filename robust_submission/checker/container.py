@@ -62,6 +62,8 @@ def run_contained(script: str, inputs: dict[str, Path], options: Sequence[str]) 
         UserError: nothing to mount, no engine, or the engine or the script fails.
     """
     for path in inputs.values():
+        if "," in str(path.resolve()):
+            raise UserError(f"{path}: expected a path without a comma to mount, found one in it.")
         if not path.exists():
             raise UserError(f"{path}: expected a file or folder, found nothing there.")
     engine = find_engine()

@@ -68,16 +68,21 @@ class Trial:
     images: Images | None = None
 
 
-def read_labelled(folder: Path, image_size: int, limit: int, seed: int) -> Images:
+def read_labelled(folder: Path, image_size: int, num_classes: int, limit: int, seed: int) -> Images:
     """Images and labels from a folder of class folders, or from the challenge's folder.
 
     Raises:
-        UserError: see `open_source`.
+        UserError: see `open_source`; or there is not a folder for each class, and so no telling
+            which classes there are.
     """
     name = "challenge" if (folder / "label.txt").is_file() else "folder"
     split = "test" if "test" in (available_splits(name, folder) or ("test",)) else "train"
     source = open_source(name, folder, split)
     assert source.labels is not None
+    count = len(source.class_names or ())
+    if name == "folder" and count != num_classes:
+        expected = f"a folder for each of the {num_classes} classes (--num_classes)"
+        raise UserError(f"{folder}: expected {expected}, found {count}.")
     chosen = stratified_subset(source.labels, limit, seed)
     pixels = [resize_image(source.image(int(index)), image_size) for index in chosen]
     return Images(pixels=np.stack(pixels), labels=source.labels[chosen])

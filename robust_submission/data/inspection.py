@@ -4,6 +4,7 @@ inspection = inspect_data("folder", Path("data/raw/photos"), workers=4)
 inspection.faults()  # what must be mended
 """
 
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -104,6 +105,8 @@ class Inspection:
 
 
 def _keep_in_worker(source: StoredSource) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _in_worker[:] = [source]
 
 
@@ -150,7 +153,10 @@ def _unread_files(name: str, root: Path | None, splits: Mapping[str, StoredSourc
     if not read:  # it is in memory, or was saved by `datasets`
         return []
     read |= {str(root), *(str(each) for each in root.rglob("labels.csv") if name == "csv")}
-    paths = [folder / each for each in list_files(folder)]
+    try:
+        paths = [folder / each for each in list_files(folder)]
+    except UserError as error:  # what lies beside the images need not be readable
+        return [str(error)]
     unread = [path for path in paths if not {str(path), str(path.resolve())} & read]
     return [f"{path}: {_why_unread(name, path)}" for path in unread]
 

@@ -6,13 +6,16 @@ for batch in training: ...
 for batch in micro_batches(EvaluationLoader(dataset, batch_size=64, num_workers=4)): ...
 """
 
+import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count, islice
-from threading import Thread
+from pathlib import Path
+from threading import Thread, get_native_id
 from typing import Any, TypeVar
 
 import numpy as np
@@ -74,10 +77,18 @@ def _end_with_parent() -> None:
 def read_ahead(batches: Iterator[Read]) -> Iterator[Read]:
     """The same batches; a thread reads the next one while this one is used."""
     with ThreadPoolExecutor(1, "reader") as reader:
-        following = reader.submit(next, batches, None)
-        while (batch := following.result()) is not None:
+        number = reader.submit(get_native_id).result()
+        try:
             following = reader.submit(next, batches, None)
-            yield batch
+            while (batch := following.result()) is not None:
+                following = reader.submit(next, batches, None)
+                yield batch
+        finally:
+            reader.shutdown()
+            # Python joins a thread before the system has ended it. Ending, it holds a lock, it
+            # seems OpenCV's, for which a worker that is forked meanwhile would wait without end.
+            while Path(f"/proc/self/task/{number}").exists():
+                time.sleep(0.001)
 
 
 def _torch_loader(
@@ -146,14 +157,18 @@ class _MixedBatches(_TrainingBatches):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first, last = self.epoch * len(self) + self.start_step, (self.epoch + 1) * len(self)
-        # Evenly over the batch, so that every process and every accumulated part has its share.
+        # Evenly over the batch, so that every process and every accumulated part has its share; in
+        # random places within eight, as images are mixed in pairs of neighbours.
         is_extra = np.zeros(self.batch_size, dtype=bool)
         is_extra[np.arange(self.share) * self.batch_size // self.share] = True
+        eights = is_extra.reshape(-1, math.gcd(self.batch_size, 8))
         base = _passes(self.size, self.seed, (), first * (self.batch_size - self.share))
         others = _passes(self.extra, self.seed, (1,), first * self.share)
         extra = ((number, self.size + position) for number, position in others)
-        for _ in range(first, last):
-            yield [next(extra if each else base) for each in is_extra][self.part]
+        for step in range(first, last):
+            draw = np.random.SeedSequence(self.seed, spawn_key=(2, step))
+            places = np.random.default_rng(draw).permuted(eights, axis=1).ravel()
+            yield [next(extra if each else base) for each in places][self.part]
 
 
 def _training_batches(

@@ -62,6 +62,15 @@ class EvaluationData:
         source = replace(self.source, labels=labels, class_names=names)
         return replace(self, source=source, labels=labels, class_names=names)
 
+    def require_classes_of(self, class_names: Sequence[str] | None, model: object) -> None:
+        """Raise UserError if a second model, such as a twin, numbers these classes otherwise."""
+        if class_names is None:
+            return
+        same = np.array_equal(self.matched_to(class_names).labels, self.labels)
+        if not same or len(class_names) != len(self.class_names):
+            expected = f"the {len(self.class_names)} classes of the evaluated model in their order"
+            raise UserError(f"{model}: expected {expected}, found others.")
+
     def first_images(self, image_size: int, count: int = 32) -> Tensor:
         """The first images, (B, 3, image_size, image_size), float32, 0 to 1, to try a model on."""
         rows = np.arange(min(count, len(self.indices)))

@@ -118,7 +118,7 @@ def training(recipe: Mapping[str, Any]) -> dict[str, str]:
     for key in TRAINING:
         group, _, name = key.rpartition(".")
         values = recipe.get(group, {}) if group else recipe
-        attacks = values.get("name") != "standard" or name == "name"
+        attacks = values.get("name") in ("adversarial", "trades", "guided") or name == "name"
         if name in values and (group != "objective" or attacks):
             norm = "linf" if name == "epsilon" else ""
             found[text.title(key)] = text.words(values[name], norm)

@@ -7,6 +7,7 @@ import numpy as np
 
 from robust_submission.checker.checks import check_trial
 from robust_submission.checker.host import Images, Rules, try_submission
+from robust_submission.checker.probes import Stage
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, scratch_folder
 from robust_submission.data.images import resize_image
@@ -71,6 +72,9 @@ def write_package(
             words = [f"{one.check}: expected {one.expected}, found {one.found}." for one in failed]
             raise UserError(f"{out}: not written: " + "\n".join(words[:3]))
         assert trial.result and trial.result.parameters is not None  # a check fails without them
+        if error := trial.result.errors.get(Stage.LOGITS):
+            found = f"{error.kind}: {error.message}"
+            raise UserError(f"{out}: not written: expected the logits of all images, found {found}")
         found, expected = np.asarray(trial.result.logits), checkpoint_logits(model, pixels)
         same = found.shape == expected.shape
         difference = float(np.abs(found - expected).max()) if same else np.inf

@@ -4,6 +4,7 @@ Images that no attack of the headline fools the model on are written as they are
 the model sees.
 """
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -66,9 +67,16 @@ class AdversarialImages:
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
-    """The images' names with the ending .png, added to their own where two would be the same."""
-    names = [str(PurePosixPath(name).with_suffix(".png")) for name in ids]
-    return names if len(set(names)) == len(names) else [f"{name}.png" for name in ids]
+    """The images' names with the ending .png, added to their own where two would be the same.
+
+    Names that lead out of a folder (/a.jpg, ../a.jpg) are of the same places inside it.
+    """
+    inside = [posixpath.normpath("/" + name.lstrip("/"))[1:] for name in ids]
+    replaced = [str(PurePosixPath(name).with_suffix(".png")) for name in inside]
+    added = [f"{name}.png" for name in inside]
+    numbered = [f"{place:05d}.png" for place in range(len(ids))]
+    names = (replaced, added, numbered)
+    return next(each for each in names if len(set(each)) == len(ids))
 
 
 def adversarial_images(

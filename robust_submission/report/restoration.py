@@ -50,6 +50,9 @@ def draw_restoration(
             if predictions is not None:
                 right = predictions[row] == labels[row]
                 axes.set_xlabel(
-                    class_names[int(predictions[row])], color=INK if right else WRONG, fontsize=8
+                    class_names[int(predictions[row])],
+                    color=INK if right else WRONG,
+                    fontsize=8,
+                    parse_math=False,
                 )
     return figure

@@ -142,6 +142,11 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
                 if not saved:
                     folder.save_state(accelerator, training.ema, losses)
                 stop(accelerator, stopped.number, f"the last step of epoch {epoch + 1}")
+            except (UserError, torch.OutOfMemoryError):  # the epoch itself is whole
+                saved = training.recipe.save_steps or len(folder.losses) == len(losses)
+                if not saved and accelerator.num_processes == 1:  # others may wait elsewhere
+                    folder.save_state(accelerator, training.ema, losses)
+                raise
             row = {"epoch": epoch + 1, **figures}
             folder.add_row(row)
             accelerator.log(row, step=epoch + 1)

@@ -110,6 +110,10 @@ def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: 
             warmup_epochs=config.warmup_epochs,  # pyright: ignore[reportArgumentType]
             warmup_lr=0,
             min_lr=config.min_lr,
+            # timm's own are for 300 epochs.
+            decay_epochs=0.3 * recipe.epochs if config.schedule == "step" else None,  # pyright: ignore[reportArgumentType]
+            decay_milestones=[share * recipe.epochs for share in (0.3, 0.6, 0.9)],  # pyright: ignore[reportArgumentType]
+            decay_rate=1.0 if config.schedule == "poly" else 0.1,  # its power
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )

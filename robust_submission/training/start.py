@@ -89,6 +89,10 @@ class _ModelStart(BaseModel):
     pretrained: bool = False
 
 
+class _TRNStart(BaseModel):
+    start: Path | None = None
+
+
 class _Extra(BaseModel):
     teacher: Path | None = None
 
@@ -103,6 +107,8 @@ class _Start(BaseModel):
     checkpoint: Path | None = None
     model: _ModelStart | str | None = None
     """Of a TRN: a user's function."""
+    trn: Path | _TRNStart | None = None
+    """Of a TRN: its network."""
     data: _Data = _Data()
     rules: RulesConfig = RulesConfig()
 
@@ -110,14 +116,16 @@ class _Start(BaseModel):
 def require_allowed(recipe: Recipe) -> None:
     """Raise UserError if the rules forbid pretrained weights and the run makes use of some.
 
-    A run that it continues, and the teacher of its extra images, are asked by their recipe.yaml,
-    and so on to the first. One that was held to the same rules needs no more questions.
+    A run that it continues, its TRN, and the teacher of its extra images, are asked by their
+    recipe.yaml, and so on to the first. One that was held to the same rules needs no more
+    questions.
     """
     if recipe.rules.pretrained:
         return
     found = "model.pretrained" if recipe.model.pretrained else None
     extra = recipe.data.extra
-    found = found or _trained_elsewhere([recipe.checkpoint, extra and extra.teacher])
+    starts = [recipe.checkpoint, recipe.trn, extra and extra.teacher]
+    found = found or _trained_elsewhere(starts)
     if found:
         expected = "no weights trained elsewhere, which these rules forbid"
         raise UserError(f"rules.pretrained: expected {expected}, found {found}.")
@@ -143,8 +151,9 @@ def _trained_elsewhere(
             return f"the checkpoint {start}, which itself began so"
         if former.rules.pretrained:
             extra = former.data.extra
+            trn = former.trn.start if isinstance(former.trn, _TRNStart) else former.trn
             found = _trained_elsewhere(
-                [former.checkpoint, extra and extra.teacher], after | {start}
+                [former.checkpoint, trn, extra and extra.teacher], after | {start}
             )
             if found:
                 return found

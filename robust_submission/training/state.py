@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from robust_submission.attacks import image_seeds
+from robust_submission.attacks.base import correct
 from robust_submission.cli.errors import StoppedError, UserError
 from robust_submission.data.gather import gather_by_index
 from robust_submission.data.loader import (
@@ -183,15 +184,15 @@ class Training:
         result = {
             "index": batch["indices"],
             "loss": F.cross_entropy(logits, labels, reduction="none"),
-            "accuracy": (logits.argmax(1) == labels).double(),
+            "accuracy": correct(logits, labels).double(),
         }
         for name, attack in self.validation_attacks.items():
             seeds = image_seeds(self.recipe.seed, batch["indices"].clamp(min=0))
             with autocast():
                 attacked = attack(model, images, labels, seeds)
                 with torch.no_grad():
-                    predictions = model(attacked).argmax(1)
-            result[name] = (predictions == labels) * result["accuracy"]
+                    withstood = correct(model(attacked), labels)
+            result[name] = withstood * result["accuracy"]
         return {name: values[: batch["count"]].cpu() for name, values in result.items()}
 
 

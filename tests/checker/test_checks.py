@@ -364,7 +364,9 @@ def test_rgb_in_place_of_bgr_is_seen_in_the_accuracy(tmp_path: Path):
             pixels = rng.integers(0, 120, (16, 16, 3), dtype=np.uint8)
             pixels[..., channel] += 100
             Image.fromarray(pixels).save(tmp_path / "colours" / name / f"{number}.png")
-    images = read_labelled(tmp_path / "colours", 16, limit=40, seed=0)
+    with pytest.raises(ValueError, match=r"a folder for each of the 3 classes .*, found 2"):
+        read_labelled(tmp_path / "colours", 16, 3, limit=40, seed=0)
+    images = read_labelled(tmp_path / "colours", 16, 2, limit=40, seed=0)
     assert images.labels is not None and images.pixels.shape == (40, 16, 16, 3)
     assert (np.bincount(images.labels) == 20).all()
     two = Rules(num_classes=2, image_size=16)

@@ -310,6 +310,24 @@ def test_columns_that_do_not_fit(
         open_source("hf", root, columns=Columns(image=image, label=label))
 
 
+def test_an_empty_name_is_no_label(tmp_path: Path) -> None:
+    root = saved(tmp_path, TYPES, **(TWO | {"name": ["", "b"]}))
+    source = open_source("hf", root, columns=Columns(image="image", label="name"))
+    assert source.class_names == ["b"] and len(source) == 1
+
+
+def test_splits_number_their_classes_alike(tmp_path: Path) -> None:
+    splits = {}
+    for split, names in (("train", ["cat", "dog", "owl"]), ("test", ["cat", "owl"])):
+        types = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        rows = {"image": cells(2), "label": [0, 1]}
+        splits[split] = datasets.Dataset.from_dict(rows, features=types)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    found = "the same class names in each split, found cat, dog, owl and cat, owl"
+    with pytest.raises(ValueError, match=found):
+        open_source("hf", tmp_path / "saved")
+
+
 def test_data_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()

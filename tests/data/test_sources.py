@@ -1,5 +1,6 @@
 """Sources of image files and the embedded digits: ids, order, labels and every fault."""
 
+import os
 import time
 from pathlib import Path
 
@@ -257,6 +258,13 @@ def manifest(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def test_a_class_folder_of_another_encoding_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    (tmp_path / "train/a").rename(os.fsdecode(os.fsencode(tmp_path) + b"/train/caf\xe9"))
+    with pytest.raises(ValueError, match=r"expected file names in UTF-8, found b'caf\\xe9'"):
+        open_source("folder", tmp_path)
+
+
 def test_csv_with_names_and_splits(tmp_path: Path) -> None:
     text = "label,split,image\ndog,train,a.png\ncat,val,b c.png\ndog,train,d/e.png\n"
     path = manifest(tmp_path, text)
@@ -315,6 +323,9 @@ def test_csv_of_shards(tmp_path: Path) -> None:
     with (tmp_path / "shard_1/labels.csv").open("a") as file:
         file.write("1,c.jpg,0\n")
     with pytest.raises(ValueError, match=r"shard_1/labels.csv: line 3: .*shard_1/images/c.jpg"):
+        open_source("csv", tmp_path)
+    (tmp_path / "shard_1/labels.csv").write_text("image_name,label,split\na.jpg,1,train\n")
+    with pytest.raises(ValueError, match=r"shard_0/labels.csv: line 2: expected a column split"):
         open_source("csv", tmp_path)
     with pytest.raises(ValueError, match=r"or labels\.csv in a folder, found none"):
         open_source("csv", tmp_path / "shard_0/images")

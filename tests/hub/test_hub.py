@@ -279,8 +279,9 @@ def test_a_recipe_has_attack_settings_only_where_something_attacked():
         "objective.epsilon": "8/255",
         "objective.steps": "10",
     }
-    recipe["objective"] = {**recipe["objective"], "name": "standard"}  # pyright: ignore[reportGeneralTypeIssues]
-    assert training(recipe) == {"epochs": "3", "objective.name": "standard"}
+    for name in ("standard", "challenge"):  # the latter has attacks of its own
+        recipe["objective"] = {"name": name, "epsilon": 8 / 255, "steps": 10}
+        assert training(recipe) == {"epochs": "3", "objective.name": name}
 
 
 def test_a_classifier_and_its_trn_are_one_model(small_run: Path, tmp_path: Path, folder: Path):

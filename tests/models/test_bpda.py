@@ -65,6 +65,7 @@ def defence(text: str) -> Callable[[Tensor], Tensor]:
     return {
         "integers": lambda x: (x * 255).to(torch.uint8).float() / 255,
         "comparisons": lambda x: (x[..., None] > torch.arange(0.05, 1, 0.05)).float().mean(-1),
+        "masks": lambda x: torch.stack([x > k / 20 for k in range(1, 20)], -1).float().mean(-1),
         "detached": lambda x: x.detach() + 0 * x,
         "reversed": lambda x: 2 * x.detach() - x,
         "sine": lambda x: x + 1e-6 * (1e18 * x).sin(),
@@ -80,7 +81,16 @@ def defence(text: str) -> Callable[[Tensor], Tensor]:
 
 
 AT_INPUT = [
-    *("integers", "comparisons", "detached", "reversed", "sine", "backward", "zero backward"),
+    *(
+        "integers",
+        "comparisons",
+        "masks",
+        "detached",
+        "reversed",
+        "sine",
+        "backward",
+        "zero backward",
+    ),
     *("round", "in place", "hook", "numpy", "no_grad", "purified"),
 ]
 DEFENCES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -41,6 +41,11 @@ def test_names_stay_apart():
     assert file_names(["1.jpg", "1.png"]) == ["1.jpg.png", "1.png.png"]
 
 
+def test_names_stay_in_the_folder():
+    assert file_names(["/data/a.jpg", "../../b.png", "c/../d"]) == ["data/a.png", "b.png", "d.png"]
+    assert file_names(["../a.png", "a.png"]) == ["00000.png", "00001.png"]
+
+
 def test_the_claim_says_what_the_report_does(example, measured):
     masked = claim_text(example())
     assert "95.0" in masked and "at most 0.3" in masked and "masked; 94.0" in masked

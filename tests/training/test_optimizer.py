@@ -1,5 +1,6 @@
 """The optimiser against timm's and closed forms, and the schedule against its formula."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -88,6 +89,25 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     np.testing.assert_allclose(rates[:10], np.arange(10) / 10)
     cosine = 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
     np.testing.assert_allclose(rates[10:], cosine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("step", [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001]),
+        ("multistep", [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001]),
+        ("poly", np.arange(10, 0, -1) / 10),
+    ],
+)
+def test_other_schedules_fall_within_the_run(name: str, expected: Sequence[float]):
+    recipe = Recipe(epochs=10, optimizer=OptimizerConfig(lr=1.0, warmup_epochs=0, schedule=name))
+    optimizer = build_optimizer(recipe.optimizer, nn.Linear(2, 2))
+    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=10)
+    rates = list[float]()
+    for update in range(100):
+        scheduler.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates[::10], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["cosinus", "plateau", "none"])

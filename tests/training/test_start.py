@@ -142,6 +142,8 @@ RUNS = {
     "circle": {"checkpoint": "circle"},
     "of_a_function": {"model": "package.module:function"},
     "taught": {"checkpoint": "new", "data": {"extra": {"teacher": "published"}}},
+    "restored": {"trn": "published"},
+    "restorer": {"checkpoint": "new", "trn": {"start": "published", "width": 8}},
     "diamond": {"checkpoint": "second", "data": {"extra": {"teacher": "new"}}},
 }
 
@@ -155,6 +157,8 @@ RUNS = {
         ("ruled", ""),
         ("diamond", ""),
         ("taught", "found the checkpoint published, which itself"),
+        ("restored", "found the checkpoint published, which itself"),
+        ("restorer", "found the checkpoint published, which itself"),
         ("net.safetensors", "found the checkpoint net.safetensors"),
         ("published", "found the checkpoint published, which itself"),
         ("indirect", "found the checkpoint published, which itself"),
@@ -179,6 +183,7 @@ def test_rules_forbid_what_was_trained_elsewhere(
     rules, extra = RulesConfig(pretrained=False), ExtraConfig(root=Path("x"), teacher=checkpoint)
     for recipe in (
         Recipe(checkpoint=checkpoint, rules=rules),
+        Recipe(trn=checkpoint, rules=rules),
         Recipe(data=DataConfig(extra=extra), rules=rules),
     ):
         with pytest.raises(UserError, match=fault) if fault else nullcontext():

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,10 +113,14 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     if not images:
         found = f"none among {len(others)} files" if others else "an empty folder"
         raise UserError(f"{folder}: expected images (.jpg, .png, .bmp, .webp …), found {found}.")
-    if strange := next(filter(_NOT_UTF8.search, images), None):
+    _require_utf8(folder, images)
+    return _natural_order(images), _natural_order(others)
+
+
+def _require_utf8(folder: Path, names: Iterable[str]) -> None:
+    if strange := next(filter(_NOT_UTF8.search, names), None):
         found = strange.encode(errors="surrogateescape")
         raise UserError(f"{folder}: expected file names in UTF-8, found {found!r}.")
-    return _natural_order(images), _natural_order(others)
 
 
 def open_images(root: Path) -> FileSource:
@@ -201,6 +205,7 @@ def open_folder(root: Path, split: str) -> FileSource:
         say_left_out(root, others, "folders that are no split of class folders")
     base = root / splits.get(split, "")
     classes = _classes_of(root, split, splits)
+    _require_utf8(root, classes)
     ids, labels, left_out = list[str](), list[np.ndarray](), list[str]()
     for label, name in enumerate(classes):
         if (base / name).is_dir():

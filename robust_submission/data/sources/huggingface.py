@@ -16,7 +16,12 @@ import numpy as np
 from robust_submission.cli.errors import UserError, log_once
 from robust_submission.data.images import read_bytes
 from robust_submission.data.sources.folders import list_files
-from robust_submission.data.sources.names import name_splits, number_labels, say_left_out
+from robust_submission.data.sources.names import (
+    name_splits,
+    number_labels,
+    say_left_out,
+    shortened,
+)
 from robust_submission.data.sources.source import StoredSource
 
 if TYPE_CHECKING:
@@ -121,7 +126,7 @@ def _read_words(root: str, dataset: "datasets.Dataset", column: str) -> list[str
         return [None] * len(dataset)
     feature, values = dataset.features[column], dataset.data.column(column).to_pylist()
     if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        return values
+        return [value if value and value.strip() else None for value in values]
     integral = isinstance(feature, datasets.Value) and "int" in feature.dtype
     if not integral and not isinstance(feature, datasets.ClassLabel):
         expected = f"a ClassLabel, integers or strings in the column {column}"
@@ -135,6 +140,14 @@ def _read_labels(
     """Labels by split, int64 (N,), -1 where a row has none; and the class names, of all splits."""
     features = next(iter(splits.values())).features
     column = _find_column(root, features, "ClassLabel", named)
+    kinds = {
+        tuple(getattr(dataset.features[column], "names", None) or ())
+        for dataset in splits.values()
+        if column in dataset.features
+    }
+    if len(kinds) > 1:
+        found = " and ".join(shortened(each) or "no names" for each in sorted(kinds))
+        raise UserError(f"{root}: expected the same class names in each split, found {found}.")
     words = {split: _read_words(root, dataset, column) for split, dataset in splits.items()}
     known = {word for each in words.values() for word in each if word is not None}
     if not known:

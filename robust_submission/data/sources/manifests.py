@@ -160,8 +160,9 @@ def _manifest_rows(path: Path) -> list[Row]:
 
 def _rows_below(path: Path, root: Path) -> list[Row]:
     rows, folder = list(_csv_rows(path)), path.parent
-    if rows and not (folder / rows[0].image).exists():
-        folder = folder / "images" if (folder / "images" / rows[0].image).exists() else folder
+    if rows and not os.path.exists(folder / rows[0].image):  # noqa: PTH110  # False for a long name
+        within = folder / "images"
+        folder = within if os.path.exists(within / rows[0].image) else folder  # noqa: PTH110
     prefix = folder.relative_to(root)
     return [row._replace(image=str(prefix / row.image)) for row in rows] if prefix.parts else rows
 
@@ -186,6 +187,9 @@ def open_csv(path: Path, split: str) -> FileSource:
     if not rows:
         raise UserError(f"{path}: expected a row for each image, found none.")
     splits = name_splits(path, {row.split for row in rows})
+    if splits and (bare := next((row for row in rows if not row.split), None)):
+        expected = "a column split, as other rows have one, found none"
+        raise _fault(bare.file, bare.line, expected)
     divided = splits or split == "val"
     root = path if path.is_dir() else path.parent
     return _open_rows(path, root, rows, splits.get(split, split) if divided else "")

@@ -89,7 +89,8 @@ def _only_numbers(names: Sequence[str]) -> bool:
     return list(names) == [str(label) for label in range(len(names))]
 
 
-def _shortened(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """The first names, for a message."""
     return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
 
 
@@ -120,7 +121,7 @@ def match_classes(
         return np.array([numbers.get(_alike(name), -1) for name in found])[labels], list(known)
     fits = len(found) <= len(known) if _only_numbers(found) else len(found) == len(known)
     if not fits or not (_only_numbers(found) or _only_numbers(known)):
-        model, data = _shortened(known), _shortened(present)
+        model, data = shortened(known), shortened(present)
         first = next((name for name in present if _alike(name) not in numbers), present[0])
         words = f"found {data}; it does not know {first} (see data.labels)"
         raise UserError(f"{place}: expected classes of the model ({model}), {words}.")

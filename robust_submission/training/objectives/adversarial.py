@@ -162,17 +162,21 @@ def build_objective(
     """The objective of a recipe, with its attack."""
     smoothing = config.label_smoothing
     if config.attacks:
+        step_size = config.step_size
+        if step_size is None:
+            step_size = config.epsilon * (1.25 if config.steps == 1 else 2.5 / config.steps)
         attack = PGD(
             norm=config.norm,
             epsilon=config.epsilon,
-            step_size=config.step_size,
+            step_size=step_size,
             steps=config.steps,
             noise=config.noise,
             clip=config.clip,
         )
         if config.name != "adversarial":
             kind = Trades if config.name == "trades" else Guided
-            return kind(attack=attack, beta=config.beta, label_smoothing=smoothing)
+            beta = {} if config.beta is None else {"beta": config.beta}
+            return kind(attack=attack, label_smoothing=smoothing, **beta)
         return CrossEntropy(attack=attack, label_smoothing=smoothing)
     if config.name == "challenge":
         return Challenge(label_smoothing=smoothing)

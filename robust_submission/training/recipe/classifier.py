@@ -66,8 +66,9 @@ class ObjectiveConfig:
     """Norm of the attack."""
     epsilon: Ratio = Ratio("8/255")
     """Radius of the attack, in pixel values from 0 to 1; 0.5 is usual with norm l2."""
-    step_size: Ratio = Ratio("2/255")
-    """Step of the attack; with one step, 1.25 epsilon is usual (Wong et al. 2020)."""
+    step_size: Ratio | None = None
+    """Step of the attack; null: 2.5 epsilon / steps, with one step 1.25 epsilon (Wong et al.
+    2020)."""
     steps: int = 10
     """Steps of the attack, from a random start."""
     noise: float = 1.0
@@ -77,8 +78,9 @@ class ObjectiveConfig:
     epsilon from noise 2, without clip."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes."""
-    beta: float = 6.0
-    """Weight of the difference between clean and attacked images in trades (6) and guided (10)."""
+    beta: float | None = None
+    """Weight of the difference between clean and attacked images; null: 6 in trades, 10 in
+    guided."""
     fall_back: bool = True
     """Continue one-step training with four steps after val_robust_accuracy has fallen below half of
     its best (catastrophic overfitting). With more steps there is only a warning."""
@@ -90,9 +92,10 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         found = f"{self.steps}, {self.epsilon}, {self.step_size}"
-        holds = self.steps >= 1 and 0 <= self.epsilon < inf and 0 < self.step_size < inf
+        step_size = 1 if self.step_size is None else self.step_size
+        holds = self.steps >= 1 and 0 <= self.epsilon < inf and 0 < step_size < inf
         require(holds, "objective", "steps >= 1, epsilon >= 0, step_size > 0", found)
-        smoothing, weights = self.label_smoothing, (self.beta, self.awp_gamma, self.awp_warmup)
+        smoothing, weights = self.label_smoothing, (self.beta or 0, self.awp_gamma, self.awp_warmup)
         require(0 <= smoothing < 1, "objective.label_smoothing", "from 0 to below 1", smoothing)
         holds, found = all(0 <= each < inf for each in weights), ", ".join(map(str, weights))
         require(holds, "objective", "beta, awp_gamma, awp_warmup >= 0", found)
