@@ -71,7 +71,7 @@ class Options(EvaluationSettings):
     """A new folder for the adversarial images as PNG files of the images' names."""
     fail_below: Ratio | None = None
     """For CI: exit with status 1, after all is written, if the adaptive robust accuracy (0 to 1) is
-    lower."""
+    lower, or not known as the evaluation failed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

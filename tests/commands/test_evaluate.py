@@ -278,6 +278,28 @@ def test_too_low_a_number_fails_after_the_report_is_written(small_run: Path, tmp
     assert written[0] == written[1]
 
 
+MIXING = """
+import torch
+from torch import nn
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    return lambda images: net(images - images.mean(0)) + 1e-3 * torch.arange(10)
+"""
+
+
+def test_a_failed_evaluation_is_no_number_to_compare(small_run: Path, tmp_path: Path):
+    (tmp_path / "net.py").write_text(MIXING)
+    done = run_command(
+        "inference/evaluate.py",
+        *("--model", f"{tmp_path / 'net.py'}:model", "--image_size", 32, "--out", tmp_path / "out"),
+        *("--attacks", "fgsm", "--epsilon", "1/1000", "--limit", 32, "--curves", "false"),
+        *("--data.name", "digits", "--fail_below", "0"),
+    )
+    assert (tmp_path / "out" / "report.html").exists() and done.returncode == 1, done.stderr
+    assert "--fail_below: expected a number to compare, found: evaluation failed" in done.stderr
+
+
 def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
     small_run: Path, finished: Path, report_of: Run
 ):

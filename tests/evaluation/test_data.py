@@ -29,6 +29,11 @@ def test_images_reach_the_model_with_its_labels(
         f"folder in {tmp_path}: 2 classes matched by name with the model's 3."
     ]
     assert data.matched_to(None) is data
+    data.require_classes_of(None, "twin")
+    data.require_classes_of(["bird", "cat", "ship"], "twin")
+    for others in (["ship", "cat", "bird"], ["bird", "cat", "ship", "car"]):
+        with pytest.raises(ValueError, match="twin: expected the 3 classes of the evaluated model"):
+            data.require_classes_of(others, "twin")
     with pytest.raises(ValueError, match="it does not know ship"):
         data.matched_to(["bird", "cat"])
     options = replace(options, labels="indices")
