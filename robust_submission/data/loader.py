@@ -85,8 +85,8 @@ def read_ahead(batches: Iterator[Read]) -> Iterator[Read]:
                 yield batch
         finally:
             reader.shutdown()
-            # Python joins a thread before the system has ended it. Ending, it holds a lock, it
-            # seems OpenCV's, for which a worker that is forked meanwhile would wait without end.
+            # Python joins a thread before the system has ended it. Ending, it may hold a library's
+            # lock, for which a worker that is forked meanwhile would wait without end.
             while Path(f"/proc/self/task/{number}").exists():
                 time.sleep(0.001)
 

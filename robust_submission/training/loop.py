@@ -137,15 +137,14 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
             try:
                 with interruption.at_once():
                     figures |= training.validate(evaluated, validation, "val")
-            except StoppedError as stopped:
+            except (StoppedError, UserError, torch.OutOfMemoryError) as error:
                 saved = training.recipe.save_steps or len(folder.losses) == len(losses)
-                if not saved:
+                # A signal stops all processes, an error perhaps one, and they save together.
+                together = isinstance(error, StoppedError) or accelerator.num_processes == 1
+                if together and not saved:
                     folder.save_state(accelerator, training.ema, losses)
-                stop(accelerator, stopped.number, f"the last step of epoch {epoch + 1}")
-            except (UserError, torch.OutOfMemoryError):  # the epoch itself is whole
-                saved = training.recipe.save_steps or len(folder.losses) == len(losses)
-                if not saved and accelerator.num_processes == 1:  # others may wait elsewhere
-                    folder.save_state(accelerator, training.ema, losses)
+                if isinstance(error, StoppedError):
+                    stop(accelerator, error.number, f"the last step of epoch {epoch + 1}")
                 raise
             row = {"epoch": epoch + 1, **figures}
             folder.add_row(row)

@@ -18,6 +18,7 @@ from torch import nn
 
 from robust_submission.checker import sandbox
 from robust_submission.checker.checks import check_trial
+from robust_submission.checker.container import run_contained
 from robust_submission.checker.host import Images, Rules, Trial, read_labelled, try_submission
 from robust_submission.checker.probes import ProbeError, Reactions, Stage, TrialResult
 from robust_submission.checker.sandbox import Limits, Run, Walls, namespaces
@@ -456,3 +457,9 @@ def test_podman_is_a_container_only_without_a_network(monkeypatch: pytest.Monkey
     assert sandbox.walls() == "container"
     monkeypatch.setattr(sandbox, "_devices", lambda: ["eth0", "lo"])
     assert sandbox.walls() != "container"
+
+
+def test_a_path_that_cannot_be_mounted_is_named(tmp_path: Path):
+    (tmp_path / "a,b").mkdir()
+    with pytest.raises(ValueError, match="a,b: expected a path without a comma"):
+        run_contained("submission/check.py", {"/in": tmp_path / "a,b"}, ())

@@ -154,20 +154,37 @@ def test_exchanged_images_change_the_identity_by_name(photos: Path, part: str) -
     assert difference and difference.startswith(f"images.{part}.cat = ")
 
 
-def test_what_was_measured_is_kept_if_a_test_image_cannot_be_read(
-    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (photos / "test/cat/0.png").write_bytes(b"")
-    recipe = Recipe(
-        output=tmp_path / "run",
+def short_run(root: Path, output: Path) -> Recipe:
+    """An epoch on a folder's images."""
+    return Recipe(
+        output=output,
         epochs=1,
         batch_size=4,
         trackers=Names(),
         model=ModelConfig(backbone="test_convnext"),
-        data=DataConfig(name="folder", root=photos),
+        data=DataConfig(name="folder", root=root),
     )
+
+
+def test_an_epoch_is_kept_if_a_validation_image_cannot_be_read(
+    photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "test", photos / "val")
+    content = (photos / "val/cat/0.png").read_bytes()
+    (photos / "val/cat/0.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"0\.png: expected an image file, found 0 bytes"):
-        run_training(recipe, build_training, summarize)
+        run_training(short_run(photos, tmp_path / "run"), build_training)
+    (photos / "val/cat/0.png").write_bytes(content)
+    (state,) = (tmp_path / "run/state").iterdir()
+    assert state.name.startswith("epoch-0000-step-")
+
+
+def test_what_was_measured_is_kept_if_a_test_image_cannot_be_read(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "test/cat/0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"0\.png: expected an image file, found 0 bytes"):
+        run_training(short_run(photos, tmp_path / "run"), build_training, summarize)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["best_epoch"] == 1 and 0 <= summary["val_accuracy"] <= 1
     assert "test_accuracy" not in summary and "trained, but not tested" in caplog.messages[-1]

@@ -256,7 +256,7 @@ def test_an_objective_has_what_its_recipe_says():
     assert with_more_steps(built) == Guided(attack=replace(four_steps, norm="l2"))
     steps = {"norm": "l2", "epsilon": Ratio("0.5")}
     several = build_objective(ObjectiveConfig(name="adversarial", **steps), MixupConfig())
-    assert several == CrossEntropy(attack=PGD(norm="l2", epsilon=0.5, step_size=0.125, steps=10))
+    assert several == CrossEntropy(attack=PGD(norm="l2", epsilon=0.5, steps=10))
     guided = ObjectiveConfig(name="guided", steps=1, **steps)
     one = PGD(norm="l2", epsilon=0.5, step_size=0.625, steps=1)
     assert build_objective(guided, MixupConfig()) == Guided(attack=one, beta=10)

@@ -1,7 +1,7 @@
 """The optimiser against timm's and closed forms, and the schedule against its formula."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -78,14 +78,20 @@ def test_layer_decay_slows_the_layers_near_the_image(name: str, stem: Literal["p
     optimizer.step()
 
 
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
-    recipe = Recipe(epochs=4, optimizer=OptimizerConfig(lr=1.0, warmup_epochs=1))
+def rates_of(epochs: int, **options: Any) -> list[float]:
+    """The learning rate in each of ten updates an epoch, at most 1."""
+    recipe = Recipe(epochs=epochs, optimizer=OptimizerConfig(lr=1.0, **options))
     optimizer = build_optimizer(recipe.optimizer, nn.Linear(2, 2))
     scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=10)
     rates = list[float]()
-    for update in range(40):
+    for update in range(10 * epochs):
         scheduler.step_update(update)
         rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
+    rates = rates_of(4, warmup_epochs=1)
     np.testing.assert_allclose(rates[:10], np.arange(10) / 10)
     cosine = 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
     np.testing.assert_allclose(rates[10:], cosine, atol=1e-5)
@@ -100,13 +106,7 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     ],
 )
 def test_other_schedules_fall_within_the_run(name: str, expected: Sequence[float]):
-    recipe = Recipe(epochs=10, optimizer=OptimizerConfig(lr=1.0, warmup_epochs=0, schedule=name))
-    optimizer = build_optimizer(recipe.optimizer, nn.Linear(2, 2))
-    scheduler = build_scheduler(recipe, optimizer, updates_per_epoch=10)
-    rates = list[float]()
-    for update in range(100):
-        scheduler.step_update(update)
-        rates.append(optimizer.param_groups[0]["lr"])
+    rates = rates_of(10, warmup_epochs=0, schedule=name)
     np.testing.assert_allclose(rates[::10], expected, rtol=1e-3)
 
 

@@ -162,9 +162,9 @@ def build_objective(
     """The objective of a recipe, with its attack."""
     smoothing = config.label_smoothing
     if config.attacks:
-        step_size = config.step_size
-        if step_size is None:
-            step_size = config.epsilon * (1.25 if config.steps == 1 else 2.5 / config.steps)
+        step_size = config.step_size  # None: PGD's own, which is too long for one step
+        if step_size is None and config.steps == 1:
+            step_size = 1.25 * config.epsilon
         attack = PGD(
             norm=config.norm,
             epsilon=config.epsilon,
