@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from robust_submission.cli.documents import read_file
 from robust_submission.cli.errors import UserError
@@ -38,6 +39,8 @@ _DAMAGED = (
 )
 _DECODER_ERRORS = (*_DAMAGED, MemoryError)
 
+_JPEG = b"\xff\xd8\xff"
+_APP1 = b"\xff\xe1"  # begins EXIF and XMP, which may hold an orientation
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"IDAT", b"IEND")
 
@@ -148,6 +151,26 @@ def _decode(
         return _to_rgb(image)
 
 
+def _decode_plain_jpeg(
+    content: bytes, max_pixels: int | None, least_side: int | None
+) -> np.ndarray | None:
+    """Pillow's pixels of a JPEG file in a part of its time; None for a file that needs Pillow.
+
+    Both decode by libjpeg-turbo with the same settings. Pillow knows more colour spaces, the
+    orientation and reduced scales, and it has the last word on damage.
+    """
+    if not content.startswith(_JPEG) or _APP1 in content:
+        return None
+    with suppress(ValueError, LookupError):  # warnings count, and unusual subsampling
+        *sides, colours, _ = decode_jpeg_header(content)
+        height, width = (int(side) for side in sides)
+        too_large = max_pixels is not None and height * width > max_pixels
+        reduced = least_side is not None and min(height, width) >= 2 * least_side
+        if colours in ("YCbCr", "Gray") and not too_large and not reduced:
+            return decode_jpeg(content, "RGB")
+    return None
+
+
 def _without_notes(png: bytes) -> bytes:
     """A PNG without its texts and profiles, of which Pillow refuses long or damaged ones."""
     kept, start = [_PNG], len(_PNG)
@@ -184,6 +207,9 @@ def decode_image(
     if not content:
         raise UserError(f"{name}: expected an image file, found 0 bytes.")
     most, ending = max_pixels or Image.MAX_IMAGE_PIXELS, PurePath(name).suffix.lower()
+    plain = _decode_plain_jpeg(content, most, least_side)
+    if plain is not None:
+        return plain
     try:
         try:
             return _decode(content, ending, most, least_side)

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from robust_submission.cli.errors import UserError
+from robust_submission.data import images
 from robust_submission.data.images import decode_image, is_image, read_image, resize_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -66,6 +69,39 @@ def test_other_colour_spaces_come_in_rgb(
 ) -> None:
     image = read_image(save(Image.new(mode, (8, 8), colour), tmp_path / name, quality=100))
     assert np.abs(image.astype(int) - expected).max() <= 3
+
+
+def pillows(content: bytes) -> np.ndarray | None:
+    """What Pillow alone makes of a file; None where it finds damage."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    except (OSError, SyntaxError):
+        return None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_a_jpeg_file_has_pillows_pixels(
+    mode: str,
+    subsampling: str,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = picture().crop((0, 0, 41, 23)).convert(mode)
+    image.save(file := io.BytesIO(), "JPEG", quality=90, subsampling=subsampling, **options)
+    content, expected = file.getvalue(), pillows(file.getvalue())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(2, len(content), 40):
+        damaged = content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :]
+        found = pillows(damaged)
+        if found is None:
+            with pytest.raises(UserError):
+                decode_image(damaged, "a.jpg")
+        else:
+            assert np.array_equal(decode_image(damaged, "a.jpg"), found)
+    monkeypatch.setattr(images, "_decode", None)  # a whole file is read without Pillow
+    assert np.array_equal(decode_image(content, "a.jpg"), expected)
 
 
 @pytest.mark.parametrize(
