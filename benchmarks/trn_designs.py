@@ -3,10 +3,10 @@
     python benchmarks/trn_designs.py --checkpoint runs/cifar10_atto --out table.md
 
 Each design has as many parameters as the default TRN, within 2 %: its width is chosen so. All are
-trained on the same attacked images in the same order, by the loss of the recipes, and tested on the
-same attacked test images; seeds differ in the weights at the start and in the order. The attacker
-knows the classifier and not the TRN. As in defence_table.py, an image counts if it is right without
-the attack too. `points` is how far a line's mean over the five attacks is from that of the first
+trained on the same attacked images, by the loss of the recipes, and tested on the same attacked
+test images; a seed draws the weights at the start and, after them, the order. The attacker knows
+the classifier and not the TRN. As in defence_table.py, an image counts if it is right without the
+attack too. `points` is how far a line's mean over the five attacks is from that of the first
 line, seed by seed, with the standard error over the seeds.
 """
 

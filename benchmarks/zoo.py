@@ -34,7 +34,7 @@ from zoo_networks import DEVICE, Networks, read_images
 COLUMNS = ("model", "clean", "oblivious", "adaptive", "true", "verdict", "planted", "seconds")
 WIDTHS = (28, 6, 9, 8, 6, 18, 7, 7)
 KINDS = {
-    "masked": (MASKED, ("masked", "not known")),
+    "masked": (MASKED, ("masked", "evaluation failed")),
     "honest": (HONEST, ("no sign of masking",)),
 }
 """Rows of each kind, and the verdicts that are right for them."""

@@ -66,7 +66,8 @@ class Options:
     """Leave out unreadable images and list them, instead of stopping at the first."""
     bad_label: str | None = None
     """Give each unreadable image a row with this label: a class name or index, or frequent for the
-    class that is predicted most. What is there of a truncated file is read."""
+    class that is predicted most. Its probabilities are equal; a score is 1 or 0, for frequent
+    1 / classes. What is there of a truncated file is read."""
     max_pixels: int | None = None
     """The most pixels of an image that is read; by default Pillow's limit, 89,478,485."""
     limit: int | None = None
@@ -104,12 +105,15 @@ class Options:
 
 def predict(options: Options) -> None:
     """Classify each image once and write the prediction file."""
+    from robust_submission.data.sources import run_roots
     from robust_submission.models.cpu import optimize_for_cpu
     from robust_submission.models.load import load_checkpoint
     from robust_submission.prediction.writer import FREQUENT, label_unread, predict_images
     from robust_submission.runtime import start_accelerator
 
     read = checkpoint_files(options.checkpoint, options.trn)
+    if options.images is None:
+        read += run_roots(options.checkpoint)
     for path in (options.out, options.archive) if options.zip else (options.out,):
         check_writable(path, *read, options.images, options.template)
     format = choose_format(options.out, options.format)
@@ -134,7 +138,9 @@ def predict(options: Options) -> None:
         raise UserError(f"{place}: expected a readable image, found none.")
     if options.bad_label is not None:
         unread = source.ids[[*skipped]].tolist()
-        predictions = label_unread(predictions, unread, options.bad_label, model.class_names)
+        predictions = label_unread(
+            predictions, unread, options.bad_label, model.class_names, certain=layout.is_score
+        )
     if accelerator.is_main_process:
         _write_outputs(options, predictions, layout)
         _name_skipped(options, [*skipped.values()])

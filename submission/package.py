@@ -15,7 +15,7 @@ offline, with torch, numpy and Pillow: a zip with its command in `metadata`, and
 script.py. They are run as the platform does, and must write the checkpoint's predictions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,10 @@ from robust_submission.cli.files import check_writable, checkpoint_files
 from robust_submission.prediction.layout import plan_layout
 from robust_submission.prediction.schema import Answers, Labels
 from robust_submission.prediction.template import read_template
+
+CHECKED = ("max_parameters", "max_operations", "memory")
+WRITTEN = ("format", "template", "labels", "score_class", "probabilities")
+"""Options of cvpr2022's package alone, and of programs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +63,19 @@ class Options:
     max_operations: float = 5e9
     """Upper limit of multiply-adds per image, exclusive."""
     timeout: float = 1200.0
-    """Seconds for the checks."""
+    """Seconds for the checks, or for the program."""
     memory: float = 6e9
     """Bytes for the checks, above what torch itself needs."""
 
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise UserError(f"--limit: expected at least 1, found {self.limit}.")
+        defaults = {each.name: each.default for each in fields(self)}
+        program = self.profile != "cvpr2022"
+        for name in CHECKED if program else WRITTEN:
+            if getattr(self, name) != defaults[name]:
+                expected = "cvpr2022" if program else "codabench or huggingface"
+                raise UserError(f"--{name}: expected --profile {expected}, found {self.profile}.")
 
 
 def package(options: Options) -> None:
@@ -122,7 +132,8 @@ def package_program(options: Options, platform: Literal["codabench", "huggingfac
     pixels, description = proof_images(
         options.images, options.checkpoint, options.limit, model.image_size
     )
-    print(write_platform(model, platform, options.out, layout, pixels), description)
+    written = write_platform(model, platform, options.out, layout, pixels, options.timeout)
+    print(written, description)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class Options:
     num_classes: int | None = None
     """How many classes there are; labels are 0 to one less."""
     labels: Labels | None = None
-    """Whether the template's labels are class names or indices, where its rows leave it open."""
+    """Whether labels are class names or indices; by default as the template has them, without one
+    as most rows have them."""
 
     def __post_init__(self) -> None:
         count, names = self.num_classes, len(self.class_names)

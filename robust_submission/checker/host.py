@@ -20,7 +20,7 @@ from robust_submission.checker.unpack import (
     foreign,
     unpack,
 )
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, printable
 from robust_submission.cli.files import scratch_folder
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import available_splits, open_source, stratified_subset
@@ -162,7 +162,7 @@ def _run_worker(kind: str, request: TrialRequest, rules: Rules, folder: Path) ->
     with tqdm(total=len(Stage), unit="check", leave=False) as bar:
 
         def on_stage(stage: str) -> None:
-            bar.set_description(stage)
+            bar.set_description(printable(stage))
             bar.update()
 
         words = json.dumps(asdict(request))

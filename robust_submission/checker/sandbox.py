@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import secrets
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -249,10 +250,16 @@ def _last_stage(path: Path) -> str:
 
 
 def _tail(path: Path, size: int = 4000) -> str:
-    if not path.is_file():
+    """The end of a file; nothing of a pipe or a link, which a model may have put in its place."""
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
         return ""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
+    with os.fdopen(opened, "rb") as file:
+        found = os.fstat(opened)
+        if not stat.S_ISREG(found.st_mode):
+            return ""
+        file.seek(max(0, found.st_size - size))
         return file.read(size).decode(errors="replace")
 
 

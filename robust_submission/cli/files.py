@@ -73,7 +73,7 @@ def _remove(path: Path) -> None:
 def checkpoint_files(*folders: Path | None) -> list[Path]:
     """What is read of these run folders, or checkpoints: an output may not replace it."""
     names = ("config.json", "model.safetensors", "recipe.yaml", "metrics.csv", "provenance.json")
-    return [folder / name for folder in filter(None, folders) for name in names]
+    return [folder / name for folder in filter(None, folders) for name in (*names, "data.json")]
 
 
 def check_writable(path: Path, *inputs: Path | None) -> Path:

@@ -161,7 +161,7 @@ def _decode_plain_jpeg(
     """
     if not content.startswith(_JPEG) or _APP1 in content:
         return None
-    with suppress(ValueError, LookupError):  # warnings count, and unusual subsampling
+    with suppress(ValueError, LookupError, MemoryError):  # warnings count, and odd subsampling
         *sides, colours, _ = decode_jpeg_header(content)
         height, width = (int(side) for side in sides)
         too_large = max_pixels is not None and height * width > max_pixels

@@ -45,7 +45,7 @@ class Submission:
     differentiable: bool
     """Whether autograd can follow it."""
     known: bool
-    """Whether its stages have the names by which `revealed` finds them."""
+    """Whether it is what package.py makes of a checkpoint: `revealed` reveals all its masking."""
 
 
 @contextmanager
@@ -82,13 +82,14 @@ def loaded_submission(
             files = unpack(path, folder)
         except RefusedError as error:
             raise UserError(f"{path}: {error}.") from error
-        if not trust and not (origin and _is_made_of(origin, files, folder)):
+        known = origin is not None and _is_made_of(origin, files, folder)
+        if not known and not trust:
             raise UserError(
                 f"{path}: expected what package.py makes of --checkpoint, found another package.\n"
                 "Scoring runs its code in this process: try check.py --container, read it, --trust."
             )
         with _imports_from(folder):
-            yield _views(_load_zip(path), twin)
+            yield _views(_load_zip(path), twin, known)
 
 
 def _is_made_of(origin: RobustClassifier, files: list[str], folder: Path) -> bool:
@@ -151,17 +152,16 @@ def _frozen(model: nn.Module | None) -> nn.Module | None:
     return None if model is None else model.eval().requires_grad_(False)
 
 
-def _views(package: nn.Module, twin: nn.Module | None) -> Submission:
+def _views(package: nn.Module, twin: nn.Module | None, known: bool) -> Submission:
+    """The views of a zip; of another's package, `revealed` finds the stages with our names."""
     restore, conceal, randomize = (
         getattr(package, name, None) for name in ("restore", "conceal", "randomize")
     )
     model = revealed = ChannelsReversed(package)
-    known = False
     if isinstance(conceal, nn.Module) and isinstance(randomize, nn.Module):
-        known = True
         honest: dict[nn.Module, nn.Module] = {conceal: StraightThrough(conceal)}
         bare: dict[nn.Module, nn.Module] = {conceal: nn.Identity(), randomize: nn.Identity()}
-        if isinstance(restore, nn.Module) and not isinstance(restore, nn.Identity):
+        if isinstance(restore, nn.Module) and hasattr(restore, "gradient_map"):
             honest[restore] = DifferentiableTRN(cast(TRN, restore))  # the zip's copy of that class
             bare[restore] = nn.Identity()
         revealed = _expectation(ChannelsReversed(replaced(package, honest.get)), randomize)

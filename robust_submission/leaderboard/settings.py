@@ -67,5 +67,8 @@ class AttackPool:
         for field in ("black_box", "white_box", "epsilon", "severities"):
             if not getattr(self, field):
                 raise UserError(f"--{field}: expected at least one, found none.")
+        if wrong := [radius for radius in self.epsilon if not 0 < radius <= 1]:
+            expected = "above 0 and up to 1, as pixels are 0 to 1 (8/255)"
+            raise UserError(f"--epsilon: expected {expected}, found {wrong[0]}.")
         if unknown := sorted(set(self.severities) - set(range(1, 6))):
             raise UserError(f"--severities: expected 1 to 5, found {unknown[0]}.")

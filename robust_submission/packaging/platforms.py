@@ -26,6 +26,7 @@ from PIL import Image
 from robust_submission.checker.sandbox import link_packages, namespaces
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, whole_folder, write_archive
+from robust_submission.data.images import is_image
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.packaging.export import checkpoint_logits, write_zip
 from robust_submission.prediction.schema import Layout
@@ -72,7 +73,9 @@ def platform_files(model: RobustClassifier, platform: Platform, layout: Layout) 
 
 
 def _has_endings(layout: Layout) -> bool:
-    return any(PurePosixPath(str(written)).suffix for written in layout.ids)
+    """Whether ids have the endings of images: other dots are a part of the name, as in v1.2_7."""
+    names = (str(written) for written in layout.ids)
+    return any(PurePosixPath(name).suffix and is_image(name) for name in names)
 
 
 def check_place(out: Path, platform: Platform) -> Path:
@@ -87,12 +90,18 @@ def check_place(out: Path, platform: Platform) -> Path:
 
 
 def write_platform(
-    model: RobustClassifier, platform: Platform, out: Path, layout: Layout, pixels: np.ndarray
+    model: RobustClassifier,
+    platform: Platform,
+    out: Path,
+    layout: Layout,
+    pixels: np.ndarray,
+    seconds: float,
 ) -> str:
     """Write the submission if its program, run as the platform does, gives the checkpoint's rows.
 
     Args:
         pixels: uint8 (N, S, S, 3), RGB: what it is tried on.
+        seconds: The most that its program may take for them.
 
     Returns:
         A description in a line.
@@ -108,7 +117,7 @@ def write_platform(
         (root / "app/input_data").mkdir()
         for image, path in zip(pixels, names, strict=True):
             Image.fromarray(image).save(root / "app/input_data" / path)
-        found = _run_program(root, platform, out)
+        found = _run_program(root, platform, out, seconds)
         _require_rows(found, _expected_rows(model, names, pixels, layout, root), out)
         if platform == "codabench":
             with atomic_write(out) as temporary:
@@ -126,7 +135,7 @@ def _write_files(files: Mapping[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def _run_program(root: Path, platform: Platform, out: Path) -> list[list[str]]:
+def _run_program(root: Path, platform: Platform, out: Path, seconds: float) -> list[list[str]]:
     """The rows of the file that the program writes, without a network and with few packages."""
     for folder in ("packages", "app/output"):
         (root / folder).mkdir()
@@ -134,14 +143,19 @@ def _run_program(root: Path, platform: Platform, out: Path) -> list[list[str]]:
     script, *paths = COMMAND.replace("/app/", f"{root}/app/").split(" ")[1:]
     if platform == "huggingface":
         script = "script.py"
-    done = subprocess.run(
-        [*namespaces(), sys.executable, "-S", "-B", script, *paths],
-        cwd=root / "app/program",
-        env={"PYTHONPATH": str(root / "packages"), "HOME": str(root), "TMPDIR": str(root)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [*namespaces(), sys.executable, "-S", "-B", script, *paths],
+            cwd=root / "app/program",
+            env={"PYTHONPATH": str(root / "packages"), "HOME": str(root), "TMPDIR": str(root)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        expected = f"its program to end within {seconds:g} s (see --timeout)"
+        raise UserError(f"{out}: not written: expected {expected}, found it running.") from None
     path = root / "app/output/submission.csv"
     if done.returncode or not path.is_file():
         last = [f"status {done.returncode}", *done.stderr.strip().splitlines()][-1]

@@ -129,6 +129,7 @@ def _with_labels(
     classes = range(len(class_names)) if answers.probabilities else ()
     header: Sequence[str] | None = [*HEADER, *(f"p_{class_names[label]}" for label in classes)]
     columns, named = [LABEL_COLUMN, *classes], answers.labels == "names"
+    _require_indices(answers.labels, layout.format)
     if template:
         prescribed = read_order(template, class_names)
         labelled = prescribed[0] == LABEL_COLUMN
@@ -137,14 +138,17 @@ def _with_labels(
             header, columns = template.header, prescribed
             if answers.probabilities and columns == [LABEL_COLUMN]:
                 raise UserError(f"{template.path}: expected probability columns, found none.")
-    if answers.labels == "names" and layout.format == "json":
-        raise UserError("--labels: expected indices for JSON, which holds integers, found names.")
     return replace(
         layout,
         header=header if layout.format == "csv" else None,
         columns=columns,
         label_names=class_names if named and layout.format != "json" else (),
     )
+
+
+def _require_indices(labels: Labels | None, format: Format) -> None:
+    if labels == "names" and format == "json":
+        raise UserError("--labels: expected indices for JSON, which holds integers, found names.")
 
 
 def expect(
@@ -163,7 +167,7 @@ def expect(
         template: The file must have its header, ids, order and kind of labels.
         class_names: Names in label order; by default the template's, where it shows them.
         num_classes: The number of classes, where their names are not given.
-        labels: How the template's labels are to be read, where they leave it open.
+        labels: How the labels are to be read, where the template leaves it open.
 
     Raises:
         UserError: the template has another number of classes, or does not fit the images.
@@ -181,9 +185,10 @@ def expect(
         known = class_names or shown
         if num_classes is not None and len(class_names) not in (0, num_classes):
             raise template.error(1, f"{num_classes} classes", f"columns for {len(class_names)}")
+    _require_indices(labels, format)
     num_classes = num_classes or len(class_names) or None
     known = known or [str(label) for label in range(num_classes or 0)]
     layout = Layout(format=format)
     if images is not None:
         layout = plan_layout(format, images, known, template, Answers(labels=labels))
-    return replace(layout, class_names=class_names, num_classes=num_classes)
+    return replace(layout, class_names=class_names, num_classes=num_classes, labels=labels)

@@ -58,6 +58,8 @@ class Layout:
     label_names: Sequence[str] = ()
     """Class names where the labels are written as names; empty for integers."""
     from_template: bool = False
+    labels: Labels | None = None
+    """Of a file to be validated, where no template tells; None: as most of its rows have them."""
     class_names: Sequence[str] = ()
     """What a file to be validated has, in label order; empty where unknown."""
     num_classes: int | None = None

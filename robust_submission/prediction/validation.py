@@ -115,9 +115,11 @@ def _compare_ids(columns: PredictionColumns, rows: dict[str | int, int], layout:
 
 
 def _labels_are_names(columns: PredictionColumns, layout: Layout) -> bool:
-    """Whether the labels are class names: as the template has it, else as most rows have it."""
+    """Whether the labels are class names: as the layout has it, else as most rows have it."""
     if columns.entries or layout.from_template:
         return bool(layout.label_names)
+    if layout.labels is not None:
+        return layout.labels == "names"
     written = Counter(label for label in columns.labels if isinstance(label, str))
     known = set(columns.class_names)
     names = [label for label in written if label.strip() in known and not label.isdecimal()]

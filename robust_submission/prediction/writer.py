@@ -114,7 +114,12 @@ def _classify(
 
 
 def label_unread(
-    predictions: Predictions, unread: Sequence[str], choice: str, class_names: Sequence[str]
+    predictions: Predictions,
+    unread: Sequence[str],
+    choice: str,
+    class_names: Sequence[str],
+    *,
+    certain: bool = False,
 ) -> Predictions:
     """Add images that could not be read, with a label and equal probabilities.
 
@@ -122,6 +127,7 @@ def label_unread(
         unread: Their names.
         choice: A class by name or index, or `FREQUENT`.
         class_names: Names in label order (C,).
+        certain: Give a class that is named the probability 1: a score shows no other label.
 
     Raises:
         UserError: no such class.
@@ -132,8 +138,10 @@ def label_unread(
         label = find_class(class_names, choice, "--bad_label")
     shares, count = predictions.probabilities, len(class_names)
     if shares is not None:
-        equal = np.full((len(unread), count), 1 / count, shares.dtype)
-        shares = np.concatenate([shares, equal])
+        row = np.full(count, 1 / count)
+        if certain and choice != FREQUENT:
+            row = np.eye(count)[label]
+        shares = np.concatenate([shares, np.tile(row.astype(shares.dtype), (len(unread), 1))])
     return Predictions(
         images=[*predictions.images, *unread],
         labels=np.append(predictions.labels, np.full(len(unread), label)),

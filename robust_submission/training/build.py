@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
@@ -20,6 +21,8 @@ from robust_submission.models.weights import load_weights
 from robust_submission.runtime import compile_mode
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.objectives import (
+    Challenge,
+    MixedCrossEntropy,
     RestorationLoss,
     attack_revealed,
     attack_unaware,
@@ -58,6 +61,9 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> tuple[Training, 
     mode = training_mode(recipe, accelerator)
     arrange_backbone(recipe.model, classifier.backbone, channels_last=channels_last, mode=mode)
     objective = build_objective(config, recipe.mixup)
+    if isinstance(objective, Challenge | MixedCrossEntropy):  # before a former run is replaced
+        parts = accelerator.num_processes * recipe.gradient_accumulation
+        objective.mixing.partners(torch.empty(recipe.batch_size // parts))
     attacks = {}
     if config.attacks:
         attacks["robust_accuracy"] = partial(
@@ -87,9 +93,10 @@ def build_trn_training(
     """A TRN's model, optimiser, schedule and objective, prepared by accelerate; its data.
 
     Raises:
-        UserError: See `build_restored` and `load_data`; or the data has other classes than the
-            classifier, or the weights are sharded.
+        UserError: See `require_allowed`, `build_restored` and `load_data`; or the data has other
+            classes than the classifier, or the weights are sharded.
     """
+    require_allowed(recipe)
     require_whole_weights(accelerator, "a TRN")
     classifier, config = build_restored(recipe), recipe.objective
     data = load_data(recipe, classifier.image_size, accelerator)

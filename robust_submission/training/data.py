@@ -75,13 +75,14 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
     )
     with accelerator.main_process_first():  # one process downloads
         source = split("train")
-    splits = available_splits(config.name, config.root, columns)
-    parts = _choose_images(recipe, source, split("val") if "val" in splits else None)
-    if "test" in splits:
-        parts["test"] = _all_of(split("test"))
-    if config.extra:
-        place = (config.extra.name, config.extra.root)
-        parts["extra"] = _all_of(open_source(*place, max_pixels=config.max_pixels))
+        splits = available_splits(config.name, config.root, columns)
+        validation, test = (split(name) if name in splits else None for name in ("val", "test"))
+        extra = _open_extra(config.extra, config.max_pixels) if config.extra else None
+    parts = _choose_images(recipe, source, validation)
+    if test is not None:
+        parts["test"] = _all_of(test)
+    if extra is not None:
+        parts["extra"] = _all_of(extra)
     if config.check or config.skip_bad:
         parts = _readable_parts(config, accelerator, parts)
     assert source.class_names is not None  # it has labels
@@ -94,6 +95,16 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
         train=_training_loader(recipe, image_size, accelerator, *parts["train"]),
         validation=evaluation(*parts["val"]),
         test=evaluation(*parts["test"]) if "test" in parts else None,
+    )
+
+
+def _open_extra(config: ExtraConfig, max_pixels: int | None) -> StoredSource:
+    return open_source(
+        config.name,
+        config.root,
+        download=config.download,
+        columns=Columns(image=config.image_column, label=config.label_column),
+        max_pixels=config.max_pixels or max_pixels,
     )
 
 

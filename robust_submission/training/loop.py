@@ -129,6 +129,7 @@ def fit(training: Training, validation: EvaluationLoader, folder: RunFolder) -> 
     accelerator = training.accelerator
     if folder.rows and not len(folder.losses):  # the last run may have ended before `keep_best`
         keep_best(training, training.evaluated(), folder)
+        accelerator.wait_for_everyone()  # all test the best
     with Interruption(accelerator) as interruption:
         for epoch in range(len(folder.rows), training.recipe.epochs):
             with training.training_mode(epoch):
@@ -194,17 +195,25 @@ def train_epoch(
     batch. The learning rate is that of the last step; with layer decay, that of the head.
     """
     accelerator, loader = training.accelerator, training.train_loader
-    epoch, steps, start = len(folder.rows), len(loader), len(folder.losses)
+    epoch, steps = len(folder.rows), len(loader)
+    start = min(len(folder.losses), steps)  # data that may have changed can have become less
     save_steps = training.recipe.save_steps or 0
     objective = training.objective
     if training.fall_back and collapsed_epoch(folder.rows):
         objective = training.fall_back
     losses, rates = torch.zeros(steps, device=accelerator.device), [0.0] * steps
-    losses[:start] = folder.losses
     loader.set_epoch(epoch, start)
+    losses[:start] = folder.losses[:start]
     show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
-    for step, batch in enumerate(show(loader, initial=start, total=steps), start):
-        losses[step] = train_step(training, objective, batch, epoch, step)
+    batches, saved = iter(show(loader, initial=start, total=steps)), start
+    for step in range(start, steps):
+        try:
+            losses[step] = train_step(training, objective, next(batches), epoch, step)
+        except (UserError, torch.OutOfMemoryError):  # of the data, or for lack of memory
+            if step > saved and accelerator.num_processes == 1:
+                require_finite(training, folder, losses[:step], rates)
+                folder.save_state(accelerator, training.ema, losses[:step])
+            raise
         rates[step] = largest_rate(training)
         done, last = step + 1, step + 1 == steps
         number = interruption.now() if last else interruption.after_step()
@@ -213,6 +222,7 @@ def train_epoch(
             require_finite(training, folder, losses[:done], rates)
         if saves:
             folder.save_state(accelerator, training.ema, losses[:done])
+            saved = done
         if number:
             stop(accelerator, number, f"epoch {epoch + 1}, step {done} of {steps}")
     require_finite(training, folder, losses, rates)

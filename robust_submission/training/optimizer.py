@@ -18,7 +18,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.runtime import multiplies_bfloat16
 from robust_submission.training.recipe import OptimizerConfig, RunRecipe
 
@@ -102,6 +102,9 @@ def build_scheduler(recipe: RunRecipe, optimizer: Optimizer, updates_per_epoch: 
         UserError: timm has no such schedule, or it needs the metrics of each epoch (plateau).
     """
     config, scheduler, reason = recipe.optimizer, None, ""
+    if config.warmup_epochs >= recipe.epochs:
+        rises = f"the learning rate rises for {config.warmup_epochs:g} epochs"
+        log.warning("optimizer.warmup_epochs: %s, and the run has %d.", rises, recipe.epochs)
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,

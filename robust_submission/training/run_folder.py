@@ -62,10 +62,11 @@ MAY_CHANGE = {
 
 WRITTEN = (
     *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
-    *("metrics.csv", "summary.json", "state/epoch-*", "state/partial", "state"),
+    *("metrics.csv", "summary.json", "state/partial", "state"),
     *("logs/events.out.tfevents.*", "logs"),
 )
-"""Patterns of what a run writes; a folder named last is removed if nothing else is in it."""
+"""Patterns of what a run writes, beside `saved_states`; a folder named last is removed if nothing
+else is in it."""
 
 CHOOSES_BEST = ("val_robust_accuracy", "val_restored_accuracy", "val_accuracy")
 """The metrics that choose the best epoch: the first that was measured, where equal the next."""
@@ -180,6 +181,8 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what the former run wrote, and name the rest."""
+        for state in saved_states(self.path / "state"):
+            shutil.rmtree(state, ignore_errors=True)
         for path in (found for pattern in WRITTEN for found in self.path.glob(pattern)):
             with suppress(OSError):  # a folder that is not empty
                 if not path.is_dir() or path.is_symlink():

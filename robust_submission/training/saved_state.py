@@ -26,11 +26,14 @@ DAMAGED = (
 )
 """What torch, pickle, safetensors and json raise for a damaged state."""
 _MANIFEST = "manifest.json"
+_STATE = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
 
 
 def saved_states(folder: Path) -> list[Path]:
     """The complete states in a folder, the newest last."""
-    return sorted(folder.glob("epoch-*"), key=_position)
+    found = folder.iterdir() if folder.is_dir() else ()
+    states = (path for path in found if path.is_dir() and _STATE.fullmatch(path.name))
+    return sorted(states, key=_position)
 
 
 def _position(state: Path) -> list[int]:

@@ -15,7 +15,7 @@ from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_trn
 from robust_submission.models.surgery import evaluating
 from robust_submission.models.weights import load_backbone, load_weights, published_weights
-from robust_submission.training.recipe import ModelConfig, Recipe, RulesConfig
+from robust_submission.training.recipe import ModelConfig, Recipe, RulesConfig, TRNRecipe
 
 
 def build_classifier(recipe: Recipe, class_names: list[str]) -> RobustClassifier:
@@ -113,19 +113,20 @@ class _Start(BaseModel):
     rules: RulesConfig = RulesConfig()
 
 
-def require_allowed(recipe: Recipe) -> None:
+def require_allowed(recipe: Recipe | TRNRecipe) -> None:
     """Raise UserError if the rules forbid pretrained weights and the run makes use of some.
 
-    A run that it continues, its TRN, and the teacher of its extra images, are asked by their
-    recipe.yaml, and so on to the first. One that was held to the same rules needs no more
-    questions.
+    The runs that it starts from, such as a classifier, a TRN and the teacher of extra images, are
+    asked by their recipe.yaml, and so on to the first. One that was held to the same rules needs no
+    more questions.
     """
     if recipe.rules.pretrained:
         return
-    found = "model.pretrained" if recipe.model.pretrained else None
-    extra = recipe.data.extra
-    starts = [recipe.checkpoint, recipe.trn, extra and extra.teacher]
-    found = found or _trained_elsewhere(starts)
+    found = _trained_elsewhere(recipe.starts)
+    if isinstance(recipe, TRNRecipe):
+        found = f"the model {recipe.model}" if recipe.model else found
+    elif recipe.model.pretrained:
+        found = "model.pretrained"
     if found:
         expected = "no weights trained elsewhere, which these rules forbid"
         raise UserError(f"rules.pretrained: expected {expected}, found {found}.")

@@ -184,7 +184,7 @@ class Training:
         result = {
             "index": batch["indices"],
             "loss": F.cross_entropy(logits, labels, reduction="none"),
-            "accuracy": correct(logits, labels).double(),
+            "accuracy": correct(logits, labels).cpu().double(),  # Apple's GPUs have no float64
         }
         for name, attack in self.validation_attacks.items():
             seeds = image_seeds(self.recipe.seed, batch["indices"].clamp(min=0))
@@ -192,7 +192,7 @@ class Training:
                 attacked = attack(model, images, labels, seeds)
                 with torch.no_grad():
                     withstood = correct(model(attacked), labels)
-            result[name] = withstood * result["accuracy"]
+            result[name] = withstood.cpu() * result["accuracy"]
         return {name: values[: batch["count"]].cpu() for name, values in result.items()}
 
 

@@ -82,6 +82,18 @@ def test_the_views_of_a_package(packed: Path, small_run: Path):
     assert masked.abs().max() > 1e5 * honest.abs().max()
 
 
+def test_the_masking_of_anothers_package_is_not_known(packed: Path, tmp_path: Path):
+    with loaded_submission(packed, trust=True) as found:
+        assert not found.known  # only --checkpoint can tell
+    stages = "self.restore, self.conceal, self.randomize = (nn.Hardtanh(), *2 * [nn.Identity()])"
+    source = LINEAR.replace("self.linear =", f"{stages}\n        self.linear =")
+    source = source.replace("images.flatten", "self.restore(images).flatten")
+    with loaded_submission(zipped(tmp_path / "a.zip", source), trust=True) as found:
+        images = torch.rand(2, 3, 32, 32)
+        assert not found.known
+        assert torch.equal(found.revealed(images), found.model(images))
+
+
 def test_the_revealed_view_averages_over_draws_other_than_the_answers(tmp_path: Path):
     model = RobustClassifier(
         class_names=["a", "b", "c"],
@@ -287,6 +299,7 @@ def test_onnx_of_one_image_at_a_time(tmp_path: Path):
         ({"white_box": ("apgd-ce",)}, "--white_box: expected .*found apgd-ce"),
         ({"black_box": ("pgd",)}, "--black_box: expected transfer, square, found pgd"),
         ({"severities": [6]}, "--severities: expected 1 to 5, found 6"),
+        ({"epsilon": (8.0,)}, "--epsilon: expected above 0 and up to 1"),
         ({"epsilon": ()}, "--epsilon: expected at least one"),
     ],
 )

@@ -103,7 +103,7 @@ def test_codabench_unpacks_it_and_runs_its_command(checkpoint: Path, images: Pat
     (tmp_path / "sample.csv").write_text("id,pred\n1,0.5\n2,0.5\n")
     template, answers = read_template(tmp_path / "sample.csv", "csv"), Answers(score_class="7")
     layout = plan_layout("csv", ["1", "2"], NAMES, template, answers)
-    words = write_platform(load_checkpoint(checkpoint), "codabench", out, layout, PIXELS)
+    words = write_platform(load_checkpoint(checkpoint), "codabench", out, layout, PIXELS, 600)
     assert words.startswith(f"{out}: ") and "the checkpoint's rows of 6" in words
     with ZipFile(out) as archive:
         assert not [name for name in archive.namelist() if "/" in name]  # it would move them
@@ -129,7 +129,7 @@ def test_a_hugging_face_competition_clones_it_and_runs_its_script(
 ):
     """In /tmp/model, with the images in /tmp/data, where a mount of one's own is allowed."""
     layout, model = layout_of("csv"), load_checkpoint(checkpoint)
-    write_platform(model, "huggingface", tmp_path / "repository", layout, PIXELS)
+    write_platform(model, "huggingface", tmp_path / "repository", layout, PIXELS, 600)
     place = tmp_path / "tmp"
     shutil.copytree(tmp_path / "repository", place / "model")
     shutil.copytree(images, place / "data")
@@ -147,6 +147,7 @@ def test_a_hugging_face_competition_clones_it_and_runs_its_script(
 @pytest.mark.parametrize(
     ("text", "changed", "found"),
     [
+        ("import csv\n", "import time\ntime.sleep(99)\n", "expected its program to end within 1 s"),
         ("pixels[..., ::-1].copy()", "pixels", "expected the checkpoint's rows from its program"),
         (
             "import torch\n",
@@ -162,10 +163,10 @@ def test_a_program_that_differs_is_not_written(
     assert text in program
     (tmp_path / "predict.py").write_text(program.replace(text, changed))
     monkeypatch.setattr(platforms, "PROGRAM", tmp_path / "predict.py")
+    layout = layout_of("csv", probabilities=True)
+    seconds = 1 if "sleep" in changed else 600
     with pytest.raises(UserError, match=f"a.zip: not written: {found}"):
-        write_platform(
-            build(), "codabench", tmp_path / "a.zip", layout_of("csv", probabilities=True), PIXELS
-        )
+        write_platform(build(), "codabench", tmp_path / "a.zip", layout, PIXELS, seconds)
     assert not (tmp_path / "a.zip").exists()
 
 

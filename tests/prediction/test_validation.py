@@ -218,6 +218,7 @@ OF_2 = "expected one of 'cat, dog' as the label, found"
         ("id,class\nb,0\ncafe\u0301,0\n", {"template": "id,class\ncafé,0\nb,0\n"}, ["line 2: expected 'café' here, the template's order, found 'b'", "line 3: expected 'caf\\xe9', found 'cafe\\u0301', which only looks the same (another Unicode form)", "line 3: expected 'b' here, the template's order, found 'café'"]),
         # class folders 1 to N
         *((f"id,y\na,{label}\n", {"template": "id,y\na,0\n", "class_names": ["1", "2"], "labels": labels}, faults) for labels, label, faults in (("names", 2, []), ("indices", 2, ["line 2: expected an integer from 0 to 1 as the label, found '2'"]))),
+        *((f"{HEADER}a,2\n", {"class_names": ["1", "2"], "labels": labels} | images, faults) for images in ({}, {"images": ["a"]}) for labels, faults in (("names", []), ("indices", ["line 2: expected an integer from 0 to 1 as the label, found '2'"]))),
         # scores
         *((f"{header}\na,0.25\nb,1e-7\nc,1\n", {"format": "score"} | options, []) for header, options in (("image_name,score", {}), ("image_name,score", {"images": ["a", "b", "c"]}), ("id,prob", {"template": "id,prob\na,0\nb,0\nc,0\n"}))),
         ("id,label\na,0.25\n", {"template": "id,label\na,0.5\n"}, []),

@@ -258,6 +258,10 @@ def test_images_that_could_not_be_read_get_a_label(choice: str, label: int):
     assert filled.labels.tolist() == [0, 0, 2, label, label]
     assert filled.probabilities is not None and filled.probabilities.dtype == np.float32
     np.testing.assert_allclose(filled.probabilities[3:], 1 / 3)
+    sure = label_unread(predictions, ["x"], choice, NAMES, certain=True).probabilities
+    assert sure is not None
+    expected = [1 / 3] * 3 if choice == "frequent" else [float(label == each) for each in range(3)]
+    np.testing.assert_allclose(sure[3], expected)
     with pytest.raises(ValueError, match=r"--bad_label: expected one of the classes .* found cow"):
         label_unread(predictions, ["x"], "cow", NAMES)
 

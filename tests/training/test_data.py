@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,18 @@ def test_extra_images_are_checked_named_and_part_of_the_identity(photos: Path) -
     assert len(load(photos, extra=extra, skip_bad=True).train.dataset) == 12 + 8
 
 
+def test_extra_images_of_a_table_have_columns_of_their_own(photos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "table"
+    root.mkdir()
+    image = (photos / "test/cat/0.png").read_bytes()
+    columns = {"picture": [{"bytes": image, "path": None}] * 2, "kind": ["dog", "cat"]}
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.Value("string")})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(root / "train.parquet")
+    extra = ExtraConfig(name="hf", root=root, label_column="kind")
+    dataset = load(photos, extra=extra).train.dataset
+    assert [int(dataset[place]["label"]) for place in range(12, 14)] == [1, 0]
+
+
 def test_a_teacher_labels_extra_images_that_have_no_labels(photos: Path, tmp_path: Path) -> None:
     """Its classes are in another order."""
     torch.manual_seed(0)
@@ -164,6 +177,24 @@ def short_run(root: Path, output: Path) -> Recipe:
         model=ModelConfig(backbone="test_convnext"),
         data=DataConfig(name="folder", root=root),
     )
+
+
+def test_steps_are_kept_if_a_training_image_cannot_be_read(photos: Path, tmp_path: Path) -> None:
+    recipe = short_run(photos, tmp_path / "run")
+    loader = load_data(recipe, 32, Accelerator(cpu=True)).train
+    loader.set_epoch(0)
+    *_, last = loader
+    path = photos / "train" / str(loader.dataset.source.ids[int(last["indices"][0])])
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{path.name}: expected an image file, found 0 bytes"):
+        run_training(recipe, build_training)
+    (state,) = (tmp_path / "run/state").iterdir()
+    assert state.name == "epoch-0000-step-000002"
+    path.write_bytes(content)
+    mended = replace(recipe, resume=True, data=replace(recipe.data, changed=True))
+    run_training(mended, build_training)
+    assert (tmp_path / "run/state/epoch-0001").is_dir()
 
 
 def test_an_epoch_is_kept_if_a_validation_image_cannot_be_read(

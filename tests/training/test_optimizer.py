@@ -10,7 +10,7 @@ from timm.optim import create_optimizer_v2
 from timm.optim.muon import Muon
 from torch import nn
 
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.training.optimizer import Float32Muon, build_optimizer, build_scheduler
 from robust_submission.training.recipe import ModelConfig, OptimizerConfig, Recipe
 from robust_submission.training.start import build_classifier
@@ -95,6 +95,18 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     np.testing.assert_allclose(rates[:10], np.arange(10) / 10)
     cosine = 0.5 * (1 + np.cos(np.pi * np.arange(10, 40) / 40))
     np.testing.assert_allclose(rates[10:], cosine, atol=1e-5)
+
+
+def test_a_warm_up_that_outlasts_the_run_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(log, "propagate", True)
+    assert max(rates_of(2, warmup_epochs=3)) < 0.7
+    assert caplog.messages == [
+        "optimizer.warmup_epochs: the learning rate rises for 3 epochs, and the run has 2."
+    ]
+    rates_of(3, warmup_epochs=2)
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(

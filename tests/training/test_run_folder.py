@@ -21,6 +21,7 @@ from robust_submission.training.build import build_training
 from robust_submission.training.loop import run_training
 from robust_submission.training.recipe import (
     DataConfig,
+    MixupConfig,
     ModelConfig,
     ObjectiveConfig,
     Recipe,
@@ -55,8 +56,10 @@ def contents(run: Path) -> dict[Path, bytes]:
 
 def test_a_run_that_cannot_begin_overwrites_nothing(run: Path):
     before = contents(run)
-    for changes in ({"checkpoint": Path("none")}, {"model": ModelConfig(backbone="convnxt")}):
-        with pytest.raises(ValueError, match=r"none|convnxt"):
+    odd = {"batch_size": 15, "mixup": MixupConfig(mixup_alpha=1)}
+    missing = {"checkpoint": Path("none")}
+    for changes in (missing, {"model": ModelConfig(backbone="convnxt")}, odd):
+        with pytest.raises(ValueError, match=r"none|convnxt|even number"):
             train(recipe_of(run, overwrite=True, **changes))
     assert contents(run) == before
 
@@ -66,12 +69,14 @@ def test_an_overwritten_run_leaves_what_is_the_users(
 ):
     monkeypatch.setattr(log, "propagate", True)
     (run / "notes.txt").write_text("mine")
-    (run / "state" / "mine").mkdir()
+    (run / "state" / "epoch-0001-mine").mkdir()
+    (run / "state" / "epoch-0001.tar").write_text("mine")
     with caplog.at_level("INFO"):
         train(recipe_of(run, overwrite=True, epochs=1))
     assert f"{run}: not the former run's, and left there: notes.txt, state" in caplog.text
     assert (run / "notes.txt").read_text() == "mine" and not (run / "summary.json").exists()
-    assert {path.name for path in (run / "state").iterdir()} == {"epoch-0001", "mine"}
+    kept = {"epoch-0001", "epoch-0001-mine", "epoch-0001.tar"}
+    assert {path.name for path in (run / "state").iterdir()} == kept
 
 
 def test_a_run_whose_folder_is_deleted_is_no_success(run: Path, monkeypatch: pytest.MonkeyPatch):

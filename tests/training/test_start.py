@@ -21,6 +21,7 @@ from robust_submission.training.recipe import (
     ModelConfig,
     Recipe,
     RulesConfig,
+    TRNRecipe,
 )
 from robust_submission.training.start import build_classifier, require_allowed
 from tests.conftest import run_command
@@ -185,9 +186,12 @@ def test_rules_forbid_what_was_trained_elsewhere(
         Recipe(checkpoint=checkpoint, rules=rules),
         Recipe(trn=checkpoint, rules=rules),
         Recipe(data=DataConfig(extra=extra), rules=rules),
+        *([TRNRecipe(checkpoint=checkpoint, rules=rules)] if checkpoint else []),
     ):
         with pytest.raises(UserError, match=fault) if fault else nullcontext():
             require_allowed(recipe)
+    with pytest.raises(UserError, match=r"found the model a\.py:classifier"):
+        require_allowed(TRNRecipe(model="a.py:classifier", rules=rules))
 
 
 # 5 steps an epoch: the first with the head alone, the second with everything.

@@ -176,6 +176,13 @@ def recipe_columns(data: Mapping[str, Any]) -> Columns:
     return Columns(image=data.get("image_column"), label=data.get("label_column"))
 
 
+def run_roots(checkpoint: Path) -> list[Path]:
+    """Files and folders that the run read its images from: an output may not replace one."""
+    data = read_recipe(checkpoint, "--images")["data"]
+    extra = data.get("extra") or {}
+    return [Path(each["root"]) for each in (data, extra) if each.get("root")]
+
+
 def open_run_data(checkpoint: Path, split: str, max_pixels: int | None = None) -> Source:
     """One split of the data that the run was trained on, with the run's limit if none is given.
 

@@ -11,12 +11,12 @@ from robust_submission.training.recipe.classifier import (
     ModelConfig,
     ObjectiveConfig,
     Recipe,
-    RulesConfig,
 )
 from robust_submission.training.recipe.run import (
     DataConfig,
     ExtraConfig,
     OptimizerConfig,
+    RulesConfig,
     RunRecipe,
     as_plain,
     require,

@@ -1,6 +1,6 @@
 """The recipe of a classifier: its network, and what is minimised."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,10 @@ class ModelConfig:
         require(holds, "model.freeze_epochs", "at least 0", found)
         require(all(map(isfinite, self.mean)), "model.mean", "finite numbers", self.mean)
         require(all(0 < each < inf for each in self.std), "model.std", "above 0", self.std)
+
+
+OF_ATTACKS = ("norm", "epsilon", "step_size", "steps", "noise", "clip")
+"""Keys of an objective that other objectives than those that train on PGD examples do not read."""
 
 
 @dataclass(kw_only=True)
@@ -102,9 +106,13 @@ class ObjectiveConfig:
         holds = not self.awp_gamma or self.attacks
         require(holds, "objective.awp_gamma", "adversarial, trades or guided", self.name)
         require(0 <= self.noise < inf, "objective.noise", "a number from 0 on", self.noise)
-        holds = self.attacks or (self.norm, self.noise, self.clip) == ("linf", 1, True)
-        expected = "norm, noise and clip left as they are, or adversarial, trades or guided"
-        require(holds, "objective", expected, self.name)
+        unread = () if self.attacks else OF_ATTACKS
+        if self.name not in ("trades", "guided"):
+            unread = (*unread, "beta")
+        for each in fields(self):
+            same = each.name not in unread or getattr(self, each.name) == each.default
+            expected = f"{each.default}, as the objective {self.name} does not read it"
+            require(same, f"objective.{each.name}", expected, getattr(self, each.name))
 
     @property
     def attacks(self) -> bool:
@@ -135,15 +143,6 @@ class MixupConfig:
 
 
 @dataclass(kw_only=True)
-class RulesConfig:
-    """What the rules of a challenge allow."""
-
-    pretrained: bool = True
-    """Weights trained elsewhere: model.pretrained, a checkpoint that is a file, or a run or teacher
-    that itself began so."""
-
-
-@dataclass(kw_only=True)
 class Recipe(RunRecipe):
     """A training run of a classifier."""
 
@@ -159,8 +158,6 @@ class Recipe(RunRecipe):
     """What is minimised."""
     mixup: MixupConfig = field(default_factory=MixupConfig)
     """MixUp and CutMix."""
-    rules: RulesConfig = field(default_factory=RulesConfig)
-    """The challenge's rules."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,5 +176,5 @@ class Recipe(RunRecipe):
         require(holds, "model.compile", "false with a trn", "true")
 
     @property
-    def inputs(self) -> list[Path | None]:
-        return [*super().inputs, self.checkpoint, self.trn]
+    def starts(self) -> list[Path | None]:
+        return [*super().starts, self.checkpoint, self.trn]

@@ -19,13 +19,11 @@ def require(holds: bool, name: object, expected: str, found: object) -> None:
 
 
 @dataclass(kw_only=True)
-class ExtraConfig:
+class ExtraConfig(StoredData):
     """Images to train on besides, such as generated ones."""
 
     name: str = "npz"
     """As data.name."""
-    root: Path | None = None
-    """As data.root."""
     fraction: float = 0.5
     """Their share in each batch, between 0 and 1."""
     teacher: Path | None = None
@@ -48,8 +46,8 @@ class DataConfig(StoredData):
     validation_limit: int | None = None
     """Validate on at most this many of them, stratified by class; null for all."""
     extra: ExtraConfig | None = None
-    """Extra images with labels (keys name, root and fraction), a fixed share of each batch; an
-    epoch has as many steps as without them; null for none."""
+    """Extra images (keys name, root, fraction, teacher and others as here), a fixed share of each
+    batch; an epoch has as many steps as without them; null for none."""
     augmentation: str = "light"
     """none, light (shifted crops), augmix, imagenet (random resized crops) or challenge."""
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
@@ -105,7 +103,7 @@ class OptimizerConfig:
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up."""
     min_lr: float = 1e-6
-    """Learning rate at the end."""
+    """Learning rate at the end; step, multistep and constant do not read it."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup_epochs", "min_lr"):
@@ -115,6 +113,15 @@ class OptimizerConfig:
         holds = decay is None or 0 < decay <= 1
         require(holds, "optimizer.layer_decay", "above 0 and up to 1", decay)
         require(clip is None or clip > 0, "optimizer.clip_grad", "above 0, or null", clip)
+
+
+@dataclass(kw_only=True)
+class RulesConfig:
+    """What the rules of a challenge allow."""
+
+    pretrained: bool = True
+    """Weights trained elsewhere: model.pretrained, a checkpoint that is a file, a classifier that a
+    function makes, or a run or teacher that itself began so."""
 
 
 @dataclass(kw_only=True)
@@ -149,6 +156,8 @@ class RunRecipe:
     """What is trained on."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and schedule."""
+    rules: RulesConfig = field(default_factory=RulesConfig)
+    """The challenge's rules."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation"):
@@ -162,7 +171,12 @@ class RunRecipe:
     def inputs(self) -> list[Path | None]:
         """The files and folders that the run reads."""
         extra = self.data.extra
-        return [self.data.root, *([extra.root, extra.teacher] if extra else [])]
+        return [self.data.root, *([extra.root] if extra else []), *self.starts]
+
+    @property
+    def starts(self) -> list[Path | None]:
+        """Checkpoints that the weights or the labels of extra images come from."""
+        return [self.data.extra.teacher] if self.data.extra else []
 
 
 def as_plain(recipe: RunRecipe) -> dict[str, Any]:

@@ -132,5 +132,5 @@ class TRNRecipe(RunRecipe):
         require(holds, "objective.cache", expected, ", ".join(map(str, found)))
 
     @property
-    def inputs(self) -> list[Path | None]:
-        return [*super().inputs, self.checkpoint, self.trn.start]
+    def starts(self) -> list[Path | None]:
+        return [*super().starts, self.checkpoint, self.trn.start]
