@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ from robust_submission.models.load import LoadedModel
 from robust_submission.report.build import ReportBuilder, describe_model
 from robust_submission.report.schema import Report
 from robust_submission.runtime import provenance, repeatable
-from robust_submission.settings import EvaluationSettings
+from robust_submission.settings import EvaluationSettings, Norm
 
 CODE = Path(__file__).parent
 
@@ -57,7 +57,7 @@ def evaluate(
     labels: Tensor | np.ndarray | Sequence[int],
     *,
     attacks: str | Sequence[str] = ("fgsm", "pgd"),
-    norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf",
+    norm: Norm = "linf",
     epsilon: float | Sequence[float] = 8 / 255,
     steps: int = 20,
     draws: int = 5,
@@ -110,23 +110,31 @@ def evaluate(
     settings = EvaluationSettings(
         attacks=(attacks,) if isinstance(attacks, str) else tuple(attacks),
         norm=norm,
-        epsilon=tuple(epsilon) if isinstance(epsilon, Sequence) else (epsilon,),
-        steps=steps,
-        draws=draws,
-        eot=eot,
+        epsilon=tuple(_number("epsilon", each, float) for each in _several(epsilon)),
+        steps=_number("steps", steps, int),
+        draws=_number("draws", draws, int),
+        eot=_number("eot", eot, int),
         curves=curves,
         corruptions=corruption_names(
             [corruptions] if isinstance(corruptions, str) else corruptions
         ),
-        seed=seed,
+        seed=_number("seed", seed, int),
     )
+    if curve_images is not None and _number("curve_images", curve_images, int) < 1:
+        raise UserError(f"curve_images: expected at least 1, or None, found {curve_images}.")
+    class_names = None if class_names is None else [str(name) for name in class_names]
     options = {**asdict(settings), "curve_images": curve_images}
     del options["seed"]  # a field of the report
     source = TensorSource(images, labels)
     size = source.images.shape[-1]
     own = images.device if isinstance(images, Tensor) else torch.device("cpu")
     device = next((each.device for each in _tensors(model)), own)
-    with unchanged_random_state(), repeatable() if device.type == "cuda" else nullcontext():
+    cuda = device.type == "cuda"
+    with (
+        unchanged_random_state(),
+        repeatable() if cuda else nullcontext(),
+        torch.inference_mode(False),  # in which nothing has a gradient
+    ):
         model, twin = copied(model), copied(twin)
         side = getattr(model, "image_size", None)
         if isinstance(side, int) and side != size:
@@ -251,8 +259,38 @@ def _journal_settings(
 
 
 def copied(model: Any) -> Any:
-    """A copy of a module, to be changed freely; anything else as it is."""
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    """A copy of a module in eval mode, to be changed freely; anything else as it is.
+
+    Raises:
+        UserError: the module holds what cannot be copied.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    kept = [each for part in model.modules() for each in vars(part).values()]
+    results = [each for each in kept if isinstance(each, Tensor) and not each.is_leaf]
+    try:  # deepcopy refuses results of autograd, such as a pruned weight
+        return copy.deepcopy(model, {id(each): each.detach().clone() for each in results}).eval()
+    except Exception as error:  # whatever a part of it raises
+        expected = "a module that can be copied, or a function that calls it"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{type(model).__name__}: expected {expected}, found: {reason}") from error
+
+
+def _several(values: Any) -> list[Any]:
+    """A single value as a list of one, several as a list."""
+    return np.asarray(values).reshape(-1).tolist()
+
+
+def _number(name: str, value: Any, kind: type[Any]) -> Any:
+    """The value as Python's float or int; UserError where it is none."""
+    try:
+        number = kind(value)
+        if number == value:
+            return number
+    except (TypeError, ValueError):
+        pass
+    expected = "a number" if kind is float else "a whole number"
+    raise UserError(f"{name}: expected {expected}, found {value!r}.")
 
 
 def _tensors(model: Model) -> Iterator[Tensor]:

@@ -4,11 +4,14 @@ Importing this file takes no time: commands read it before they know what they a
 """
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import radius
+
+Norm = Literal["linf", "l2", "l1", "l1-dense"]
 
 
 @dataclass(kw_only=True)
@@ -50,7 +53,7 @@ class EvaluationSettings:
     """fgsm, ffgsm, bim, mim, pgd, cw (L2), fmn (Linf, L1), ddn (L2), autoattack or one of its
     parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square; screen (Linf, L2), its fast stand-in on
     honest models. Noise and a transfer attack are added."""
-    norm: Literal["linf", "l2", "l1", "l1-dense"] = "linf"
+    norm: Norm = "linf"
     """The norm that epsilon bounds."""
     epsilon: tuple[float, ...] = (8 / 255,)
     """Radii in pixel values from 0 to 1; the headline numbers are for the first."""
@@ -73,6 +76,8 @@ class EvaluationSettings:
         for name in ("steps", "draws", "eot"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name}: expected at least 1, found {value}.")
+        if self.norm not in (norms := get_args(Norm)):
+            raise UserError(f"norm: expected {', '.join(norms)}, found {self.norm}.")
         if self.corruptions:
             from robust_submission.data.corruptions import corruption_names  # imports torch
 
@@ -81,7 +86,8 @@ class EvaluationSettings:
             raise UserError(f"seed: expected at least 0, found {self.seed}.")
         if not self.attacks or not self.epsilon:
             raise UserError("attacks, epsilon: expected at least one of each, found none.")
-        if min(self.epsilon) <= 0 or (self.norm == "linf" and max(self.epsilon) > 1):
+        largest = 1 if self.norm == "linf" else inf
+        if not all(0 < each <= largest for each in self.epsilon):  # also for NaN
             raise UserError(
                 "epsilon: expected radii above 0, for linf at most 1, as pixels are 0 to 1 "
                 f"(8/255), found {', '.join(f'{each:g}' for each in self.epsilon)}."

@@ -1,8 +1,10 @@
 """`evaluate` from Python: the command's numbers, no files, no global state changed."""
 
+import copy
 import json
 import random
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from robust_submission import GCM, api, evaluate
 from robust_submission.cli.numbers import SPACE
@@ -147,6 +150,59 @@ def test_two_classes_have_an_area_under_the_roc_curve():
         assert report.auc is None and "auc" not in json.loads(json_text(report))
 
 
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path):
+    model = network()
+    images, labels = labelled(model)
+    given = {"epsilon": np.array([8 / 255, 0.1], np.float32), "seed": np.int64(3), **FEW}
+    names = np.array(["a", "b", "c", "d"])
+    report = evaluate(model, images, labels, class_names=names, out=tmp_path, **given)
+    assert report.settings["epsilon"] == pytest.approx([8 / 255, 0.1]) and report.seed == 3
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_autograd_mode_does_not_count(mode: type):
+    inner = network()[1:]
+    images, labels = labelled(inner)
+    expected = evaluate(inner, images, labels, curves=False, **FEW)
+    with mode():
+        assert evaluate(inner, images, labels, curves=False, **FEW).adaptive == expected.adaptive
+
+
+def test_batch_norm_in_training_mode_learns_nothing_from_an_evaluation():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4))
+    model(torch.rand(9, 3, 8, 8))
+    images, labels = labelled(model.eval())
+    expected = evaluate(model, images, labels, curves=False, **FEW)
+    found = evaluate(model.train(), images, labels, curves=False, **FEW)
+    assert found.model["digest"] == expected.model["digest"] and found.clean.value == 1
+    assert found.adaptive == expected.adaptive
+
+
+def test_a_module_that_deepcopy_refuses():
+    inner = network()[1:]
+    images, labels = labelled(inner)
+    expected = evaluate(inner, images, labels, curves=False, **FEW)
+    whole = {"name": "weight", "amount": 0.0}  # nothing, but the weight is a result of autograd
+    prune.l1_unstructured(last := copy.deepcopy(inner[3]), **whole)
+    found = evaluate(nn.Sequential(*inner[:3], last), images, labels, curves=False, **FEW)
+    assert found.adaptive == expected.adaptive
+    vars(inner)["lock"] = Lock()
+    with pytest.raises(ValueError, match="expected a module that can be copied, or a function"):
+        evaluate(inner, images, labels, **FEW)
+    found = evaluate(lambda each: inner(each), images, labels, curves=False, **FEW)
+    assert found.adaptive == expected.adaptive
+
+
+def test_random_answers_without_a_gradient_are_attacked_by_queries():
+    inner = network()[1:]
+    images, labels = labelled(inner, 8)
+    noisy = torch.no_grad()(lambda each: inner(each) + 0.01 * torch.randn(len(each), 4))
+    given = {"epsilon": 0.5, "curves": False, "draws": 2, "eot": 2}
+    report = evaluate(noisy, images, labels, attacks="square", **given)
+    assert report.adaptive.value < report.clean.value
+
+
 def test_a_callable_and_another_twin():
     model = network()
     images, labels = labelled(model)
@@ -184,6 +240,10 @@ def test_without_gradients_there_is_no_sign_of_masking():
         ({"attacks": ["pdg"]}, "nearest: pgd"),
         ({"corruptions": "frost"}, "corruptions: expected all, or some of gaussian_noise.*'frost'"),
         ({"model": nn.Linear(5, 3)}, "Linear: expected logits of images"),
+        ({"norm": "Linf"}, "norm: expected linf, l2, l1, l1-dense, found Linf"),
+        ({"epsilon": float("nan")}, "epsilon: expected a number, found nan"),
+        ({"steps": 3.5}, "steps: expected a whole number, found 3.5"),
+        ({"curve_images": 0}, "curve_images: expected at least 1, or None, found 0"),
     ],
 )
 def test_a_bad_argument_is_named(changes: dict[str, Any], message: str):

@@ -28,7 +28,7 @@ from robust_submission.attacks.trajectory import Trajectory
 from robust_submission.data.corruptions import SEVERITIES, Corruption
 from robust_submission.evaluation.cache import Arrays
 from robust_submission.evaluation.chunks import FittingBatches, ImageChunk
-from robust_submission.evaluation.jobs import ADAPTIVE, Attacker, Job
+from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, Job
 from robust_submission.evaluation.planted import LONGER, QUERIES, PlantedTest, Planter
 from robust_submission.evaluation.views import Views
 from robust_submission.settings import EvaluationSettings
@@ -346,7 +346,7 @@ class ChunkEvaluator:
         else:
             found, losses = attack(seen, images, labels, seeds=seeds), torch.zeros(len(rows))
             fooled = losses.bool()
-        if self.views.random and isinstance(attack, AutoAttack):
+        if self.views.random and isinstance(attack, AutoAttack) and job.attack not in BLACK_BOX:
             # It skips images that its view gets wrong; a scored draw may get them right.
             spared = ~(_is_correct(seen, images, labels) & _is_correct(model, images, labels)).cpu()
             if spared.any():

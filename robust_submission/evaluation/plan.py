@@ -184,8 +184,11 @@ class _Curve:
         if attacker == Attacker.OBLIVIOUS:
             multiples = OBLIVIOUS_EPSILONS
         radii = [self.settings.epsilon[0] * multiple for multiple in multiples]
-        radii = [*(each for each in radii if each < largest), largest]
-        return [self.pgd(attacker, each, self.settings.steps) for each in radii]
+        steps = self.settings.steps
+        jobs = [self.pgd(attacker, each, steps) for each in radii if each < largest]
+        # In L1 a step moves one value in a hundred.
+        all_values = max(steps, 100) if self.settings.norm == "l1" else steps
+        return [*jobs, self.pgd(attacker, largest, all_values)]
 
     def nearest(self, attacker: Attacker) -> Job:
         """The attack that finds how near an adversarial image is."""

@@ -101,6 +101,7 @@ def find_readout(model: Model, images: Tensor, num_classes: int) -> Readout | No
         if isinstance(weight := getattr(layer, "weight", None), Tensor)
         and weight.ndim == 2
         and len(weight) == num_classes
+        and not isinstance(layer, torch.jit.ScriptModule)  # which takes no hooks
     ]
     with torch.no_grad():
         model(images)

@@ -104,7 +104,8 @@ class Views:
 
     def loss(self, attacker: Attacker) -> str:
         """The loss that the attacker maximises, a name of `attacks.LOSSES`."""
-        return "bounded-ce" if attacker in ADAPTIVE and self.saturates else "ce"
+        adaptive = attacker in ADAPTIVE and self.saturates
+        return "bounded-ce" if adaptive or attacker == Attacker.TRANSFER else "ce"
 
     def stops_early(self, attacker: Attacker) -> bool:
         """Whether every image that fools what the attacker differentiates also fools the model."""
@@ -158,6 +159,17 @@ class LogProbabilities(nn.Module):
         return self.model(images).float().clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
+class OnACopy(nn.Module):
+    """A model that writes into the images it is given, on a copy of them."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.clone())
+
+
 def build_views(
     named: LoadedModel,
     twin: Model | None,
@@ -186,7 +198,10 @@ def build_views(
     if len(class_names) < 2:
         raise UserError(f"data: expected at least two classes, found {class_names}.")
     model, images = _prepared(named.model, device), images.to(device)
-    outputs = try_model(named.name, model, images, len(class_names))
+    tried = images.clone()
+    outputs = try_model(named.name, model, tried, len(class_names))
+    if not torch.equal(tried, images):
+        model = OnACopy(model)
     if twin is not None:
         twin = _prepared(twin, device)
         if _are_probabilities(try_model("twin", twin, images, len(class_names))):
@@ -255,7 +270,7 @@ def _straight_through(
         view = BPDA(base, through)
         after = _differentiated(view, images, predictions)
         optimises |= view.optimises
-        if after is None or not view.substituted:
+        if after is None or not view.substituted or not after[0].any():
             continue
         if before is None or bool((before[0] * after[0]).sum(dim=1).min() < ALIKE):
             candidates.append(view)
@@ -312,7 +327,9 @@ def _seen_by(model: Model, twin: Model | None, softmax: bool) -> dict[Attacker, 
 def _prepared(model: Model, device: torch.device) -> Model:
     if isinstance(model, nn.Module):
         optimize_for_cpu(model, channels_last=device.type == "cpu", one_size=False)
-        return model.to(device).eval().requires_grad_(False)
+        for weight in model.parameters():  # a ScriptModule has no requires_grad_
+            weight.requires_grad_(False)
+        return model.to(device).eval()
     return model
 
 
@@ -336,6 +353,8 @@ def try_model(name: str, model: Model, images: Tensor, num_classes: int | None =
         raise
     except Exception as error:  # the user's code: anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "does not require grad" in reason:
+            reason += "; its weights are frozen: give a model that trains itself as a function"
         raise UserError(f"{name}: expected logits of images {shape}, found: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -386,9 +405,9 @@ def _mixes_images(model: Model, images: Tensor) -> bool:
 
 
 def _are_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Whether two outputs differ by no more than `tolerance`, of the largest one if above 1."""
+    """Whether two outputs differ by no more than `tolerance` of the largest one."""
     first, second = first.float(), second.float()
-    scale = max(1.0, first.nan_to_num(0, 0, 0).abs().max().item())
+    scale = first.nan_to_num(0, 0, 0).abs().max().item()
     return torch.allclose(first, second, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 

@@ -6,7 +6,7 @@ model = load_checkpoint("runs/pets")
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -221,7 +221,7 @@ def reveal(model: nn.Module, *, bypass: bool = False) -> nn.Module:
             return DifferentiableTRN(stage)
         return StraightThrough(stage) if isinstance(stage, (GCM, TRN)) else None
 
-    return _exchanged(model, substitute)
+    return replaced(model, substitute)
 
 
 def undefended(model: nn.Module) -> nn.Module:
@@ -230,14 +230,7 @@ def undefended(model: nn.Module) -> nn.Module:
     A model without these stages is returned itself.
     """
     stages = (GCM, RandomResizePad, TRN)
-    return _exchanged(model, lambda stage: nn.Identity() if isinstance(stage, stages) else None)
-
-
-def _exchanged(model: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    changed = replaced(model, substitute)
-    if changed is not model and isinstance(model, RobustClassifier):
-        changed.__dict__.pop("forward", None)  # a wrapper (autocast) would call the original
-    return changed
+    return replaced(model, lambda stage: nn.Identity() if isinstance(stage, stages) else None)
 
 
 def random_stages(model: nn.Module) -> list[RandomResizePad]:

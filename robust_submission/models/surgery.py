@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,9 @@ def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
     """`module` with some of the modules in it exchanged, sharing everything else.
 
     Only the modules on the way to an exchanged one are copied, shallowly: parameters, buffers and
-    mode are those of the original, which is left as it is. What a model keeps outside its
-    registered modules (a plain list, a bound method) is not seen.
+    mode are those of the original, which is left as it is. What was compiled is not any more, and a
+    `forward` that a wrapper has put on a module (accelerate's autocast) is that of the copy. What a
+    model keeps outside its registered modules (a plain list, a bound method) is not seen.
 
     Args:
         module: Any model.
@@ -70,8 +72,14 @@ def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
     }
     if all(child is module._modules[name] for name, child in children.items()):
         return module
+    if (compiled := children.get("_orig_mod")) is not None:  # of torch.compile
+        return compiled
     changed = object.__new__(type(module))  # copy.copy asks the class, and that of FSDP refuses
-    changed.__dict__ = module.__dict__ | {"_modules": children}
+    own = module.__dict__ | {"_modules": children, "_compiled_call_impl": None}
+    forward = own.pop("forward", None)  # else it would call the original
+    if isinstance(forward, MethodType):
+        own["forward"] = MethodType(forward.__func__, changed)
+    changed.__dict__ = own
     return changed
 
 

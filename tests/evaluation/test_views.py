@@ -1,5 +1,6 @@
 """The evaluated model: tried out, and what each attacker sees of it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,42 @@ def test_a_model_that_mixes_images_is_noticed():
         assert target.mixes_images and not target.random and not target.stops_early(ADAPTIVE)
     alone = build(linear(GCM()))
     assert not alone.mixes_images and alone.stops_early(ADAPTIVE)
+
+
+def test_small_logits_are_looked_at_as_closely():
+    model = linear()
+
+    def centred(images: Tensor) -> Tensor:
+        return 1e-6 * model(images - images.mean(dim=0))
+
+    assert build(lambda images: 1e-6 * model(images + 0.1 * torch.rand_like(images))).random
+    assert build(centred).mixes_images
+    still = build(lambda images: 1e-6 * model(images))
+    assert not still.random and not still.mixes_images
+
+
+def test_a_model_that_writes_into_its_images_gets_copies():
+    model = linear()
+    target = build(lambda images: model(images.sub_(0.5)))
+    assert target.differentiable and not target.random and not target.mixes_images
+    before = IMAGES.clone()
+    torch.testing.assert_close(target.model(IMAGES), model(IMAGES - 0.5))
+    assert torch.equal(IMAGES, before)
+
+
+@pytest.mark.parametrize("script", [torch.jit.script, lambda each: torch.jit.trace(each, IMAGES)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_evaluated(script: Callable[[nn.Module], nn.Module]):
+    assert build(script(linear())).differentiable
+
+
+def test_a_replacement_without_a_gradient_is_none():
+    model = linear()
+
+    def listed(images: Tensor) -> Tensor:
+        return model(torch.tensor(images.tolist())) + 0 * images.round().sum()
+
+    assert build(listed).found is None
 
 
 def test_probabilities_are_noticed_and_revealed_as_their_logarithms():

@@ -1,10 +1,13 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import MethodType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_submission.models.classifier import reveal, undefended
+from robust_submission.models.gcm import GCM
 from robust_submission.models.surgery import Compiled, evaluating, frozen
 
 
@@ -42,6 +45,40 @@ def test_a_pass_made_while_frozen_has_the_gradient_of_its_input_alone(model: nn.
     logits.sum().backward()
     assert images.grad is not None
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # pyright: ignore[reportReturnType]
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """As accelerate's `prepare` does for mixed precision."""
+    own = type(model).forward
+
+    def forward(self: nn.Module, images: Tensor) -> Tensor:
+        return 2 * own(self, images)
+
+    model.forward = MethodType(forward, model)
+    return model
+
+
+@pytest.mark.parametrize(("wrap", "factor"), [(compiled, 1), (compiled_in_place, 1), (prepared, 2)])
+def test_what_is_exchanged_counts_in_a_wrapped_model_too(
+    wrap: Callable[[nn.Module], nn.Module], factor: float
+):
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    model = wrap(nn.Sequential(GCM(), inner))
+    images = torch.rand(2, 3, 2, 2, requires_grad=True)
+    (honest,) = torch.autograd.grad(inner(images).sum(), images)
+    for view in (reveal(model), undefended(model)):
+        torch.testing.assert_close(view(images), factor * inner(images))
+        (found,) = torch.autograd.grad(view(images).sum(), images)
+        torch.testing.assert_close(found, factor * honest)
 
 
 def test_compiled_a_network_sees_few_sizes_and_may_overwrite_its_outputs(
