@@ -33,9 +33,9 @@ OBJECTIVES = {
     "challenge": "--objective.name challenge --data.augmentation challenge",
     "N-FGSM 8/255": f"--objective.name adversarial --objective.step_size 8/255 {ONE_STEP}",
     "TRADES": f"--objective.name trades --objective.step_size 8/255 {ONE_STEP}",
-    "N-FGSM 4/255 augmented": f"""
-        --objective.name adversarial --objective.epsilon 4/255 --objective.step_size 4/255
-        {ONE_STEP} --data.augmentation challenge
+    "N-FGSM 2/255": f"""
+        --objective.name adversarial --objective.epsilon 2/255 --objective.step_size 2/255
+        {ONE_STEP}
     """,
 }
 """Options of train.py by objective."""

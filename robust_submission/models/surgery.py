@@ -79,6 +79,8 @@ def replaced(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
     forward = own.pop("forward", None)  # else it would call the original
     if isinstance(forward, MethodType):
         own["forward"] = MethodType(forward.__func__, changed)
+    elif type(module).forward is nn.Module.forward:  # its class has none
+        own["forward"] = forward
     changed.__dict__ = own
     return changed
 

@@ -205,26 +205,26 @@ def train_epoch(
     loader.set_epoch(epoch, start)
     losses[:start] = folder.losses[:start]
     show = partial(tqdm, desc=f"epoch {epoch + 1}", disable=not accelerator.is_main_process)
-    batches, saved = iter(show(loader, initial=start, total=steps)), start
-    for step in range(start, steps):
-        try:
-            losses[step] = train_step(training, objective, next(batches), epoch, step)
-        except (UserError, torch.OutOfMemoryError):  # of the data, or for lack of memory
-            if step > saved and accelerator.num_processes == 1:
-                require_finite(training, folder, losses[:step], rates)
-                folder.save_state(accelerator, training.ema, losses[:step])
-            raise
-        rates[step] = largest_rate(training)
-        done, last = step + 1, step + 1 == steps
-        number = interruption.now() if last else interruption.after_step()
-        saves = number or (save_steps and (last or done % save_steps == 0))
-        if saves or done % CHECK_STEPS == 0:
+    done = saved = start
+    try:
+        for step, batch in enumerate(show(loader, initial=start, total=steps), start):
+            losses[step] = train_step(training, objective, batch, epoch, step)
+            rates[step] = largest_rate(training)
+            done, last = step + 1, step + 1 == steps
+            number = interruption.now() if last else interruption.after_step()
+            saves = number or (save_steps and (last or done % save_steps == 0))
+            if saves or done % CHECK_STEPS == 0:
+                require_finite(training, folder, losses[:done], rates)
+            if saves:
+                folder.save_state(accelerator, training.ema, losses[:done])
+                saved = done
+            if number:
+                stop(accelerator, number, f"epoch {epoch + 1}, step {done} of {steps}")
+    except UserError:  # an image that cannot be read, or too little memory
+        if done > saved and accelerator.num_processes == 1:
             require_finite(training, folder, losses[:done], rates)
-        if saves:
             folder.save_state(accelerator, training.ema, losses[:done])
-            saved = done
-        if number:
-            stop(accelerator, number, f"epoch {epoch + 1}, step {done} of {steps}")
+        raise
     require_finite(training, folder, losses, rates)
     loss = float(accelerator.reduce(losses.mean(), "mean"))  # pyright: ignore[reportArgumentType]
     return {"train_loss": loss, "lr": largest_rate(training)}, losses
