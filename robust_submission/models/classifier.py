@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from robust_submission.cli.documents import validated
 from robust_submission.cli.errors import UserError
-from robust_submission.models.configuration import IMAGENET_MEAN, IMAGENET_STD, ClassifierArguments
+from robust_submission.models.configuration import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ClassifierArguments,
+    Stem,
+)
 from robust_submission.models.gcm import GCM
 from robust_submission.models.resize_pad import RandomResizePad
 from robust_submission.models.stem import put_conv_stem
@@ -71,7 +76,8 @@ class RobustClassifier(
         backbone: A timm model name; or your own network from normalised images to logits, which
             can be trained and evaluated but not saved.
         backbone_args: Further arguments of the timm model that shape it, such as `patch_size`.
-        stem: patch, the network as it comes, or conv: see `stem.put_conv_stem`.
+        stem: patch, the network as it comes; conv, or conv_same, which does not shrink the image:
+            see `stem.put_conv_stem`.
         image_size: Side of the square input in pixels.
         mean: Per-channel mean (RGB, 0 to 1) that `normalize` subtracts.
         std: Per-channel standard deviation that `normalize` divides by.
@@ -90,7 +96,7 @@ class RobustClassifier(
         class_names: list[str],
         backbone: str | nn.Module = "convnext_tiny",
         backbone_args: dict[str, Any] | None = None,
-        stem: Literal["patch", "conv"] = "patch",
+        stem: Stem = "patch",
         image_size: int = 224,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -127,8 +133,8 @@ class RobustClassifier(
         if isinstance(backbone, str):
             backbone = _create_backbone(backbone, len(class_names), backbone_args or {})
         self.backbone = backbone
-        if stem == "conv":
-            put_conv_stem(backbone)
+        if stem != "patch":
+            put_conv_stem(backbone, shrinks=stem == "conv")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of RGB images (B, 3, H, W), floating point, 0 to 1."""

@@ -59,6 +59,7 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 NumClasses = Annotated[int, Field(ge=1, le=10**6)]
 Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
 Deviation = Annotated[float, Field(gt=0, le=1e3)]
+Stem = Literal["patch", "conv", "conv_same"]
 Stride = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -98,7 +99,7 @@ class ClassifierArguments(_Arguments):
     class_names: Annotated[list[str], Field(min_length=1, max_length=10**6, strict=False)]
     backbone: str = "convnext_tiny"
     backbone_args: Annotated[dict[str, Any], AfterValidator(_shaping)] | None = None
-    stem: Literal["patch", "conv"] = "patch"
+    stem: Stem = "patch"
     image_size: Side = 224
     mean: Annotated[tuple[Mean, Mean, Mean], Field(strict=False)] = IMAGENET_MEAN
     std: Annotated[tuple[Deviation, Deviation, Deviation], Field(strict=False)] = IMAGENET_STD

@@ -82,7 +82,7 @@ def gradient(model: object, images: Tensor) -> Tensor:
         ("convnextv2_atto", {}),
     ],
 )
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "conv_same"])
 def test_every_kind_of_convnext_agrees(
     backbone: str, arguments: dict[str, object], stem: str, tmp_path: Path
 ):
