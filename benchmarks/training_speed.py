@@ -101,7 +101,12 @@ class Options(CommandOptions):
 
 def train_ours(setting: Setting, options: Options, scratch: Path) -> Words:
     """This project's command without its images."""
-    attacked = setting.attacked
+    attacked, objective = setting.attacked, "--objective.name standard"
+    if attacked:
+        objective = f"""
+            --objective.name adversarial --objective.epsilon {EPSILON}
+            --objective.step_size {STEP_SIZE} --objective.steps {ATTACK_STEPS}
+        """
     script = f"""
         training/train.py --output {scratch / "ours"} --overwrite true --epochs 1
         --batch_size {setting.batch_size}
@@ -109,9 +114,7 @@ def train_ours(setting: Setting, options: Options, scratch: Path) -> Words:
         --data.augmentation {"light" if attacked else "imagenet"}
         --data.num_workers {options.workers}
         --model.backbone {setting.backbone} --model.image_size {setting.image_size}
-        --model.conceal false --objective.name {"adversarial" if attacked else "standard"}
-        --objective.epsilon {EPSILON} --objective.step_size {STEP_SIZE}
-        --objective.steps {ATTACK_STEPS} --optimizer.lr {LR} --optimizer.warmup_epochs 0
+        --model.conceal false {objective} --optimizer.lr {LR} --optimizer.warmup_epochs 0
         --optimizer.weight_decay {WEIGHT_DECAY} --optimizer.clip_grad {CLIP_GRAD}
     """
     arguments = f"--model.backbone_args={json.dumps(setting.backbone_args)}"
