@@ -46,7 +46,7 @@ from robust_submission.models.load import LoadedModel
 from robust_submission.report.build import ReportBuilder, describe_model
 from robust_submission.report.schema import Report
 from robust_submission.runtime import provenance, repeatable
-from robust_submission.settings import EvaluationSettings, Norm
+from robust_submission.settings import EvaluationSettings, NormName
 
 CODE = Path(__file__).parent
 
@@ -57,7 +57,7 @@ def evaluate(
     labels: Tensor | np.ndarray | Sequence[int],
     *,
     attacks: str | Sequence[str] = ("fgsm", "pgd"),
-    norm: Norm = "linf",
+    norm: NormName = "linf",
     epsilon: float | Sequence[float] = 8 / 255,
     steps: int = 20,
     draws: int = 5,

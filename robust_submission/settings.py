@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import radius
 
-Norm = Literal["linf", "l2", "l1", "l1-dense"]
+NormName = Literal["linf", "l2", "l1", "l1-dense"]
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class EvaluationSettings:
     """fgsm, ffgsm, bim, mim, pgd, cw (L2), fmn (Linf, L1), ddn (L2), autoattack or one of its
     parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square; screen (Linf, L2), its fast stand-in on
     honest models. Noise and a transfer attack are added."""
-    norm: Norm = "linf"
+    norm: NormName = "linf"
     """The norm that epsilon bounds."""
     epsilon: tuple[float, ...] = (8 / 255,)
     """Radii in pixel values from 0 to 1; the headline numbers are for the first."""
@@ -76,7 +76,7 @@ class EvaluationSettings:
         for name in ("steps", "draws", "eot"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name}: expected at least 1, found {value}.")
-        if self.norm not in (norms := get_args(Norm)):
+        if self.norm not in (norms := get_args(NormName)):
             raise UserError(f"norm: expected {', '.join(norms)}, found {self.norm}.")
         if self.corruptions:
             from robust_submission.data.corruptions import corruption_names  # imports torch

@@ -139,7 +139,7 @@ def test_a_model_that_writes_into_its_images_gets_copies():
 
 
 @pytest.mark.parametrize("script", [torch.jit.script, lambda each: torch.jit.trace(each, IMAGES)])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_torchscript_is_evaluated(script: Callable[[nn.Module], nn.Module]):
     assert build(script(linear())).differentiable
 
