@@ -120,7 +120,10 @@ def evaluate(
         ),
         seed=_number("seed", seed, int),
     )
-    if curve_images is not None and _number("curve_images", curve_images, int) < 1:
+    if (
+        curve_images is not None
+        and (curve_images := _number("curve_images", curve_images, int)) < 1
+    ):
         raise UserError(f"curve_images: expected at least 1, or None, found {curve_images}.")
     class_names = None if class_names is None else [str(name) for name in class_names]
     options = {**asdict(settings), "curve_images": curve_images}

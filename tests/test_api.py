@@ -155,7 +155,8 @@ def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path):
     images, labels = labelled(model)
     given = {"epsilon": np.array([8 / 255, 0.1], np.float32), "seed": np.int64(3), **FEW}
     names = np.array(["a", "b", "c", "d"])
-    report = evaluate(model, images, labels, class_names=names, out=tmp_path, **given)
+    some = {"class_names": names, "curve_images": np.int64(9)}
+    report = evaluate(model, images, labels, out=tmp_path, **some, **given)
     assert report.settings["epsilon"] == pytest.approx([8 / 255, 0.1]) and report.seed == 3
 
 

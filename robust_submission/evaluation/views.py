@@ -198,13 +198,10 @@ def build_views(
     if len(class_names) < 2:
         raise UserError(f"data: expected at least two classes, found {class_names}.")
     model, images = _prepared(named.model, device), images.to(device)
-    tried = images.clone()
-    outputs = try_model(named.name, model, tried, len(class_names))
-    if not torch.equal(tried, images):
-        model = OnACopy(model)
+    model, outputs = _tried(named.name, model, images, len(class_names))
     if twin is not None:
-        twin = _prepared(twin, device)
-        if _are_probabilities(try_model("twin", twin, images, len(class_names))):
+        twin, answers = _tried("twin", _prepared(twin, device), images, len(class_names))
+        if _are_probabilities(answers):
             twin = LogProbabilities(twin)
     softmax = _are_probabilities(outputs)
     random, differentiable = _is_random(model, images), _is_differentiable(model, images)
@@ -331,6 +328,13 @@ def _prepared(model: Model, device: torch.device) -> Model:
             weight.requires_grad_(False)
         return model.to(device).eval()
     return model
+
+
+def _tried(name: str, model: Model, images: Tensor, num_classes: int) -> tuple[Model, Tensor]:
+    """The model, `OnACopy` if it writes into its images, and its outputs; see `try_model`."""
+    given = images.clone()
+    outputs = try_model(name, model, given, num_classes)
+    return (model if torch.equal(given, images) else OnACopy(model)), outputs
 
 
 def try_model(name: str, model: Model, images: Tensor, num_classes: int | None = None) -> Tensor:

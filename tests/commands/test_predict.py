@@ -1,5 +1,6 @@
 """predict.py: the same bytes whatever the batch, workers and processes; every mistake is named."""
 
+import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +9,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from robust_submission.data.sources import open_source
@@ -209,6 +211,17 @@ def test_bad_input_is_named(
     words = [word for name, path in options.items() for word in (f"--{name}", path)]
     assert_refused(run_command(SCRIPT, *words, "--skip_bad", "--zip"), message)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_runs_own_data_is_not_overwritten(small_run: Path, tmp_path: Path):
+    run, listed = shutil.copytree(small_run, tmp_path / "run"), tmp_path / "list.csv"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"] |= {"name": "csv", "root": str(listed)}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    listed.write_text("image_id,label\na.png,0\n")
+    for out in (listed, run / "data.json"):
+        done = run_command(SCRIPT, "--checkpoint", run, "--out", out)
+        assert_refused(done, f"{out}: expected an output that is no input")
 
 
 def test_a_write_that_fails_leaves_the_former_file(small_run: Path, images: Path, tmp_path: Path):

@@ -131,7 +131,9 @@ def test_small_logits_are_looked_at_as_closely():
 
 def test_a_model_that_writes_into_its_images_gets_copies():
     model = linear()
-    target = build(lambda images: model(images.sub_(0.5)))
+    writing = lambda images: model(images.sub_(0.5))  # noqa: E731
+    target = build(writing, twin=writing)
+    torch.testing.assert_close(target.seen_by[TRANSFER](IMAGES), model(IMAGES - 0.5))
     assert target.differentiable and not target.random and not target.mixes_images
     before = IMAGES.clone()
     torch.testing.assert_close(target.model(IMAGES), model(IMAGES - 0.5))

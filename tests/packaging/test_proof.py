@@ -73,6 +73,18 @@ def test_where_it_goes_is_checked(checkpoint: Path, tmp_path: Path, out: str, me
         write_package(load_checkpoint(checkpoint), tmp_path / out, PIXELS, RULES)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--probabilities", "true"), "--probabilities: expected --profile codabench or hugging"),
+        (("--profile", "codabench", "--memory", "1e9"), "--memory: expected --profile cvpr2022"),
+    ],
+)
+def test_options_of_another_profile_are_refused(options: tuple[str, ...], message: str):
+    done = run_command("submission/package.py", "--out", "a.zip", *options)
+    assert done.returncode and message in done.stderr
+
+
 def test_proof_images_are_spread_over_the_runs_training_images(small_run: Path, tmp_path: Path):
     pixels, description = proof_images(None, small_run, 5, 32)
     assert pixels.shape == (5, 32, 32, 3) and description == "training images of the run"
