@@ -76,8 +76,7 @@ class RobustClassifier(
         backbone: A timm model name; or your own network from normalised images to logits, which
             can be trained and evaluated but not saved.
         backbone_args: Further arguments of the timm model that shape it, such as `patch_size`.
-        stem: patch, the network as it comes; conv, or conv_same, which does not shrink the image:
-            see `stem.put_conv_stem`.
+        stem: patch, the network as it comes, or conv: see `stem.put_conv_stem`.
         image_size: Side of the square input in pixels.
         mean: Per-channel mean (RGB, 0 to 1) that `normalize` subtracts.
         std: Per-channel standard deviation that `normalize` divides by.
@@ -134,7 +133,7 @@ class RobustClassifier(
             backbone = _create_backbone(backbone, len(class_names), backbone_args or {})
         self.backbone = backbone
         if stem != "patch":
-            put_conv_stem(backbone, shrinks=stem == "conv")
+            put_conv_stem(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of RGB images (B, 3, H, W), floating point, 0 to 1."""

@@ -59,7 +59,7 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 NumClasses = Annotated[int, Field(ge=1, le=10**6)]
 Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
 Deviation = Annotated[float, Field(gt=0, le=1e3)]
-Stem = Literal["patch", "conv", "conv_same"]
+Stem = Literal["patch", "conv"]
 Stride = Annotated[int, Field(ge=1, le=64)]
 
 

@@ -12,23 +12,23 @@ from torch import nn
 
 from robust_submission.cli.errors import UserError
 
-_STRIDES = {2: (2, 1), 4: (2, 2)}
+_STRIDES = {1: (1, 1), 2: (2, 1), 4: (2, 2)}
 """Of the two convolutions, by how much the stem shrinks the image."""
 
 
-def put_conv_stem(network: nn.Module, *, shrinks: bool = True) -> None:
+def put_conv_stem(network: nn.Module) -> None:
     """Replace a ConvNeXt's stem by 3x3 to half the width, norm, activation, 3x3 to all of it, norm.
+
+    It shrinks the image as much as the patches did.
 
     Norm, activation, and whether there are biases, are the network's own; the weights are drawn as
     timm draws those of a ConvNeXt.
 
     Args:
         network: Changed in place.
-        shrinks: The stem shrinks the image as much as before; else it keeps its size, for small
-            images: after patches of 2 the first stage of timm's ConvNeXt halves it anyway.
 
     Raises:
-        UserError: it is no ConvNeXt of timm, or its stem shrinks the image by neither 2 nor 4.
+        UserError: it is no ConvNeXt of timm, or its stem does not shrink the image by 1, 2 or 4.
     """
     if not isinstance(network, ConvNeXt):
         raise UserError(f"stem: expected patch, or a ConvNeXt, found {type(network).__name__}.")
@@ -36,10 +36,10 @@ def put_conv_stem(network: nn.Module, *, shrinks: bool = True) -> None:
     convolutions = [layer for layer in network.stem if isinstance(layer, nn.Conv2d)]
     stride, norm = prod(each.stride[0] for each in convolutions), network.stem[-1]
     if stride not in _STRIDES:
-        raise UserError(f"stem: expected patch, or a patch_size of 2 or 4, found {stride}.")
+        raise UserError(f"stem: expected patch, or a patch_size of 1, 2 or 4, found {stride}.")
     channels, bias = convolutions[-1].out_channels, convolutions[0].bias is not None
     half, eps = channels // 2, vars(norm)["eps"]
-    first, second = _STRIDES[stride] if shrinks else (1, 1)
+    first, second = _STRIDES[stride]
     network.stem = nn.Sequential(
         nn.Conv2d(convolutions[0].in_channels, half, 3, first, padding=1, bias=bias),
         type(norm)(half, eps=eps),

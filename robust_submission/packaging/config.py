@@ -98,7 +98,8 @@ def _stage_config(stage: nn.Module) -> Config:
     if any(block != blocks[0] for block in blocks):
         raise _unsupported("a stage whose blocks differ")
     layers = [_layer(layer) for layer in downsample]
-    return {**blocks[0], "depth": len(blocks), "downsample": layers}
+    block: Config = blocks[0] if blocks else {}
+    return {**block, "depth": len(blocks), "downsample": layers}
 
 
 def _block(block: nn.Module) -> Config:

@@ -29,6 +29,7 @@ def build(**options: Any) -> RobustClassifier:
     [
         ({}, [2, 2]),
         ({"patch_size": 2}, [2, 1]),
+        ({"patch_size": 1, "depths": [0, 1, 1, 1]}, [1, 1]),
         ({"patch_size": 2, "act_layer": "silu", "conv_bias": False}, [2, 1]),
         ({"stem_type": "overlap_tiered"}, [2, 2]),
     ],
@@ -48,17 +49,8 @@ def test_it_shrinks_the_image_as_the_network_does(arguments: dict[str, Any], str
         torch.testing.assert_close(values.mean(1), torch.zeros(1, 4, 4), atol=1e-5, rtol=0)
 
 
-def test_it_may_keep_the_size():
-    network: Any = timm.create_model("test_convnext", patch_size=2)
-    before = [each.shape[-1] for each in network.forward_intermediates(IMAGES)[1]]
-    put_conv_stem(network, shrinks=False)
-    after = [each.shape[-1] for each in network.forward_intermediates(IMAGES)[1]]
-    assert after == [2 * side for side in before]
-
-
-@pytest.mark.parametrize("stem", ["conv", "conv_same"])
-def test_a_checkpoint_rebuilds_it(stem: str, tmp_path: Path):
-    model = build(stem=stem, backbone_args={"act_layer": "silu", "patch_size": 2})
+def test_a_checkpoint_rebuilds_it(tmp_path: Path):
+    model = build(backbone_args={"act_layer": "silu", "patch_size": 2})
     model.save_pretrained(tmp_path)
     for loaded in (load_checkpoint(tmp_path), RobustClassifier.from_pretrained(tmp_path)):
         assert torch.equal(loaded(IMAGES), model(IMAGES))
@@ -68,8 +60,8 @@ def test_a_checkpoint_rebuilds_it(stem: str, tmp_path: Path):
     ("options", "message"),
     [
         ({"backbone": "test_resnet"}, "stem: expected patch, or a ConvNeXt, found ResNet"),
-        ({"backbone_args": {"patch_size": 8}}, "or a patch_size of 2 or 4, found 8"),
-        ({"stem": "overlap"}, "stem: .*'patch', 'conv' or 'conv_same'"),
+        ({"backbone_args": {"patch_size": 8}}, "or a patch_size of 1, 2 or 4, found 8"),
+        ({"stem": "overlap"}, "stem: .*'patch' or 'conv'"),
     ],
 )
 def test_what_has_no_such_stem_is_named(options: dict[str, Any], message: str):

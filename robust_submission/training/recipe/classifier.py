@@ -17,10 +17,9 @@ class ModelConfig:
     """Any timm model."""
     backbone_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the timm model, such as {patch_size: 2}."""
-    stem: Literal["patch", "conv", "conv_same"] = "patch"
+    stem: Literal["patch", "conv"] = "patch"
     """patch: the network as it comes; conv: a ConvNeXt with two 3x3 convolutions in place of
-    patches, which learns robustness better (Singh et al. 2023); conv_same: the same without
-    shrinking the image, for images of 32 pixels with patch_size 2."""
+    patches, which learns robustness better (Singh et al. 2023)."""
     pretrained: bool = False
     """Start from timm's pretrained weights of the backbone, from the Hugging Face Hub or its cache
     (safetensors alone); the head is new where the classes differ."""
