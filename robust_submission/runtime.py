@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from robust_submission.cli.errors import log
+
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pyautoattack")
 
 # Parameters of mallopt, in <malloc.h>.
@@ -40,10 +42,24 @@ def start_accelerator(**options: Any) -> Accelerator:
     else:
         make_repeatable()
     accelerator = Accelerator(cpu=on_cpu, **options)
+    if on_cpu and accelerator.num_processes == 1:
+        _warn_of_one_thread()
     if torch.distributed.is_initialized():
         _process_groups.append(torch.distributed.group.WORLD)
         atexit.register(_drop_process_group)
     return accelerator
+
+
+def _warn_of_one_thread() -> None:
+    """Say that a process on a CPU has one thread, which accelerate launch gives it if not told."""
+    launched, cores = "ACCELERATE_DYNAMO_BACKEND" in os.environ, os.cpu_count() or 1
+    if launched and torch.get_num_threads() == 1 < cores:
+        log.warning(
+            "accelerate launch runs this on one of %d cores; start it by python, or set "
+            "OMP_NUM_THREADS=%d, for all.",
+            cores,
+            cores,
+        )
 
 
 def _drop_process_group() -> None:

@@ -54,7 +54,7 @@ class EvaluationSettings:
     parts: apgd-ce, apgd-t, apgd-dlr, fab, fab-t, square; screen (Linf, L2), its fast stand-in on
     honest models. Noise and a transfer attack are added."""
     norm: NormName = "linf"
-    """The norm that epsilon bounds."""
+    """The norm that epsilon bounds; l1-dense: L1 with steps that change every pixel."""
     epsilon: tuple[float, ...] = (8 / 255,)
     """Radii in pixel values from 0 to 1; the headline numbers are for the first."""
     steps: int = 20

@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "robust_submission"
 FLOORS = (
-    {"cli", "runtime"},
+    {"cli"},
+    {"runtime"},
     {"data", "models", "attacks"},
     {"settings"},
     {"training", "prediction", "evaluation"},

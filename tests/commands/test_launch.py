@@ -61,6 +61,8 @@ def test_processes_start_and_leave_no_thread(tmp_path: Path, config: str, proces
     )
     done = start(config, "--num_processes", processes, "--main_process_port", 0, probe).wait()
     assert done.returncode == 0, done.stderr
+    slow = processes == 1 < (os.cpu_count() or 1)
+    assert ("OMP_NUM_THREADS=" in done.stderr) == slow, done.stderr
     left = {path.name: path.read_text() for path in tmp_path.iterdir() if path != probe}
     assert left == {f"{index} of {processes}": "0" for index in range(processes)}
 
