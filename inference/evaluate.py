@@ -109,7 +109,7 @@ def main(options: Options) -> None:
 
     from robust_submission.api import run_evaluation
     from robust_submission.evaluation.data import open_evaluation_data
-    from robust_submission.evaluation.views import build_views
+    from robust_submission.evaluation.views import build_views, device_of
     from robust_submission.models.load import load_named
     from robust_submission.models.trn import TRN
     from robust_submission.report.adversarial import AdversarialFiles
@@ -118,7 +118,7 @@ def main(options: Options) -> None:
 
     # A process waits for another's whole chunk, every attack on it: longer than torch's 10 minutes.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
-    accelerator = start_accelerator(mixed_precision="no", kwargs_handlers=[patience])
+    accelerator = start_accelerator(float64=True, mixed_precision="no", kwargs_handlers=[patience])
     data = open_evaluation_data(
         options.data, options.checkpoint, options.limit, options.curve_images, options.seed
     )
@@ -132,8 +132,9 @@ def main(options: Options) -> None:
     if twin is not None:
         data.require_classes_of(twin.class_names, options.twin)
     few = data.first_images(named.image_size)
-    other, device = twin and twin.model, accelerator.device
+    other, device = twin and twin.model, device_of(named, few, accelerator.device)
     views = build_views(named, other, few, data.class_names, device, options)
+    data = data.numbered(views.num_classes)
     mode = compile_mode(accelerator, graphs=not views.random)
     tensor, folder, claim = options.save_adversarial, options.save_images, "robustbench.md"
     files = AdversarialFiles(tensor, folder, options.out / claim, views, data)

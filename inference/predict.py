@@ -118,7 +118,7 @@ def predict(options: Options) -> None:
         check_writable(path, *read, options.images, options.template)
     format = choose_format(options.out, options.format)
     template = read_template(options.template, format) if options.template else None
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(float64=True)
     source = _open_source(options)
     model = load_checkpoint(options.checkpoint, options.trn).to(accelerator.device)
     optimize_for_cpu(model, channels_last=accelerator.device.type == "cpu")

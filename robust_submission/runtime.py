@@ -27,16 +27,20 @@ _M_MMAP_MAX = -4
 _process_groups: list[Any] = []
 
 
-def start_accelerator(**options: Any) -> Accelerator:
+def start_accelerator(*, float64: bool = False, **options: Any) -> Accelerator:
     """Create the Accelerator of a process started by python, torchrun or accelerate launch.
 
     Without a GPU, `cpu=True` is passed: otherwise accelerate treats each of several CPU processes
     as a separate run unless ACCELERATE_USE_CPU is set.
 
     Args:
+        float64: The work needs it, so that it runs on the CPU instead of Apple's GPUs.
         options: Further arguments of Accelerator.
     """
     on_cpu = not torch.accelerator.is_available()
+    if float64 and not on_cpu and torch.accelerator.current_accelerator() == torch.device("mps"):
+        log.info("This needs float64, which Apple's GPUs lack: it runs on the CPU.")
+        on_cpu = True
     if on_cpu:
         keep_freed_memory()
     else:

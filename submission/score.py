@@ -106,7 +106,7 @@ def score(options: Options) -> None:
     size = options.image_size or (origin.image_size if origin else 224)
     trust = options.trust
     with loaded_submission(options.file, origin=origin, twin=twin, trust=trust) as submission:
-        require_logits(options.file, submission.model, size, len(data.class_names))
+        require_logits(options.file, submission.model, size, data.class_names)
         scorer = Scorer(submission, pool)
         options.weights.of(scorer.columns)
         images = ImageDataset(data.source, data.indices, size)

@@ -236,6 +236,7 @@ def test_without_gradients_there_is_no_sign_of_masking():
         ({"labels": torch.zeros(23)}, r"labels: expected shape \(24,\), found \(23,\)"),
         ({"labels": torch.full((24,), 4)}, "labels: expected 0 to 3, found 4 to 4"),
         ({"labels": torch.full((24,), 0.5)}, "labels: expected integers, found "),
+        ({"labels": np.full(24, 4, np.uint16)}, "labels: expected 0 to 3, found 4 to 4"),
         ({"images": "photos"}, "images: expected a tensor or an array, found str"),
         ({"class_names": ["a", "b", "c", "d", "e"]}, "one logit for each of the data's 5 classes"),
         ({"attacks": ["pdg"]}, "nearest: pgd"),

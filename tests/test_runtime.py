@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from robust_submission.runtime import repeatable
+from robust_submission.runtime import repeatable, start_accelerator
 
 FREED = """
 import sys, torch
@@ -33,6 +33,12 @@ def test_freed_memory_is_kept_for_the_next_tensor_until_it_is_released():
         for word in ("keep", "leave", "release")
     )
     assert kept > 200 > 100 > max(returned, released)  # MiB, of 256
+
+
+def test_what_needs_float64_does_not_run_on_apples_gpus(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert start_accelerator(float64=True).device.type == "cpu"
 
 
 def test_torch_is_repeatable_for_a_block_only():

@@ -249,4 +249,4 @@ class Draws:
         noise = torch.empty(images.shape, pin_memory=images.is_cuda)
         for one, generator in zip(noise, self.generators, strict=True):
             draw(one.shape, generator=generator, out=one)
-        return noise.to(images, non_blocking=True)
+        return noise.to(images, non_blocking=images.is_cuda)

@@ -35,6 +35,7 @@ _DAMAGED = (
     ArithmeticError,
     AssertionError,
     RuntimeError,
+    AttributeError,  # EXIF of another type than its tag's
     struct.error,
 )
 _DECODER_ERRORS = (*_DAMAGED, MemoryError)

@@ -1,5 +1,6 @@
 """The images that a model is evaluated on, and their order."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log_once
 from robust_submission.data.dataset import NO_LABEL, ImageDataset
+from robust_submission.data.inspection import inspect_images
 from robust_submission.data.loader import EvaluationLoader, MicroBatch, micro_batches
 from robust_submission.data.sources import (
     Columns,
     Source,
     StoredSource,
     available_splits,
+    held_out_images,
     match_classes,
     open_source,
     read_recipe,
     recipe_columns,
-    split_train_validation,
     stratified_subset,
 )
 from robust_submission.settings import DataOptions
@@ -54,13 +56,23 @@ class EvaluationData:
         Raises:
             UserError: see `match_classes`.
         """
-        if not self.by_name or class_names is None or list(class_names) == self.class_names:
+        if class_names is None or list(class_names) == self.class_names:
             return self
-        assert isinstance(self.source, StoredSource)
         place = self.description["source"]
-        labels, names = match_classes(self.labels, self.class_names, class_names, place)
+        if self.by_name:
+            labels, names = match_classes(self.labels, self.class_names, class_names, place)
+        elif len(self.class_names) <= len(class_names):
+            labels, names = self.labels, list(class_names)
+        else:
+            return self  # the model has too few outputs, which will be said
+        assert isinstance(self.source, StoredSource)
         source = replace(self.source, labels=labels, class_names=names)
         return replace(self, source=source, labels=labels, class_names=names)
+
+    def numbered(self, count: int) -> "EvaluationData":
+        """The same with the names 0 to `count` - 1; unchanged where there are as many classes."""
+        names = [str(number) for number in range(count)]
+        return self if len(self.class_names) == count else replace(self, class_names=names)
 
     def require_classes_of(self, class_names: Sequence[str] | None, model: object) -> None:
         """Raise UserError if a second model, such as a twin, numbers these classes otherwise."""
@@ -129,10 +141,11 @@ class TensorSource:
         self, images: Tensor | np.ndarray, labels: Tensor | np.ndarray | Sequence[int]
     ) -> None:
         images, numbers = _as_tensor("images", images), _as_tensor("labels", labels)
-        if not torch.equal(numbers, numbers.long()):
+        whole = numbers.long()
+        if not torch.equal(numbers.double(), whole.double()):
             raise UserError(f"labels: expected integers, found {numbers.flatten()[:3].tolist()} ….")
         self.images = images.float() if images.dtype == torch.bfloat16 else images
-        self.labels = numbers.long().numpy()
+        self.labels = whole.numpy()
         self.class_names = list[str]()
         self.ids = np.array([str(index) for index in range(len(images))])
         shape = tuple(images.shape)
@@ -219,6 +232,8 @@ def open_evaluation_data(
         raise UserError("expected --data.name with --data.root or --data.download, found none.")
     else:
         source, candidates, origin, part = _of_the_run(checkpoint, options)
+        if read_recipe(checkpoint, "--data.name")["data"].get("skip_bad"):
+            candidates = _readable(source, candidates)
     if source.labels is None:
         raise UserError(f"{origin}: expected images with labels, found none.")
     chosen = candidates[stratified_subset(source.labels[candidates], limit, seed)]
@@ -250,6 +265,16 @@ def arrange_images(
     )
 
 
+def _readable(source: Source, indices: np.ndarray) -> np.ndarray:
+    """The images that can be read, of a run that left out the others; each of those is named."""
+    assert isinstance(source, StoredSource)
+    images = inspect_images(source, indices, os.cpu_count() or 1, "reading", hidden=True)
+    for image in images:
+        if image.fault:
+            log_once(f"skipped: {image.fault}")
+    return indices[[not image.fault for image in images]]
+
+
 def _of_the_run(
     checkpoint: Path | None, options: DataOptions
 ) -> tuple[Source, np.ndarray, str, str]:
@@ -266,21 +291,10 @@ def _of_the_run(
     if "val" in splits:
         source = read("val")
         return source, np.arange(len(source)), name, f"split val (there is no {split})"
+    assert checkpoint is not None  # it has a recipe
     source = read()
-    held_out = _held_out(source, recipe, f"{checkpoint}/recipe.yaml")
-    if len(held_out) == 0:
-        raise UserError(f"{name}: expected images held out from training, found none.")
+    held_out = held_out_images(checkpoint, source)
+    if held_out is None or not len(held_out):
+        expected = f"{name} images that the run held out from training, or --data.name"
+        raise UserError(f"{checkpoint}/data.json: expected {expected}; found none.")
     return source, held_out, name, f"held out from training (there is no {split})"
-
-
-def _held_out(source: Source, recipe: dict[str, Any], path: str) -> np.ndarray:
-    """The images of undivided data that the run did not train on."""
-    try:
-        seed, data = recipe["seed"], recipe["data"]
-        limit, fraction = data["limit"], data["validation_fraction"]
-    except KeyError as error:
-        raise UserError(f"{path}: expected a recipe with {error.args[0]}, found none.") from error
-    labels = np.zeros(0) if source.labels is None else source.labels
-    kept = stratified_subset(labels, limit, seed)
-    _, held_out = split_train_validation(labels[kept], fraction, seed)
-    return kept[held_out]

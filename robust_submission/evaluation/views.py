@@ -1,7 +1,7 @@
 """What each attacker differentiates: the views of the evaluated model."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,6 +13,7 @@ from robust_submission.attacks import PGD, Model, input_gradient
 from robust_submission.attacks.losses import LARGEST_GAP, bounded_cross_entropy, margin
 from robust_submission.attacks.norms import rescaled
 from robust_submission.cli.errors import UserError, log
+from robust_submission.data.sources import only_numbers
 from robust_submission.evaluation.jobs import ADAPTIVE, Attacker
 from robust_submission.evaluation.planted import Readout, find_readout
 from robust_submission.models.bpda import BPDA, Through
@@ -187,7 +188,8 @@ def build_views(
         twin: The model to transfer from, without its defences; None for the model itself without
             them.
         images: Some of the evaluated ones, (B, 3, H, W), float32, 0 to 1.
-        class_names: The data's, in the order of the logits.
+        class_names: The data's, in the order of the logits; where they are only numbers, the model
+            may have more.
         device: Where everything runs.
         settings: Norm and epsilon of the attacks.
 
@@ -198,9 +200,13 @@ def build_views(
     if len(class_names) < 2:
         raise UserError(f"data: expected at least two classes, found {class_names}.")
     model, images = _prepared(named.model, device), images.to(device)
-    model, outputs = _tried(named.name, model, images, len(class_names))
+    count, open_ended = len(class_names), only_numbers(class_names)
+    model, outputs = _tried(named.name, model, images, count, open_ended=open_ended)
+    if outputs.shape[1] > count:
+        log.info("data: labels 0 to %d of the model's %d outputs.", count - 1, outputs.shape[1])
+        count = outputs.shape[1]
     if twin is not None:
-        twin, answers = _tried("twin", _prepared(twin, device), images, len(class_names))
+        twin, answers = _tried("twin", _prepared(twin, device), images, count)
         if _are_probabilities(answers):
             twin = LogProbabilities(twin)
     softmax = _are_probabilities(outputs)
@@ -223,7 +229,7 @@ def build_views(
         seen_by=seen_by,
         device=device,
         image_size=named.image_size,
-        num_classes=len(class_names),
+        num_classes=count,
         random=random,
         repeats=not random or _repeats(model, images),
         mixes_images=not random and _mixes_images(model, images),
@@ -330,14 +336,42 @@ def _prepared(model: Model, device: torch.device) -> Model:
     return model
 
 
-def _tried(name: str, model: Model, images: Tensor, num_classes: int) -> tuple[Model, Tensor]:
+def device_of(named: LoadedModel, images: Tensor, device: torch.device) -> torch.device:
+    """Where a model computes: on `device`; on the CPU, if it is a function that does so only there.
+
+    Args:
+        named: The model.
+        images: Some images for it, (B, 3, H, W), float32, 0 to 1, on the CPU.
+        device: Where a module can be moved to.
+    """
+    if isinstance(named.model, nn.Module) or device.type == "cpu":
+        return device
+    for place in (device, torch.device("cpu")):
+        with suppress(Exception), torch.no_grad():  # the user's code: anything
+            named.model(images.to(place))
+            if place != device:
+                log.info("%s computes on the CPU.", named.name)
+            return place
+    return device  # where `try_model` says what is wrong
+
+
+def _tried(
+    name: str, model: Model, images: Tensor, num_classes: int, *, open_ended: bool = False
+) -> tuple[Model, Tensor]:
     """The model, `OnACopy` if it writes into its images, and its outputs; see `try_model`."""
     given = images.clone()
-    outputs = try_model(name, model, given, num_classes)
+    outputs = try_model(name, model, given, num_classes, open_ended=open_ended)
     return (model if torch.equal(given, images) else OnACopy(model)), outputs
 
 
-def try_model(name: str, model: Model, images: Tensor, num_classes: int | None = None) -> Tensor:
+def try_model(
+    name: str,
+    model: Model,
+    images: Tensor,
+    num_classes: int | None = None,
+    *,
+    open_ended: bool = False,
+) -> Tensor:
     """The model's outputs (B, num_classes) on a few images.
 
     Args:
@@ -345,6 +379,7 @@ def try_model(name: str, model: Model, images: Tensor, num_classes: int | None =
         model: Any callable.
         images: (B, 3, H, W), float32, 0 to 1.
         num_classes: The expected number of outputs; None for any.
+        open_ended: There may be more.
 
     Raises:
         UserError: the model raises an error, or its outputs have another shape.
@@ -363,7 +398,8 @@ def try_model(name: str, model: Model, images: Tensor, num_classes: int | None =
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"{name}: expected logits (B, classes) of images {shape}, found {found}.")
-    if num_classes not in (None, logits.shape[1]):
+    fits = num_classes in (None, logits.shape[1])
+    if not fits and not (open_ended and num_classes and logits.shape[1] > num_classes):
         raise UserError(
             f"{name}: expected one logit for each of the data's {num_classes} classes, "
             f"found {logits.shape[1]}."

@@ -7,7 +7,7 @@ what package.py makes of a checkpoint, or if the user trusts it.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from robust_submission.attacks import EOT, Model
 from robust_submission.checker.unpack import RefusedError, unpack
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import scratch_folder
+from robust_submission.data.sources import only_numbers
 from robust_submission.models.classifier import RobustClassifier, undefended
 from robust_submission.models.cpu import optimize_for_cpu
 from robust_submission.models.surgery import StraightThrough, replaced
@@ -98,16 +99,21 @@ def _is_made_of(origin: RobustClassifier, files: list[str], folder: Path) -> boo
     return same and all((folder / name).read_bytes() == expected[name] for name in expected)
 
 
-def require_logits(path: Path, model: Model, image_size: int, num_classes: int) -> None:
-    """Raise a UserError unless the model gives one logit per class for an image of that size."""
+def require_logits(path: Path, model: Model, image_size: int, class_names: Sequence[str]) -> None:
+    """Raise a UserError unless the model gives one logit per class for an image of that size.
+
+    Or more, where the classes are only numbers.
+    """
     try:
         logits = model(torch.zeros(1, 3, image_size, image_size))
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         raise _unfit(path, error) from error
-    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+    count, several = len(class_names), only_numbers(class_names)
+    fits = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 1
+    if not fits or not (logits.shape[1] == count or (several and logits.shape[1] > count)):
         shape = getattr(logits, "shape", [f"a {type(logits).__name__}"])
         found = " x ".join(map(str, shape))
-        raise UserError(f"{path}: expected logits 1 x {num_classes}, found {found}.")
+        raise UserError(f"{path}: expected logits 1 x {count}, found {found}.")
 
 
 def _unfit(path: Path, error: BaseException) -> UserError:

@@ -14,14 +14,23 @@ from robust_submission.cli.documents import open_file
 from robust_submission.cli.errors import UserError, log_once
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, without: str | None = None) -> None:
     """Load every tensor of a safetensors file into `model`, strictly.
+
+    Args:
+        model: Changed in place.
+        path: The file.
+        without: The start of names whose tensors are left out of the file, which a line says.
 
     Raises:
         UserError: the file is missing, unreadable or not safetensors, or its tensors are not those
             of the model (the first difference is named).
     """
-    _fill(model, _read(path), path)
+    found = _read(path)
+    if without and (others := [name for name in found if name.startswith(without)]):
+        log_once(f"{path}: not taken, {len(others)} tensors of {without.rstrip('.')}.")
+        found = {name: found[name] for name in found.keys() - others}
+    _fill(model, found, path)
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> None:

@@ -52,8 +52,13 @@ def platform_files(model: RobustClassifier, platform: Platform, layout: Layout) 
             whether ids have endings.
 
     Raises:
-        UserError: see `package_config`.
+        UserError: see `package_config`; or all ids of a template are in one folder, whose name the
+            program does not know.
     """
+    folders = {str(each).rpartition("/")[0].partition("/")[0] for each in layout.ids}
+    if len(folders) == 1 and (folder := folders.pop()):
+        expected = "ids from the folder that all images are in"
+        raise UserError(f"--template: expected {expected}, found all of them in {folder}/.")
     settings = {
         "image_size": model.image_size,
         "header": layout.header,

@@ -8,10 +8,10 @@ import numpy as np
 from robust_submission.checker.checks import check_trial
 from robust_submission.checker.host import Images, Rules, try_submission
 from robust_submission.checker.probes import Stage
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.files import atomic_write, scratch_folder
 from robust_submission.data.images import resize_image
-from robust_submission.data.sources import open_run_data, open_source
+from robust_submission.data.sources import open_run_data, open_source, read_recipe
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.packaging.export import checkpoint_logits, choose_writer
 
@@ -46,8 +46,21 @@ def proof_images(
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         return noise, "images of noise (--images for real ones)"
     places = np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int)
-    pixels = [resize_image(source.image(int(place)), image_size) for place in places]
+    skips, pixels = folder is None and _skips_bad(checkpoint), list[np.ndarray]()
+    for place in places.tolist():
+        try:
+            pixels.append(resize_image(source.image(place), image_size))
+        except UserError as error:
+            if not skips:
+                raise
+            log.warning("skipped: %s", error)  # as in the run
+    if not pixels:
+        raise UserError(f"{checkpoint}: expected training images that can be read, found none.")
     return np.stack(pixels), description
+
+
+def _skips_bad(checkpoint: Path) -> bool:
+    return bool(read_recipe(checkpoint, "--images")["data"].get("skip_bad"))
 
 
 def write_package(

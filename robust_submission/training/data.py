@@ -1,16 +1,18 @@
 """The images of a run: builds the loaders of one process from a recipe."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from robust_submission.cli.errors import UserError, log
+from robust_submission.cli.errors import UserError, log, log_once
 from robust_submission.data.augment import Augmentation
 from robust_submission.data.dataset import ImageDataset
 from robust_submission.data.inspection import inspect_images
@@ -19,8 +21,11 @@ from robust_submission.data.sources import (
     Columns,
     StoredSource,
     available_splits,
+    held_out_images,
+    ids_by_class,
     mix_sources,
     open_source,
+    read_recipe,
     split_train_validation,
     stratified_subset,
 )
@@ -40,21 +45,29 @@ class TrainingData:
     train: TrainingLoader
     validation: EvaluationLoader
     test: EvaluationLoader | None
+    held_out: Mapping[str, Sequence[str]] | None
+    """The ids of all images that training leaves for validation and for later evaluations, by
+    class; None where the data has a split val."""
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when resuming: the classes, and the images of each."""
+        """What must be the same when resuming: the classes, and the images of each.
+
+        With the images that were held out, which evaluations and later runs read.
+        """
         names = {str(label): name for label, name in enumerate(self.class_names)}
         images = {"train": digest_classes(self.train.dataset)}
         images["val"] = digest_classes(self.validation.dataset)
         count = len(self.train.dataset)
-        return {"training_images": count, "class_names": names, "images": images}
+        identity = {"training_images": count, "class_names": names, "images": images}
+        return identity | {"held_out": self.held_out}
 
 
 def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> TrainingData:
     """Load this process's training, validation and test images.
 
-    The validation images are the source's own split val, or else a stratified share of the training
-    images; the test images are never used to choose anything.
+    The validation images are the source's own split val; or else those that the runs held out which
+    this one continues or starts from, or a stratified share of the training images. The test images
+    are never used to choose anything.
 
     Raises:
         UserError: There is no such data, it has no labels, fewer than two classes or no validation
@@ -78,7 +91,7 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
         splits = available_splits(config.name, config.root, columns)
         validation, test = (split(name) if name in splits else None for name in ("val", "test"))
         extra = _open_extra(config.extra, config.max_pixels) if config.extra else None
-    parts = _choose_images(recipe, source, validation)
+    parts, held_out = _choose_images(recipe, source, validation)
     if test is not None:
         parts["test"] = _all_of(test)
     if extra is not None:
@@ -95,6 +108,7 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
         train=_training_loader(recipe, image_size, accelerator, *parts["train"]),
         validation=evaluation(*parts["val"]),
         test=evaluation(*parts["test"]) if "test" in parts else None,
+        held_out=ids_by_class(source, held_out) if validation is None else None,
     )
 
 
@@ -110,8 +124,8 @@ def _open_extra(config: ExtraConfig, max_pixels: int | None) -> StoredSource:
 
 def _choose_images(
     recipe: RunRecipe, source: StoredSource, validation: StoredSource | None
-) -> dict[str, Part]:
-    """Which images to train and to validate on; of the source's own where it has no split val."""
+) -> tuple[dict[str, Part], np.ndarray]:
+    """Which images to train and to validate on, and which of the source's own are held out."""
     config = recipe.data
     if source.labels is None or source.class_names is None:
         raise UserError(f"data.name: expected a source with labels, found {config.name}.")
@@ -121,12 +135,41 @@ def _choose_images(
     expected = "above 0 for data without a split val"
     require(validation is not None or fraction != 0, "data.validation_fraction", expected, 0)
     chosen = stratified_subset(source.labels, config.limit, recipe.seed)
-    kept, held_out = split_train_validation(source.labels[chosen], fraction, recipe.seed)
-    places = np.arange(len(validation)) if validation is not None else chosen[held_out]
+    kept, held_out = (
+        chosen[part]
+        for part in split_train_validation(source.labels[chosen], fraction, recipe.seed)
+    )
+    before = _held_out_before(recipe, source) if validation is None else None
+    if before is not None and not np.array_equal(before, held_out):
+        log_once(f"data: validates on {len(before)} images that the former runs held out, too.")
+        kept, held_out = chosen[~np.isin(chosen, before)], before
+        expected = "images to train on, and others that all former runs held out"
+        require(min(len(kept), len(held_out)) > 0, "data", expected, "none")
+    places = np.arange(len(validation)) if validation is not None else held_out
     validation = source if validation is None else validation
     assert validation.labels is not None
     some = stratified_subset(validation.labels[places], config.validation_limit, recipe.seed)
-    return {"train": (source, chosen[kept]), "val": (validation, places[some])}
+    return {"train": (source, kept), "val": (validation, places[some])}, held_out
+
+
+def _held_out_before(recipe: RunRecipe, source: StoredSource) -> np.ndarray | None:
+    """Which images all the runs have held out that this one continues, or starts from.
+
+    Only those of the same data count; None if there is none, or none says.
+    """
+    if recipe.resume:
+        return held_out_images(recipe.output, source)
+    runs = [each for each in recipe.starts if each and (each / "recipe.yaml").is_file()]
+    here = _place(recipe.data.name, recipe.data.root)
+    data = {run: read_recipe(run, "the recipe of a run")["data"] for run in runs}
+    same = [run for run in runs if _place(data[run]["name"], data[run]["root"]) == here]
+    found = [held_out_images(run, source) for run in same]
+    known = [each for each in found if each is not None]
+    return reduce(np.intersect1d, known) if known else None
+
+
+def _place(name: str, root: Path | str | None) -> tuple[str, Path | None]:
+    return name, None if root is None else Path(root).resolve()
 
 
 def _all_of(source: StoredSource) -> Part:

@@ -27,6 +27,8 @@ from robust_submission.runtime import multiplies_bfloat16, start_accelerator
 from robust_submission.training.data import TrainingData
 from robust_submission.training.objectives import (
     ROBUST_ACCURACY,
+    Challenge,
+    MixedCrossEntropy,
     collapsed_epoch,
     perturbed_weights,
 )
@@ -78,6 +80,7 @@ def start_run(recipe: RunRecipe) -> tuple[Accelerator, RunFolder]:
         expected = f"installed trackers (here {', '.join(trackers)})"
         require(name in trackers, "trackers", expected, name)
     accelerator = start_accelerator(
+        float64=vars(recipe).get("trn") is not None,  # for its gradient map
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.gradient_accumulation,
         log_with=list(recipe.trackers) or None,
@@ -292,9 +295,11 @@ def compute_gradients(
     total = torch.zeros((), device=accelerator.device)
     columns = (batch["images"], batch["labels"], image_draws)
     for images, labels, seeds in zip(*(each.chunk(parts) for each in columns), strict=True):
-        # From the loader's pinned memory: the CPU does not wait for the GPU.
-        images = images.to(accelerator.device, non_blocking=True)
-        labels = labels.to(accelerator.device, non_blocking=True)
+        # From the loader's pinned memory: the CPU does not wait for the GPU. Apple's would not keep
+        # memory that is not pinned until it is copied.
+        pinned = accelerator.device.type == "cuda"
+        images = images.to(accelerator.device, non_blocking=pinned)
+        labels = labels.to(accelerator.device, non_blocking=pinned)
         with accelerator.accumulate(training.model):
             with accelerator.autocast():
                 examples = objective.examples(training.classifier, images, labels, seeds)
@@ -319,7 +324,8 @@ def require_smaller_parts(training: Training, share: int, error: Exception) -> N
     draws or computes for itself: drop-path, batch norm, adversarial weight perturbation.
     """
     parts = training.accelerator.gradient_accumulation_steps
-    if not training.recipe.auto_batch_size or share % (2 * parts):
+    pairs = isinstance(training.objective, Challenge | MixedCrossEntropy)  # of images in each part
+    if not training.recipe.auto_batch_size or share % ((4 if pairs else 2) * parts):
         raise UserError(
             f"out of memory with {share // parts} images at once: increase gradient_accumulation "
             "(same batch; auto_batch_size finds it), set mixed_precision to bf16, or lower "

@@ -2,7 +2,7 @@
 
     config.json, model.safetensors   the best epoch (the average where one is kept)
     recipe.yaml, provenance.json     the resolved recipe; versions, revision, hardware
-    data.json                        the classes, and digests of the images
+    data.json                        the classes, digests of the images, ids of those held out
     metrics.csv, summary.json        one row per epoch; the final figures
     state/epoch-0003/                everything that --resume needs, after three whole epochs
     state/epoch-0003-step-000120/    the same, 120 steps later; see saved_state
@@ -59,6 +59,9 @@ MAY_CHANGE = {
     *("max_pixels", "check", "skip_bad", "changed", *ACCUMULATION),
 }
 """Keys of a recipe that do not influence the weights: a resumed run may change them."""
+
+IMAGES: tuple[str, ...] = ("training_images", "images", "held_out")
+"""Keys of data.json that `data.changed` allows to change."""
 
 WRITTEN = (
     *("config.json", "model.safetensors", "recipe.yaml", "provenance.json", "data.json"),
@@ -152,7 +155,7 @@ class RunFolder:
         read = read_json if path.suffix == ".json" else read_yaml
         former = validated(dict[str, Any], read(path, "the file of a run to resume"), path)
         if difference := changed_key(former, now, may_change):
-            if difference.startswith(("training_images", "images")):
+            if difference.startswith(IMAGES):
                 difference += " (data.changed allows it)"
             raise UserError(f"{path}: expected {difference}; a resumed run may not change this.")
 
@@ -166,7 +169,7 @@ class RunFolder:
             UserError: The state is damaged, or was trained on other data.
         """
         if self.recipe.resume:
-            changed = {"training_images", "images"} if self.recipe.data.changed else set[str]()
+            changed = {*IMAGES} if self.recipe.data.changed else set[str]()
             self._check("data.json", data, changed)
             self._load_state(accelerator, ema)
         if accelerator.is_main_process:

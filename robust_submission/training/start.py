@@ -61,7 +61,7 @@ def require_size(classifier: RobustClassifier, config: ModelConfig) -> None:
 
 
 def load_start(recipe: Recipe, classifier: RobustClassifier) -> None:
-    """Load the weights that the recipe starts from, if any.
+    """Load the weights that the recipe starts from, if any; of a run behind a TRN, without it.
 
     Raises:
         UserError: They are missing, no safetensors, or of another shape.
@@ -77,7 +77,7 @@ def load_start(recipe: Recipe, classifier: RobustClassifier) -> None:
     elif start is not None and is_backbone(start):
         load_backbone(classifier.backbone, start)
     elif start is not None:
-        load_weights(classifier, start / SAFETENSORS_SINGLE_FILE)
+        load_weights(classifier, start / SAFETENSORS_SINGLE_FILE, without="restore.")
 
 
 def is_backbone(checkpoint: Path) -> bool:

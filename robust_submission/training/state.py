@@ -246,8 +246,8 @@ class Interruption:
     def after_step(self) -> int:
         """The signal for which all processes stop here, or 0. Each calls it after each step.
 
-        Several processes exchange what they received, and read the exchange of the step before,
-        whose result is there without waiting for the device.
+        Several processes exchange what they received, and read the exchange of the step before, so
+        that none waits for another.
         """
         if self.accelerator.num_processes == 1:
             return self._received

@@ -37,8 +37,12 @@ def test_images_reach_the_model_with_its_labels(
     with pytest.raises(ValueError, match="it does not know ship"):
         data.matched_to(["bird", "cat"])
     options = replace(options, labels="indices")
-    data = open_evaluation_data(options, None, None, None, seed=0).matched_to(["cat", "dog"])
-    assert data.class_names == ["Ship", "bird"] and data.labels.tolist() == [0, 1]
+    data = open_evaluation_data(options, None, None, None, seed=0)
+    for known in (["cat", "dog"], ["cat", "dog", "emu"]):
+        matched = data.matched_to(known)
+        assert matched.class_names == known and matched.labels.tolist() == [0, 1]
+    assert data.matched_to(["cat"]) is data  # which no model of one class passes
+    assert data.numbered(2) is data and data.numbered(3).class_names == ["0", "1", "2"]
 
 
 def test_tensors_are_matched_too() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_submission.evaluation.jobs import Attacker
-from robust_submission.evaluation.views import LogProbabilities, Views, build_views
+from robust_submission.evaluation.views import LogProbabilities, Views, build_views, device_of
 from robust_submission.models.bpda import BPDA, Through
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.gcm import GCM
@@ -210,6 +210,20 @@ def test_a_model_that_does_not_fit_the_data(model: object, class_names: list[str
     with pytest.raises(ValueError, match=message) as raised:
         build(model, class_names)
     assert str(raised.value).count("\n") < 3
+
+
+def test_a_model_may_have_more_classes_than_numbered_data():
+    assert build(linear(), ["0", "1"]).num_classes == 3
+    with pytest.raises(ValueError, match="the data's 4 classes, found 3"):
+        build(linear(), ["0", "1", "2", "3"])
+
+
+def test_a_function_computes_where_its_weights_are():
+    """The device meta takes the place of a GPU."""
+    network, other = linear(), torch.device("meta")
+    for model, device in ((network.forward, "cpu"), (nn.Flatten().forward, "meta")):
+        named = LoadedModel(name="it", model=model, image_size=8, class_names=None)
+        assert device_of(named, IMAGES, other) == torch.device(device)
 
 
 @pytest.mark.parametrize("conceal", [False, True])

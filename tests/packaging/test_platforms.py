@@ -2,8 +2,10 @@
 
 import ast
 import shutil
+import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -17,7 +19,12 @@ from robust_submission.checker.sandbox import link_packages, namespaces
 from robust_submission.cli.errors import UserError
 from robust_submission.models.load import load_checkpoint
 from robust_submission.packaging import platforms
-from robust_submission.packaging.platforms import Platform, check_place, write_platform
+from robust_submission.packaging.platforms import (
+    Platform,
+    check_place,
+    platform_files,
+    write_platform,
+)
 from robust_submission.prediction.layout import plan_layout
 from robust_submission.prediction.schema import Answers, Format, Layout
 from robust_submission.prediction.template import read_template
@@ -47,6 +54,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     turned = Image.Exif()
     turned[274] = 6
     large.save(folder / "10.jpg", exif=turned)
+    # Whose artist is a number, which nothing writes again as a text.
+    odd = b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 274, 3, 1, 6)
+    odd += struct.pack("<HHII", 315, 5, 1, 38) + bytes(4) + struct.pack("<II", 1, 2)
+    large.save(folder / "11.jpg", exif=b"Exif\0\0" + odd)
     large.convert("CMYK").save(folder / "2.JPEG")
     large.convert("L").save(folder / "a b.png")
     large.quantize(8).save(folder / "palette.gif")
@@ -98,6 +109,15 @@ def predicted(checkpoint: Path, images: Path, out: Path, *options: object) -> pd
     return pd.read_csv(out)
 
 
+def test_a_template_whose_ids_the_program_cannot_know_is_refused(tmp_path: Path):
+    for ids, refused in ((["a/b/1.png", "a/2.png"], True), (["a/1.png", "2.png"], False)):
+        (tmp_path / "sample.csv").write_text("image_id,label\n" + "".join(f"{e},0\n" for e in ids))
+        template = read_template(tmp_path / "sample.csv", "csv")
+        layout = plan_layout("csv", ids, NAMES, template, Answers())
+        with pytest.raises(UserError, match="all of them in a/") if refused else nullcontext():
+            platform_files(build(), "codabench", layout)
+
+
 def test_codabench_unpacks_it_and_runs_its_command(checkpoint: Path, images: Path, tmp_path: Path):
     out, app = tmp_path / "submission.zip", tmp_path / "app"
     (tmp_path / "sample.csv").write_text("id,pred\n1,0.5\n2,0.5\n")
@@ -118,7 +138,7 @@ def test_codabench_unpacks_it_and_runs_its_command(checkpoint: Path, images: Pat
     found = pd.read_csv(app / "output" / "submission.csv")
     options = ("--format", "score", "--score_class", 7)
     expected = predicted(checkpoint, images, tmp_path / "sub.csv", *options)
-    assert list(found.columns) == ["id", "pred"] and len(found) == 12
+    assert list(found.columns) == ["id", "pred"] and len(found) == 13
     assert found["id"].tolist() == [Path(name).stem for name in expected["image_name"]]
     np.testing.assert_allclose(found["pred"], expected["score"], rtol=0, atol=2e-6)
     assert expected["score"].std() > 1e-3

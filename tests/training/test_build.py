@@ -84,6 +84,10 @@ def test_a_run_starts_from_another_and_behind_a_trn(tmp_path: Path):
     weights = model.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in first.state_dict().items())
     assert not any(each.requires_grad for each in model.restore.parameters())
+    model.save_pretrained(tmp_path / "second")
+    third = build_classifier(replace(recipe, checkpoint=tmp_path / "second", trn=None), NAMES)
+    assert isinstance(third.restore, nn.Identity)
+    assert all(torch.equal(weights[name], each) for name, each in third.state_dict().items())
     with pytest.raises(UserError, match=r"expected backbone\.head\.fc\.weight of shape \(2, "):
         build_classifier(recipe, NAMES[:2])
 

@@ -9,11 +9,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from PIL import Image
 
 from robust_submission.cli.command import Names
+from robust_submission.data.loader import EvaluationLoader, TrainingLoader
+from robust_submission.evaluation.data import open_evaluation_data
 from robust_submission.models.classifier import RobustClassifier
+from robust_submission.packaging.proof import proof_images
+from robust_submission.settings import DataOptions
 from robust_submission.training.build import build_training
 from robust_submission.training.data import TrainingData, load_data
 from robust_submission.training.loop import run_training, summarize
@@ -23,6 +28,7 @@ from robust_submission.training.recipe import (
     ModelConfig,
     Recipe,
     RunRecipe,
+    as_plain,
 )
 from robust_submission.training.run_folder import changed_key
 
@@ -177,6 +183,52 @@ def short_run(root: Path, output: Path) -> Recipe:
         model=ModelConfig(backbone="test_convnext"),
         data=DataConfig(name="folder", root=root),
     )
+
+
+def ids_of(loader: TrainingLoader | EvaluationLoader) -> set[str]:
+    dataset = loader.dataset
+    return set(dataset.source.ids[dataset.indices])
+
+
+def test_what_a_run_held_out_stays_so(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After images were removed, added or damaged, and for runs of another seed that start from it.
+
+    Drawn anew from the images that are there now, it would be others.
+    """
+    shutil.rmtree(photos / "test")
+    first = tmp_path_factory.mktemp("run")
+    recipe = short_run(photos, first)
+    recipe = replace(recipe, data=replace(recipe.data, skip_bad=True, validation_fraction=0.5))
+    data = load_data(recipe, 8, Accelerator(cpu=True))
+    (first / "recipe.yaml").write_text(yaml.safe_dump(as_plain(recipe)))
+    (first / "data.json").write_text(json.dumps(data.identity()))
+    held_out, trained = ids_of(data.validation), sorted(ids_of(data.train))
+    bad = min(held_out)
+    (photos / "train" / bad).write_bytes(b"")
+    (photos / "train" / trained[0]).unlink()
+    (photos / "train" / trained[1]).write_bytes(b"")
+    for number in range(5):
+        shutil.copy(photos / "train" / trained[-1], photos / f"train/cat/00{number}.png")
+    evaluated = open_evaluation_data(DataOptions(), first, None, None, seed=0)
+    assert set(evaluated.source.ids[evaluated.indices]) == held_out - {bad}
+    assert len(proof_images(None, first, 100, 8)[0]) == 16 - 3 + 5
+    for later in (
+        replace(recipe, seed=1, checkpoint=first),
+        replace(recipe, resume=True),
+    ):
+        again = load_data(later, 8, Accelerator(cpu=True))
+        assert ids_of(again.validation) == held_out - {bad}
+        assert not ids_of(again.train) & held_out and len(ids_of(again.train)) > len(trained) - 2
+    assert any(f"{bad}: expected" in each for each in caplog.messages)
+    swapped = data.identity() | {"held_out": {"cat": data.held_out["dog"]}}  # type: ignore[index]
+    (first / "data.json").write_text(json.dumps(swapped))
+    with pytest.raises(ValueError, match=r"data\.json: expected dog/.*the class cat .* found dog"):
+        open_evaluation_data(DataOptions(), first, None, None, seed=0)
+    (first / "data.json").unlink()
+    with pytest.raises(ValueError, match=r"data\.json: expected folder images .*--data\.name"):
+        open_evaluation_data(DataOptions(), first, None, None, seed=0)
 
 
 def test_steps_are_kept_if_a_training_image_cannot_be_read(photos: Path, tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from robust_submission.cli.errors import UserError
-from robust_submission.training.loop import CHECK_STEPS, explain_batch_norm, require_finite
+from robust_submission.training.loop import (
+    CHECK_STEPS,
+    explain_batch_norm,
+    require_finite,
+    require_smaller_parts,
+)
+from robust_submission.training.objectives import CrossEntropy, MixedCrossEntropy, Mixing
 from tests.conftest import SMALL
 from tests.training.test_resume import RANDOM, assert_same_run, described, run_all, states
 
@@ -61,6 +67,18 @@ def test_batch_norm_of_one_image_names_the_options():
     with pytest.raises(UserError, match=r"batch_size: .* found 1: .* gradient_accumulation\."):
         explain_batch_norm(training, 8, raised.value)
     explain_batch_norm(training, 8, ValueError("another"))  # for its caller to raise
+
+
+@pytest.mark.parametrize(
+    ("objective", "parts"), [(CrossEntropy(), 1), (MixedCrossEntropy(mixing=Mixing()), 2)]
+)
+def test_parts_are_halved_as_long_as_pairs_stay_together(objective: object, parts: int):
+    accelerator = SimpleNamespace(gradient_accumulation_steps=1)
+    recipe = SimpleNamespace(auto_batch_size=True)
+    training: Any = SimpleNamespace(recipe=recipe, accelerator=accelerator, objective=objective)
+    require_smaller_parts(training, 2 * parts, MemoryError())
+    with pytest.raises(UserError, match=f"out of memory with {3 * parts} images at once"):
+        require_smaller_parts(training, 3 * parts, MemoryError())
 
 
 def test_out_of_memory(tmp_path: Path):

@@ -16,7 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robust_submission.cli.documents import read_yaml, validated
+import numpy as np
+
+from robust_submission.cli.documents import read_json, read_yaml, validated
 from robust_submission.cli.errors import UserError
 from robust_submission.data.sources.arrays import TORCHVISION_FILES, open_digits, open_torchvision
 from robust_submission.data.sources.corrupted import (
@@ -29,9 +31,10 @@ from robust_submission.data.sources.folders import folder_splits, open_folder, o
 from robust_submission.data.sources.huggingface import Columns, open_table, table_splits
 from robust_submission.data.sources.manifests import manifest_splits, open_challenge, open_csv
 from robust_submission.data.sources.mixed import MixedSource, mix_sources
-from robust_submission.data.sources.names import SPLITS, match_classes
+from robust_submission.data.sources.names import SPLITS, match_classes, only_numbers
 from robust_submission.data.sources.npz import open_npz
 from robust_submission.data.sources.source import (
+    RunImages,
     RunRecord,
     Source,
     StoredSource,
@@ -46,8 +49,11 @@ __all__ = [
     "Source",
     "StoredSource",
     "available_splits",
+    "held_out_images",
+    "ids_by_class",
     "match_classes",
     "mix_sources",
+    "only_numbers",
     "open_run_data",
     "open_source",
     "read_recipe",
@@ -181,6 +187,47 @@ def run_roots(checkpoint: Path) -> list[Path]:
     data = read_recipe(checkpoint, "--images")["data"]
     extra = data.get("extra") or {}
     return [Path(each["root"]) for each in (data, extra) if each.get("root")]
+
+
+def ids_by_class(source: StoredSource, indices: np.ndarray) -> dict[str, list[str]]:
+    """The ids of these images, by the class's name; bytes of ids that are no UTF-8 as \\udc.."""
+    assert source.labels is not None and source.class_names is not None
+    ids = {name: list[str]() for name in source.class_names}
+    for index in indices.tolist():
+        ids[source.class_names[source.labels[index]]].append(_readable_id(source, index))
+    return ids
+
+
+def _readable_id(source: StoredSource, index: int) -> str:
+    return str(source.ids[index]).encode(errors="backslashreplace").decode()
+
+
+def held_out_images(run: Path, source: StoredSource) -> np.ndarray | None:
+    """Sorted indices of the images that a run kept from its training, of data without a split val.
+
+    Found by their ids, so that images that were added or removed since then change nothing. None
+    if its data.json names none.
+
+    Raises:
+        UserError: data.json is damaged, or an image is of another class now.
+    """
+    path = run / "data.json"
+    if not path.is_file():
+        return None
+    held_out = validated(RunImages, read_json(path, "a run's images"), path).held_out
+    if held_out is None:
+        return None
+    assert source.labels is not None and source.class_names is not None
+    known = {each: name for name, ids in held_out.items() for each in ids}
+    found = list[int]()
+    for index, label in enumerate(source.labels.tolist()):
+        name = known.get(each := _readable_id(source, index), now := source.class_names[label])
+        if name != now:
+            expected = f"{each}, which was held out, of the class {name} as before"
+            raise UserError(f"{path}: expected {expected}, found {now}: the data has changed.")
+        if each in known:
+            found.append(index)
+    return np.array(found, dtype=np.int64)
 
 
 def open_run_data(checkpoint: Path, split: str, max_pixels: int | None = None) -> Source:

@@ -84,7 +84,7 @@ def _alike(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _only_numbers(names: Sequence[str]) -> bool:
+def only_numbers(names: Sequence[str]) -> bool:
     """Whether the names are the labels themselves: 0, 1, 2 and so on."""
     return list(names) == [str(label) for label in range(len(names))]
 
@@ -119,11 +119,11 @@ def match_classes(
     if distinct and all(_alike(name) in numbers for name in present):
         log_once(f"{place}: {len(present)} classes matched by name with the model's {len(known)}.")
         return np.array([numbers.get(_alike(name), -1) for name in found])[labels], list(known)
-    fits = len(found) <= len(known) if _only_numbers(found) else len(found) == len(known)
-    if not fits or not (_only_numbers(found) or _only_numbers(known)):
+    fits = len(found) <= len(known) if only_numbers(found) else len(found) == len(known)
+    if not fits or not (only_numbers(found) or only_numbers(known)):
         model, data = shortened(known), shortened(present)
         first = next((name for name in present if _alike(name) not in numbers), present[0])
         words = f"found {data}; it does not know {first} (see data.labels)"
         raise UserError(f"{place}: expected classes of the model ({model}), {words}.")
     log_once(f"{place}: labels taken as the model's numbers; one of the two has no class names.")
-    return labels, list(found if _only_numbers(known) else known)
+    return labels, list(found if only_numbers(known) else known)

@@ -5,10 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import decode_image, read_bytes
@@ -21,8 +21,6 @@ class _RunData(BaseModel):
     root: str | None
     image_column: str | None = None
     label_column: str | None = None
-    limit: PositiveInt | None = None
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class RunRecord(BaseModel):
@@ -30,9 +28,15 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(strict=True)
     data: _RunData
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     optimizer: dict[str, JsonValue] = {}
     objective: dict[str, JsonValue] = {}
+
+
+class RunImages(BaseModel):
+    """What is read again of a run's data.json."""
+
+    held_out: dict[str, list[str]] | None = None
+    """See `ids_by_class`; None where the data has a split val."""
 
 
 class Source(Protocol):

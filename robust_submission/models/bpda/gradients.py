@@ -20,16 +20,16 @@ class _Link(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, source: Tensor) -> Tensor:
-        ctx.dtype = source.dtype
+        ctx.source = {"device": source.device, "dtype": source.dtype}
         return values.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0].to(ctx.dtype)
+        return None, gradients[0].to(**ctx.source)
 
 
 def linked(values: Tensor, source: Tensor) -> Tensor:
-    """`values` with the gradient of `source`, a tensor of the same shape."""
+    """`values` with the gradient of `source`, a tensor of the same shape, perhaps elsewhere."""
     joined = _Link.apply(values.detach(), source)
     assert isinstance(joined, Tensor)
     return joined

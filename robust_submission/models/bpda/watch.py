@@ -165,7 +165,8 @@ class Watch(TorchFunctionMode):
     def _restored(self, name: str, tensors: list[Tensor], output: Tensor) -> Tensor:
         """Give what equals an earlier tensor the gradient of the identity."""
         for earlier in self._recent.get(output.shape, ()):
-            if earlier.dtype == output.dtype and is_same(earlier, output):
+            alike = earlier.dtype == output.dtype and earlier.device == output.device
+            if alike and is_same(earlier, output):
                 if any(each is earlier for each in tensors) and is_identity(output, earlier):
                     return output
                 return self._substituted(name, output, earlier)
@@ -234,7 +235,7 @@ class Watch(TorchFunctionMode):
                 sides.append(func(*with_tensors(args, moved), **with_tensors(kwargs, moved)))
         slope = (sides[0] - sides[1]).to(cut.source.dtype) / 2
         moving = cut.source.view(*place.shape, *[1] * (output.ndim - place.ndim))
-        return linked(output.to(slope.dtype), slope * moving)
+        return linked(output.to(slope.dtype), slope.to(moving.device) * moving)
 
     def _to_images(self, name: str, output: Tensor) -> Tensor:
         """Count what is made of the images, image by image; link the chosen one to them."""
@@ -245,7 +246,10 @@ class Watch(TorchFunctionMode):
         if self._join not in (None, self._made):
             return output
         if self._join is None:
-            pairs = (each.detach().flatten(1).double() for each in (self.images, output))
+            pairs = (
+                each.detach().flatten(1).to(self.images.device, torch.float64)
+                for each in (self.images, output)
+            )
             if bool((correlation(*pairs).abs() > RELATED).all()):
                 self.last_made = self._made
             return output
@@ -315,7 +319,10 @@ class Watch(TorchFunctionMode):
         if not like or not each.is_floating_point():
             return False
         resized = interpolate(self.images, each.shape[2:], mode="bilinear")
-        pairs = (values.detach().flatten(1).double() for values in (resized, each))
+        pairs = (
+            values.detach().flatten(1).to(resized.device, torch.float64)
+            for values in (resized, each)
+        )
         if bool((correlation(*pairs) < RELATED).any()):
             return False
         self._recent[each.shape] = [resized]
@@ -326,7 +333,7 @@ class Watch(TorchFunctionMode):
             kept = self._recent.setdefault(output.shape, [])
             kept.append(output)
             del kept[:-4]
-            if output.ndim == 2:
+            if output.ndim == 2 and output.device == self.images.device:
                 self.rows.append(output)
         elif connected:
             self._cut.setdefault(id(output), _Cut(output, self._nearest(output)))

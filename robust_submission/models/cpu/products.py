@@ -55,9 +55,9 @@ def product(features: Tensor, weight: Tensor, bias: Tensor | None, *, few: int =
     Returns:
         (..., out).
     """
-    rows = features.shape[:-1].numel()
-    to_mkl = rows < few * FEWEST_ROWS or features.numel() <= _FEWEST_VALUES
-    if to_mkl or not is_float32_on_cpu(features):
+    if not is_float32_on_cpu(features):  # first: compiled code would depend on the number of rows
+        return F.linear(features, weight, bias)
+    if features.shape[:-1].numel() < few * FEWEST_ROWS or features.numel() <= _FEWEST_VALUES:
         return F.linear(features, weight, bias)
     if _GRADIENT_BY_MKL and needs_gradient(weight):
         return _Product.apply(features, weight, bias)

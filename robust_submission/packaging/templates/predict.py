@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 HERE = Path(__file__).resolve().parent
 BATCH = 32
@@ -26,6 +26,16 @@ ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".avif", ".tga", ".jp2"),
 )
+ORIENTATION = 0x0112
+TURNS = {  # by EXIF's orientation; Image.Transpose came with Pillow 9.1
+    2: 0,  # FLIP_LEFT_RIGHT
+    3: 3,  # ROTATE_180
+    4: 1,  # FLIP_TOP_BOTTOM
+    5: 5,  # TRANSPOSE
+    6: 4,  # ROTATE_270
+    7: 6,  # TRANSVERSE
+    8: 2,  # ROTATE_90
+}
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
@@ -66,11 +76,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; as it is, where that cannot be read."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # whatever reading EXIF raises
+        turn = None
+    return image if turn is None else image.transpose(turn)  # pyright: ignore[reportArgumentType]
+
+
 def read_image(path: Path, size: int) -> np.ndarray:
     """The image as uint8 (size, size, 3): the shorter side scaled, the centre cut out."""
     try:
         with Image.open(path) as opened:
-            image = to_rgb(ImageOps.exif_transpose(opened))
+            opened.load()
+            image = to_rgb(upright(opened))
     except Exception as error:  # whatever a decoder raises
         print(f"{path}: not read, taken for grey: {error}", file=sys.stderr)
         return np.full((size, size, 3), GREY, np.uint8)
