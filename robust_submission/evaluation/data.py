@@ -233,7 +233,7 @@ def open_evaluation_data(
     else:
         source, candidates, origin, part = _of_the_run(checkpoint, options)
         if read_recipe(checkpoint, "--data.name")["data"].get("skip_bad"):
-            candidates = _readable(source, candidates)
+            candidates = _without_unreadable(source, candidates)
     if source.labels is None:
         raise UserError(f"{origin}: expected images with labels, found none.")
     chosen = candidates[stratified_subset(source.labels[candidates], limit, seed)]
@@ -265,7 +265,7 @@ def arrange_images(
     )
 
 
-def _readable(source: Source, indices: np.ndarray) -> np.ndarray:
+def _without_unreadable(source: Source, indices: np.ndarray) -> np.ndarray:
     """The images that can be read, of a run that left out the others; each of those is named."""
     assert isinstance(source, StoredSource)
     images = inspect_images(source, indices, os.cpu_count() or 1, "reading", hidden=True)
