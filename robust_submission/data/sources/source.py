@@ -5,10 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from robust_submission.cli.errors import UserError
 from robust_submission.data.images import decode_image, read_bytes
@@ -28,6 +28,7 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(strict=True)
     data: _RunData
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     optimizer: dict[str, JsonValue] = {}
     objective: dict[str, JsonValue] = {}
 
