@@ -22,7 +22,7 @@ ON_GPU = """
     --model.backbone convnext_tiny
     --model.backbone_args
     {"patch_size":1,"kernel_sizes":3,"ls_init_value":0.1,"dims":[64,192,384,768],"depths":[0,3,9,3]}
-    --batch_size 512 --epochs 30 --optimizer.warmup_epochs 1 --ema_decay 0.996
+    --batch_size 512 --epochs 25 --optimizer.warmup_epochs 1 --ema_decay 0.996
     --mixed_precision bf16 --model.compile true --data.num_workers 8
 """
 

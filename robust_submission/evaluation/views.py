@@ -1,7 +1,7 @@
 """What each attacker differentiates: the views of the evaluated model."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -347,11 +347,16 @@ def device_of(named: LoadedModel, images: Tensor, device: torch.device) -> torch
     if isinstance(named.model, nn.Module) or device.type == "cpu":
         return device
     for place in (device, torch.device("cpu")):
-        with suppress(Exception), torch.no_grad():  # the user's code: anything
-            named.model(images.to(place))
-            if place != device:
-                log.info("%s computes on the CPU.", named.name)
-            return place
+        try:
+            with torch.no_grad():
+                named.model(images.to(place, copy=True))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # the user's code: anything
+            continue
+        if place != device:
+            log.info("%s computes on the CPU.", named.name)
+        return place
     return device  # where `try_model` says what is wrong
 
 

@@ -20,7 +20,7 @@ def load_weights(model: nn.Module, path: Path, without: str | None = None) -> No
     Args:
         model: Changed in place.
         path: The file.
-        without: The start of names whose tensors are left out of the file, which a line says.
+        without: Tensors of the file whose names begin so are not taken, which a line says.
 
     Raises:
         UserError: the file is missing, unreadable or not safetensors, or its tensors are not those

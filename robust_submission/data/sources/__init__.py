@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from robust_submission.cli.documents import read_json, read_yaml, validated
-from robust_submission.cli.errors import UserError
+from robust_submission.cli.errors import UserError, log_once
 from robust_submission.data.sources.arrays import TORCHVISION_FILES, open_digits, open_torchvision
 from robust_submission.data.sources.corrupted import (
     cifar10c_splits,
@@ -190,7 +190,7 @@ def run_roots(checkpoint: Path) -> list[Path]:
 
 
 def ids_by_class(source: StoredSource, indices: np.ndarray) -> dict[str, list[str]]:
-    """The ids of these images, by the class's name; bytes of ids that are no UTF-8 as \\udc.."""
+    """The ids of these images, by the class's name; see `_readable_id`."""
     assert source.labels is not None and source.class_names is not None
     ids = {name: list[str]() for name in source.class_names}
     for index in indices.tolist():
@@ -199,14 +199,15 @@ def ids_by_class(source: StoredSource, indices: np.ndarray) -> dict[str, list[st
 
 
 def _readable_id(source: StoredSource, index: int) -> str:
+    """An image's id as JSON can hold it: bytes that are not UTF-8 are written as \\udcXX."""
     return str(source.ids[index]).encode(errors="backslashreplace").decode()
 
 
 def held_out_images(run: Path, source: StoredSource) -> np.ndarray | None:
     """Sorted indices of the images that a run kept from its training, of data without a split val.
 
-    Found by their ids, so that images that were added or removed since then change nothing. None
-    if its data.json names none.
+    Found by their ids, so that it does not matter which images were added or removed since then;
+    those that are gone are counted in a warning. None if its data.json names none.
 
     Raises:
         UserError: data.json is damaged, or an image is of another class now.
@@ -227,6 +228,8 @@ def held_out_images(run: Path, source: StoredSource) -> np.ndarray | None:
             raise UserError(f"{path}: expected {expected}, found {now}: the data has changed.")
         if each in known:
             found.append(index)
+    if gone := len(known) - len(found):
+        log_once(f"{path}: {gone} of {len(known)} images that were held out are not there now.")
     return np.array(found, dtype=np.int64)
 
 
