@@ -12,9 +12,10 @@ from robust_submission.cli.numbers import radius
 
 BLACK_BOX = ("noise", "square")
 """Attacks that use no gradient."""
+SINGLE_STEP = ("fgsm", "ffgsm")
 ITERATIVE = ("bim", "mim", "pgd")
 """Attacks whose number of steps the user sets."""
-CHOOSES_LOSS = ("fgsm", "ffgsm", *ITERATIVE)
+CHOOSES_LOSS = (*SINGLE_STEP, *ITERATIVE)
 """Attacks that maximise a loss which can be chosen."""
 QUERIES_ON_SURVIVORS = 500
 """Of Square where it was not asked for: about as many passes as the other attacks make."""
@@ -60,8 +61,8 @@ class Job:
     few_draws: bool = False
     """On a curve of a random model: fewer draws are averaged, and one is scored."""
     on_survivors: bool = False
-    """Runs after the others, and leaves out images that one of those before it in the plan fools in
-    every scored draw; these it takes over."""
+    """Runs after the others, and leaves out images that one which it `follows` fools in every
+    scored draw; these it takes over."""
 
     @property
     def label(self) -> str:
@@ -91,10 +92,15 @@ class Job:
         return self.on_survivors or len(self.parts) > 1
 
     def follows(self, other: "Job") -> bool:
-        """Whether its attacker also knows the other job's adversarial images of the same ball."""
+        """Whether it can take over the other job's adversarial images: of a ball and an attacker
+        whose images its own attacker knows.
+
+        Not those of weaker kinds of attack: checks ask whether the stronger find them as well.
+        """
         known = (self.attacker, *([Attacker.OBLIVIOUS] if self.attacker in ADAPTIVE else []))
         same = (self.norm, self.epsilon) == (other.norm, other.epsilon)
-        return same and other.attacker in known and not other.few_draws
+        weaker = other.attack in (*BLACK_BOX, *SINGLE_STEP)
+        return same and other.attacker in known and not (other.few_draws or weaker)
 
     def attacks(self, early_stop: bool) -> Mapping[str, BallAttack]:
         """Build its parts.

@@ -63,8 +63,9 @@ class Views:
     """Two calls differ, or a stage draws."""
     repeats: bool = True
     """The global generators decide what the model draws: seeded, it gives the same again."""
-    mixes_images: bool = False
-    """The outputs of an image depend on its place in the batch, or on the other images there."""
+    mixes_images: bool | None = False
+    """The outputs of an image depend on its place in the batch, or on the other images there; None
+    where randomness hides that."""
     softmax: bool
     """The outputs are probabilities instead of logits."""
     differentiable: bool
@@ -211,6 +212,7 @@ def build_views(
             twin = LogProbabilities(twin)
     softmax = _are_probabilities(outputs)
     random, differentiable = _is_random(model, images), _is_differentiable(model, images)
+    repeats = not random or _repeats(model, images)
     seen_by = _seen_by(model, twin, softmax)
     other = seen_by.get(Attacker.TRANSFER)
     base = seen_by.get(Attacker.ADAPTIVE_BPDA, seen_by[Attacker.ADAPTIVE])
@@ -231,8 +233,8 @@ def build_views(
         image_size=named.image_size,
         num_classes=count,
         random=random,
-        repeats=not random or _repeats(model, images),
-        mixes_images=not random and _mixes_images(model, images),
+        repeats=repeats,
+        mixes_images=_mixes_images(model, images, random) if repeats else None,
         softmax=softmax,
         differentiable=differentiable,
         twin_differentiable=other is None or _is_differentiable(other, images),
@@ -427,26 +429,31 @@ def _is_random(model: Model, images: Tensor) -> bool:
 
 def _repeats(model: Model, images: Tensor) -> bool:
     """Whether a random model draws the same again after the global generators were seeded."""
-
-    def drawn() -> Tensor:
-        if isinstance(model, nn.Module):
-            set_draw(model, 0)
-        set_seed(0)
-        with torch.no_grad():
-            return model(images)
-
-    return _are_close(drawn(), drawn(), 1e-4)
+    return _are_close(_drawn(model, images), _drawn(model, images), 1e-4)
 
 
-def _mixes_images(model: Model, images: Tensor) -> bool:
-    """Whether the first image has other outputs in the last place, after black images.
-
-    The batch has the same size, for which a processor computes in the same way.
-    """
+def _drawn(model: Model, images: Tensor) -> Tensor:
+    """A random model's outputs at one draw."""
+    if isinstance(model, nn.Module):
+        set_draw(model, 0)
+    set_seed(0)
     with torch.no_grad():
-        first = model(images)[:1]
-        last = model(torch.cat([torch.zeros_like(images[1:]), images[:1]]))[-1:]
-    return not _are_close(first, last, 1e-3)
+        return model(images)
+
+
+def _mixes_images(model: Model, images: Tensor, random: bool) -> bool:
+    """Whether the first image has other outputs among black images, in the last place.
+
+    In a random model it keeps the first place, as each place may have a draw of its own. The batch
+    has the same size, for which a processor computes in the same way.
+    """
+    image, black = images[:1], torch.zeros_like(images[1:])
+    if random:
+        first, other = _drawn(model, images)[:1], _drawn(model, torch.cat([image, black]))[:1]
+    else:
+        with torch.no_grad():
+            first, other = model(images)[:1], model(torch.cat([black, image]))[-1:]
+    return not _are_close(first, other, 1e-3)
 
 
 def _are_close(first: Tensor, second: Tensor, tolerance: float) -> bool:

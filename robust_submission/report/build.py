@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SKIPPED = (
-    "images that an earlier attack fools in every scored draw; they keep that attack's result and "
-    "count as not robust"
+    "images that an earlier attack of several steps fools in every scored draw; they keep that "
+    "attack's result and count as not robust"
 )
 """What a job on survivors does not attack."""
 INDICATORS = {

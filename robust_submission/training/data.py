@@ -1,7 +1,7 @@
 """The images of a run: builds the loaders of one process from a recipe."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from hashlib import blake2b
@@ -22,11 +22,11 @@ from robust_submission.data.sources import (
     StoredSource,
     available_splits,
     held_out_images,
-    ids_by_class,
     mix_sources,
     open_source,
     read_recipe,
     split_train_validation,
+    stamps_by_class,
     stratified_subset,
 )
 from robust_submission.training.recipe import DataConfig, ExtraConfig, RunRecipe, require
@@ -45,9 +45,9 @@ class TrainingData:
     train: TrainingLoader
     validation: EvaluationLoader
     test: EvaluationLoader | None
-    held_out: Mapping[str, Sequence[str]] | None
-    """The ids of all images that training leaves for validation and for later evaluations, by
-    class; None where the data has a split val."""
+    held_out: Mapping[str, Mapping[str, str]] | None
+    """All images that training leaves for validation and for later evaluations, as
+    `stamps_by_class` returns them; None where the data has a split val."""
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when resuming: the classes, and the images of each.
@@ -108,7 +108,7 @@ def load_data(recipe: RunRecipe, image_size: int, accelerator: Accelerator) -> T
         train=_training_loader(recipe, image_size, accelerator, *parts["train"]),
         validation=evaluation(*parts["val"]),
         test=evaluation(*parts["test"]) if "test" in parts else None,
-        held_out=ids_by_class(source, held_out) if validation is None else None,
+        held_out=stamps_by_class(source, held_out) if validation is None else None,
     )
 
 
@@ -155,16 +155,20 @@ def _choose_images(
 def _held_out_before(recipe: RunRecipe, source: StoredSource) -> np.ndarray | None:
     """Which images all the runs have held out that this one continues, or starts from.
 
-    Only those of the same data count; None if there is none, or none says.
+    Only those of the same data count, which may have moved; None if there is none, or none says.
     """
     if recipe.resume:
         return held_out_images(recipe.output, source)
     runs = [each for each in recipe.starts if each and (each / "recipe.yaml").is_file()]
-    here = _place(recipe.data.name, recipe.data.root)
-    data = {run: read_recipe(run, "the recipe of a run")["data"] for run in runs}
-    same = [run for run in runs if _place(data[run]["name"], data[run]["root"]) == here]
-    found = [held_out_images(run, source) for run in same]
-    known = [each for each in found if each is not None]
+    here, known = _place(recipe.data.name, recipe.data.root), list[np.ndarray]()
+    for run in runs:
+        data = read_recipe(run, "the recipe of a run")["data"]
+        moved = _place(data["name"], data["root"]) != here
+        found = held_out_images(run, source, moved=moved)
+        if found is not None:
+            known.append(found)
+        elif moved:
+            log_once(f"data: holds out anew: what {run} held out is not among these images.")
     return reduce(np.intersect1d, known) if known else None
 
 

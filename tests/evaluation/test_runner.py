@@ -1,6 +1,7 @@
 """The parts of a job: which images are attacked with which, in what chunks, and what is kept."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from robust_submission.data.sources.arrays import ArraySource
 from robust_submission.evaluation.cache import Arrays, Journal
+from robust_submission.evaluation.checks.comparisons import compare_attackers
 from robust_submission.evaluation.chunks import ImageChunk
 from robust_submission.evaluation.data import EvaluationData
 from robust_submission.evaluation.jobs import Attacker, Job, Plan
@@ -127,6 +129,18 @@ def test_later_parts_run_in_even_chunks_of_a_power_of_two(evaluation: Runner):
         number, places = sum(count for count, _ in sizes[part]), {size for _, size in sizes[part]}
         assert places == {-(-number // len(sizes[part]))}
         assert len(sizes[part]) == (2 if number > 128 else 1)
+
+
+def test_only_attacks_of_several_steps_are_taken_over(evaluation: Runner):
+    """An adaptive attacker knows what oblivious ones found; checks ask what many steps find."""
+    rand = replace(AUTOATTACK, attack="autoattack-rand", on_survivors=True)
+    knows = replace(rand, attacker=Attacker.ADAPTIVE)
+    assert knows.follows(PGD) and not knows.follows(replace(PGD, attack="fgsm", steps=None))
+    evaluation.plan = Plan(main=[PGD, knows], epsilon_curves={}, steps_curves={}, same_as={})
+    evaluation.jobs = evaluation.plan.distinct()
+    views: Any = SimpleNamespace(num_classes=4, hides=True)
+    gap, *_ = compare_attackers(evaluation.run(), views)
+    assert gap.outcome == "masking"
 
 
 def test_what_fooled_is_kept_else_what_came_nearest(evaluation: Runner):

@@ -117,6 +117,18 @@ def test_a_model_that_mixes_images_is_noticed():
     assert not alone.mixes_images and alone.stops_early(ADAPTIVE)
 
 
+@pytest.mark.parametrize("centre", [False, True])
+def test_a_random_model_that_mixes_images_is_noticed_at_one_draw(centre: bool):
+    model, own = linear(), torch.Generator().manual_seed(0)
+
+    def noisy(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = 0.1 * torch.rand(images.shape, generator=generator)
+        return model(images + noise - centre * images.mean(dim=0))
+
+    assert build(noisy).mixes_images is centre
+    assert build(lambda images: noisy(images, own)).mixes_images is None
+
+
 def test_small_logits_are_looked_at_as_closely():
     model = linear()
 

@@ -231,6 +231,32 @@ def test_what_a_run_held_out_stays_so(
         open_evaluation_data(DataOptions(), first, None, None, seed=0)
 
 
+def test_held_out_images_are_known_elsewhere_but_not_by_places_that_have_moved(
+    photos: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(photos / "test")
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    shutil.copytree(photos, copy)
+    images, labels = np.arange(12 * 48, dtype=np.uint8).reshape(12, 4, 4, 3), np.arange(12) // 6
+    np.savez(tmp_path / "rows.npz", image=images, label=labels)
+    for name, root in (("folder", photos), ("npz", tmp_path / "rows.npz")):
+        recipe = short_run(root, first)
+        recipe = replace(recipe, data=replace(recipe.data, name=name, validation_fraction=0.5))
+        data = load_data(recipe, 8, Accelerator(cpu=True))
+        first.mkdir(exist_ok=True)
+        (first / "recipe.yaml").write_text(yaml.safe_dump(as_plain(recipe)))
+        (first / "data.json").write_text(json.dumps(data.identity()))
+        if name == "folder":
+            later = replace(recipe, seed=1, checkpoint=first, data=replace(recipe.data, root=copy))
+            again = load_data(later, 8, Accelerator(cpu=True))
+            assert ids_of(again.validation) == ids_of(data.validation)
+    np.savez(tmp_path / "rows.npz", image=images[1:], label=labels[1:])
+    with pytest.raises(
+        ValueError, match=r"of the class \d as before, found another image"
+    ):
+        open_evaluation_data(DataOptions(), first, None, None, seed=0)
+
+
 def test_steps_are_kept_if_a_training_image_cannot_be_read(photos: Path, tmp_path: Path) -> None:
     recipe = short_run(photos, tmp_path / "run")
     loader = load_data(recipe, 32, Accelerator(cpu=True)).train

@@ -13,6 +13,7 @@ data/README.md shows each layout.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,6 @@ __all__ = [
     "StoredSource",
     "available_splits",
     "held_out_images",
-    "ids_by_class",
     "match_classes",
     "mix_sources",
     "only_numbers",
@@ -59,6 +59,7 @@ __all__ = [
     "read_recipe",
     "recipe_columns",
     "split_train_validation",
+    "stamps_by_class",
     "stratified_subset",
 ]
 
@@ -189,13 +190,14 @@ def run_roots(checkpoint: Path) -> list[Path]:
     return [Path(each["root"]) for each in (data, extra) if each.get("root")]
 
 
-def ids_by_class(source: StoredSource, indices: np.ndarray) -> dict[str, list[str]]:
-    """The ids of these images, by the class's name; see `_readable_id`."""
+def stamps_by_class(source: StoredSource, indices: np.ndarray) -> dict[str, dict[str, str]]:
+    """Digests of these images' stamps, by class and by id; see `_readable_id`."""
     assert source.labels is not None and source.class_names is not None
-    ids = {name: list[str]() for name in source.class_names}
+    stamps = {name: dict[str, str]() for name in source.class_names}
     for index in indices.tolist():
-        ids[source.class_names[source.labels[index]]].append(_readable_id(source, index))
-    return ids
+        of_class = stamps[source.class_names[source.labels[index]]]
+        of_class[_readable_id(source, index)] = _stamp(source, index)
+    return stamps
 
 
 def _readable_id(source: StoredSource, index: int) -> str:
@@ -203,14 +205,25 @@ def _readable_id(source: StoredSource, index: int) -> str:
     return str(source.ids[index]).encode(errors="backslashreplace").decode()
 
 
-def held_out_images(run: Path, source: StoredSource) -> np.ndarray | None:
+def _stamp(source: StoredSource, index: int) -> str:
+    return blake2b(source.stamp(index), digest_size=4).hexdigest()
+
+
+def held_out_images(run: Path, source: StoredSource, *, moved: bool = False) -> np.ndarray | None:
     """Sorted indices of the images that a run kept from its training, of data without a split val.
 
     Found by their ids, so that it does not matter which images were added or removed since then;
     those that are gone are counted in a warning. None if its data.json names none.
 
+    Args:
+        run: The run folder.
+        source: The data that the run was trained on.
+        moved: The data is at another place than it was, and may be other data. Images of other
+            stamps are other images; None if fewer than half are there.
+
     Raises:
-        UserError: data.json is damaged, or an image is of another class now.
+        UserError: data.json is damaged, an image is of another class now, or ids are made of
+            places and there is another image at one.
     """
     path = run / "data.json"
     if not path.is_file():
@@ -219,15 +232,23 @@ def held_out_images(run: Path, source: StoredSource) -> np.ndarray | None:
     if held_out is None:
         return None
     assert source.labels is not None and source.class_names is not None
-    known = {each: name for name, ids in held_out.items() for each in ids}
+    known = {each: (name, stamp) for name, ids in held_out.items() for each, stamp in ids.items()}
     found = list[int]()
     for index, label in enumerate(source.labels.tolist()):
-        name = known.get(each := _readable_id(source, index), now := source.class_names[label])
-        if name != now:
+        each, now = _readable_id(source, index), source.class_names[label]
+        if each not in known:
+            continue
+        name, stamp = known[each]
+        same = stamp == _stamp(source, index)
+        if moved and not (same and name == now):
+            continue
+        if name != now or (source.numbered and not same):
             expected = f"{each}, which was held out, of the class {name} as before"
-            raise UserError(f"{path}: expected {expected}, found {now}: the data has changed.")
-        if each in known:
-            found.append(index)
+            other = now if name != now else "another image of that number"
+            raise UserError(f"{path}: expected {expected}, found {other}: the data has changed.")
+        found.append(index)
+    if moved and 2 * len(found) < len(known):
+        return None
     if gone := len(known) - len(found):
         log_once(f"{path}: {gone} of {len(known)} images that were held out are not there now.")
     return np.array(found, dtype=np.int64)

@@ -66,6 +66,7 @@ def _array_source(images: np.ndarray, labels: object, class_names: list[str]) ->
         labels=np.asarray(labels, dtype=np.int64),
         class_names=class_names,
         ids=np.array([f"{index:05d}.png" for index in range(len(images))]),
+        numbered=True,
     )
 
 

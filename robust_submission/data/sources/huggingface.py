@@ -220,8 +220,10 @@ def open_table(root: str, split: str, columns: Columns) -> TableSource:
     rows = np.flatnonzero(~missing & ~unlabelled)
     if len(rows) == 0:
         raise UserError(f"{origin}: expected images with labels, found none in {len(labels)} rows.")
+    names = _own_names(paths.to_pylist(), rows)
     return TableSource(
-        ids=_ids(paths.to_pylist(), rows),
+        ids=np.array(names or [f"{row:05d}.png" for row in rows]),
+        numbered=names is None,
         labels=labels[rows],
         class_names=classes,
         left_out=_report(origin, {"without an image": missing, "without a label": unlabelled}),
@@ -239,9 +241,7 @@ def _report(origin: str, faults: dict[str, np.ndarray]) -> list[str]:
     return found
 
 
-def _ids(paths: Sequence[str | None], rows: np.ndarray) -> np.ndarray:
-    """File names where each row has one of its own, else names made of the rows' numbers."""
+def _own_names(paths: Sequence[str | None], rows: np.ndarray) -> list[str] | None:
+    """The rows' file names, where each has one of its own."""
     names = [Path(path).name if (path := paths[row]) else "" for row in rows]
-    if "" not in names and len(set(names)) == len(names):
-        return np.array(names)
-    return np.array([f"{row:05d}.png" for row in rows])
+    return names if "" not in names and len(set(names)) == len(names) else None

@@ -147,6 +147,7 @@ def _read_arrays(archive: ZipFile, path: Path) -> NpzSource:
         ids=np.array([f"{index:05d}.png" for index in range(count)]),
         labels=labels,
         class_names=class_names,
+        numbered=True,
         path=path,
         shape=image.shape,
         offset=image.offset,

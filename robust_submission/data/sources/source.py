@@ -36,8 +36,8 @@ class RunRecord(BaseModel):
 class RunImages(BaseModel):
     """What is read again of a run's data.json."""
 
-    held_out: dict[str, list[str]] | None = None
-    """See `ids_by_class`; None where the data has a split val."""
+    held_out: dict[str, dict[str, str]] | None = None
+    """See `stamps_by_class`; None where the data has a split val."""
 
 
 class Source(Protocol):
@@ -76,6 +76,8 @@ class StoredSource(ABC):
     ids: np.ndarray
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
+    numbered: bool = False
+    """Ids are made of the images' places: another image there has the same."""
     left_out: Sequence[str] = ()
     """Samples of the data set that cannot be used and are not among the images, and why."""
     max_pixels: int | None = None

@@ -13,11 +13,10 @@ from robust_submission.evaluation.checks.rule import (
     rule,
     when,
 )
-from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, Attacker, Job
+from robust_submission.evaluation.jobs import ADAPTIVE, BLACK_BOX, SINGLE_STEP, Attacker, Job
 from robust_submission.evaluation.results import Check, Results, share_of
 from robust_submission.evaluation.views import Views
 
-SINGLE_STEP = ("fgsm", "ffgsm")
 LARGEST_GAP_OF_SCREEN = 0.01
 """Share of images that only attacks weaker than the screen may fool."""
 
@@ -128,7 +127,7 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
         return [job for job in jobs if job.attack not in BLACK_BOX]
 
     def survival(jobs: list[Job]) -> np.ndarray:
-        return results.survival(results.withstood(jobs))
+        return results.survival(results.worst_case(jobs))
 
     oblivious, adaptive = by(Attacker.OBLIVIOUS), by(*ADAPTIVE)
     everything = results.plan.headline(Attacker.OBLIVIOUS)
@@ -136,7 +135,8 @@ def compare_attackers(results: Results, views: Views) -> Iterable[Check]:
         # Without a gradient of the model, the oblivious attacker has the others alone.
         yield check_gap(survival(oblivious or everything), survival(adaptive))
         black_box = [job for job in results.plan.headline(*Attacker) if job.attack in BLACK_BOX]
-        yield check_adaptive(survival(black_box), survival(adaptive))
+        alone = results.survival(results.withstood(black_box))
+        yield check_adaptive(alone, survival(adaptive))
     yield from _compare_strongest(results, usual_gap(views.num_classes))
     white = [job for job in oblivious if job.attack not in SINGLE_STEP]
     if white:
@@ -155,7 +155,7 @@ def _compare_strongest(results: Results, points: int) -> Iterable[Check]:
     adaptive, everything = results.plan.headline(*ADAPTIVE), results.plan.headline(*Attacker)
 
     def survival(jobs: list[Job], *attacks: str) -> np.ndarray:
-        return results.survival(results.withstood(each for each in jobs if each.attack in attacks))
+        return results.survival(results.worst_case(each for each in jobs if each.attack in attacks))
 
     known, adaptively = {job.attack for job in everything}, {job.attack for job in adaptive}
     for attack, name in (("autoattack", "AutoAttack"), ("screen", "screen")):
@@ -169,7 +169,7 @@ def _compare_strongest(results: Results, points: int) -> Iterable[Check]:
 
 def _without_square(results: Results, job: Job) -> np.ndarray:
     """What the job found, but images that only AutoAttack's Square fooled count as robust."""
-    return results.withstood([job]) | (results.correct & _fooled_by_square(results, job))
+    return results.robust(job) | (results.correct & _fooled_by_square(results, job))
 
 
 def _black_boxes(results: Results) -> Iterable[tuple[str, np.ndarray]]:

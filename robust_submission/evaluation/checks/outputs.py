@@ -30,8 +30,10 @@ def check_deterministic(random: bool, draws: int, eot: int) -> Finding:
     "Does the model answer each image by itself?",
     "the same answer among other images",
 )
-def check_alone(mixes_images: bool) -> Finding:
-    """Check that an image's outputs do not depend on its batch."""
+def check_alone(mixes_images: bool | None) -> Finding:
+    """Check that an image's outputs do not depend on its batch; None where that is not known."""
+    if mixes_images is None:
+        return "not run", "not known: the model cannot be held at one draw"
     found = "no: attacks were made in other batches than they were scored in"
     return when(mixes_images, "failed"), found if mixes_images else "the same answer"
 
