@@ -57,7 +57,8 @@ class Options:
     """Write labels as class names or as indices from 0; by default as the template has them,
     without one as indices."""
     score_class: str | None = None
-    """Class, by name or index, whose probability is the score; of two, by default the second."""
+    """Class, by name or index, whose probability is the score; by default the one that the
+    template's column is called after, else of two the second."""
     probabilities: bool = False
     """Also write one probability column per class, to six decimals."""
     zip: bool = False

@@ -121,9 +121,9 @@ def _csv_cells(path: Path, layout: Layout, columns: PredictionColumns) -> Iterat
     labelled = order[0] == LABEL_COLUMN
     places = [1 + order.index(label) for label in sorted(order)[labelled:]]
     for line, cells in stream if is_header else chain([(first, top)], stream):
-        name, label = cells[0] or None, None
+        name, label = cells[0] or None if cells else None, None
         shares: Sequence[str] = ()
-        if name is None:
+        if cells and name is None:
             fix = "write the image's file name"
             report(Fault("id", line, "an id", "an empty cell", fix))
         if len(cells) == width:

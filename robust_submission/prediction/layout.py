@@ -14,6 +14,7 @@ from robust_submission.prediction.schema import (
     Format,
     Labels,
     Layout,
+    column_class,
     find_class,
     integer_ids,
 )
@@ -68,11 +69,29 @@ def _match_rows(
     return rows
 
 
-def _find_score_class(class_names: Sequence[str], choice: str | None) -> int:
+def _find_score_class(
+    class_names: Sequence[str], template: Template | None, choice: str | None
+) -> int:
     """The label of the class whose probability is the score."""
-    if choice is None and len(class_names) == 2:
-        return 1
-    return find_class(class_names, choice, "--score_class")
+    column = template.header[1] if template and template.header else ""
+    called = column_class(column, class_names)
+    if choice is None and (called is not None or len(class_names) == 2):
+        return 1 if called is None else called
+    label = find_class(class_names, choice, "--score_class")
+    if template and called not in (None, label):
+        expected = f"a score of {shorten(class_names[label])}, the --score_class"
+        raise template.error(1, expected, f"the column {shorten(column)}, another class")
+    return label
+
+
+def _refuse_indices(template: Template, class_names: Sequence[str]) -> None:
+    """Refuse indices in a column called after a class, unless they say whether it is that one."""
+    column = template.header[1] if template.header else ""
+    yes_or_no = 1 if len(class_names) == 2 else None
+    if column_class(column, class_names) not in (None, yes_or_no):
+        expected = "a column of labels, or fractions (0.5) for a score"
+        found = f"the class {shorten(column)}; give --format score or --labels"
+        raise template.error(1, expected, found)
 
 
 def plan_layout(
@@ -95,7 +114,8 @@ def plan_layout(
 
     Raises:
         UserError: names that the profile cannot write; a template with an unknown or missing id,
-            with labels that are neither integers nor class names, or with other columns.
+            with labels that are neither integers nor class names, with other columns, or with one
+            called after another class than the score's.
     """
     assert len(images) == len(set(images)) > 0
     for name in images:
@@ -115,7 +135,7 @@ def plan_layout(
             raise template.error(1, "an id and a score", found)
         if answers.probabilities or answers.labels:
             raise UserError("a score: expected neither --probabilities nor --labels, found one.")
-        score_class = _find_score_class(class_names, answers.score_class)
+        score_class = _find_score_class(class_names, template, answers.score_class)
         return replace(layout, header=header, columns=[score_class])
     if answers.score_class is not None:
         raise UserError("--score_class: expected --format score or a template of scores.")
@@ -138,6 +158,8 @@ def _with_labels(
             header, columns = template.header, prescribed
             if answers.probabilities and columns == [LABEL_COLUMN]:
                 raise UserError(f"{template.path}: expected probability columns, found none.")
+            if columns == [LABEL_COLUMN] and not named and not answers.labels:
+                _refuse_indices(template, class_names)
     return replace(
         layout,
         header=header if layout.format == "csv" else None,
@@ -167,14 +189,17 @@ def expect(
         template: The file must have its header, ids, order and kind of labels.
         class_names: Names in label order; by default the template's, where it shows them.
         num_classes: The number of classes, where their names are not given.
-        labels: How the labels are to be read, where the template leaves it open.
+        labels: How the labels are to be read; by default as the template has them.
 
     Raises:
-        UserError: the template has another number of classes, or does not fit the images.
+        UserError: the template has another number of classes, or does not fit the images or the
+            choice of labels.
     """
     if template and images is None:
         images = [*template.rows]
     if format == "score" or (format == "csv" and template and template.wants_score):
+        if labels:
+            raise UserError(f"--labels: expected none for a score, found {labels}.")
         layout = Layout(format=format, header=SCORE_HEADER, columns=[0])
         if images is not None:
             layout = plan_layout(format, images, ["score"], template, Answers(score_class="0"))

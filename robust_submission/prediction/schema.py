@@ -41,7 +41,8 @@ class Answers:
     labels: Labels | None = None
     """How labels are written; None: as the template has them, without one as indices."""
     score_class: str | None = None
-    """The class whose probability is the score, by name or index; None: of two, the second."""
+    """The class whose probability is the score, by name or index; None: the one that a template's
+    column is called after, else of two the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class Layout:
     """Class names where the labels are written as names; empty for integers."""
     from_template: bool = False
     labels: Labels | None = None
-    """Of a file to be validated, where no template tells; None: as most of its rows have them."""
+    """Of a file to be validated, by choice; None: as a template has them, without one as most rows
+    have them."""
     class_names: Sequence[str] = ()
     """What a file to be validated has, in label order; empty where unknown."""
     num_classes: int | None = None
@@ -114,6 +116,21 @@ def column_order(columns: Sequence[str], class_names: Sequence[str]) -> list[int
             if labels.keys() == set(columns) and len(columns) == len(labels):
                 return [labels[column] for column in columns]
     return None
+
+
+def column_class(column: str, class_names: Sequence[str]) -> int | None:
+    """The class that a column alone is called after, or None.
+
+    By its name, in any case and with or without `p_`, or by its number with `p_`.
+    """
+    bare = column.removeprefix("p_")
+    for spell in (str, str.casefold):
+        names = [*map(spell, class_names)]
+        for called in (spell(column), spell(bare)):
+            if names.count(called) == 1:
+                return names.index(called)
+    numbers = [f"p_{label}" for label in range(len(class_names))]
+    return numbers.index(column) if column in numbers else None
 
 
 def find_class(class_names: Sequence[str], choice: str | None, option: str) -> int:

@@ -16,8 +16,8 @@ from robust_submission.prediction.schema import Layout
 
 SHOWN = 20
 """Faults of each kind that are put in words, and missing ids that are named."""
-TOLERANCE = 1e-3
-"""Of a sum of probabilities: six decimals err by 5e-7 per class at most."""
+TOLERANCE, TOLERANCE_PER_CLASS = 1e-3, 5.1e-7
+"""Of a sum of probabilities: six decimals err by 5e-7 per class at most, and float32 adds to it."""
 _INTEGER = re.compile("0|[1-9][0-9]*")
 
 
@@ -34,7 +34,7 @@ def validate_file(path: Path, layout: Layout) -> str:
         faults.append(Fault("empty", 1, "a row for each image", "no rows", fix))
     _check_ids(columns, layout)
     named = _labels_are_names(columns, layout)
-    _check_labels(columns, named)
+    _check_labels(columns, layout, named)
     if not layout.is_score:
         _check_probabilities(columns, named)
     size = _count(columns.lines, "row")
@@ -116,20 +116,22 @@ def _compare_ids(columns: PredictionColumns, rows: dict[str | int, int], layout:
 
 def _labels_are_names(columns: PredictionColumns, layout: Layout) -> bool:
     """Whether the labels are class names: as the layout has it, else as most rows have it."""
-    if columns.entries or layout.from_template:
-        return bool(layout.label_names)
     if layout.labels is not None:
         return layout.labels == "names"
+    if columns.entries or layout.from_template:
+        return bool(layout.label_names)
     written = Counter(label for label in columns.labels if isinstance(label, str))
     known = set(columns.class_names)
     names = [label for label in written if label.strip() in known and not label.isdecimal()]
     return 2 * sum(written[name] for name in names) > written.total()
 
 
-def _check_labels(columns: PredictionColumns, named: bool) -> None:
+def _check_labels(columns: PredictionColumns, layout: Layout, named: bool) -> None:
     """Each label against the classes; where these are unknown, any name or any integer is one."""
     names, count = columns.class_names, len(columns.class_names)
     numbers = {str(number) for number in range(count)}
+    if layout.labels and not layout.class_names and numbers == {*names}:
+        names = ()  # only their number is known
 
     def is_right(label: str) -> bool:
         if named:
@@ -142,7 +144,7 @@ def _check_labels(columns: PredictionColumns, named: bool) -> None:
     else:
         expected = f"an integer from 0 to {count - 1}" if count else "an integer from 0"
         fix = "write the number of the class, from 0 in the order of the class names"
-        fix += "" if count else "; if labels are class names, give --class_names"
+        fix += "" if count else "; if labels are class names, give --class_names or --labels names"
     wrong = {label for label in set(columns.labels) - {None} if not is_right(str(label))}
     for row, label in enumerate(columns.labels if wrong else ()):
         if label in wrong:
@@ -157,7 +159,7 @@ def _check_probabilities(columns: PredictionColumns, named: bool) -> None:
     numbers = {name: label for label, name in enumerate(names)}
     labels = np.array([numbers.get(str(columns.labels[row]), -1) for row in rows], int)
     totals = shares.sum(1, dtype=np.float64)
-    complete = abs(totals - 1) <= TOLERANCE
+    complete = abs(totals - 1) <= max(TOLERANCE, TOLERANCE_PER_CLASS * shares.shape[1])
     for place in np.flatnonzero(~complete).tolist():
         found, fix = f"a sum of {totals[place]:.6f}", "write one probability for every class"
         columns.fault(rows[place], "sum", "probabilities that sum to 1", found, fix)

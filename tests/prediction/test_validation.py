@@ -122,6 +122,7 @@ def test_what_follows_a_template_is_valid(tmp_path: Path, header: str, share: st
         ("image_id,label,\na,0,\n", ["line 1: expected no empty last column, found ''"]),
         ("image_id,label,Usage\na,0,Public\n", ["line 1: expected no extra column, found 'Usage'"]),
         ("image_id,Usage,label,p_a,p_b\na,Public,0,1,0\n", ["line 1: expected no extra column, found 'Usage'"]),
+        (",image_id,label\n0,a,1\n1\n", ["line 1: expected no index column, found ''", "line 3: expected 2 cells, found 0: []"]),
         (",label\na,0\n", ["line 1: expected the header 'image_id,label', found ',label'"]),
         ("image_id,Label\na,0\n", ["line 1: expected the header 'image_id,label', found 'image_id,Label'"]),
         # rows
@@ -178,6 +179,13 @@ def test_probabilities(tmp_path: Path, cells: str, expected: list[str]):
     assert check(tmp_path, content) == [f"line 3: expected {fault}" for fault in expected]
 
 
+@pytest.mark.parametrize(("share", "valid"), [("0.000313", True), ("0.000314", False)])
+def test_thousands_of_classes_round_by_more(tmp_path: Path, share: str, valid: bool):
+    """1 / 3200 = 0.0003125 is written as 0.000313."""
+    header = ",".join(["image_id,label", *(f"p_{label}" for label in range(3200))])
+    assert valid == (not check(tmp_path, f"{header}\na,0{f',{share}' * 3200}\n"))
+
+
 SHARED = "image_id,label,p_{},p_{}\na,0,{},{}\n"
 LABELS = HEADER + "a,0\nb,2\nc,3\nd,99999999999999999999999\n"
 RANGE = "expected an integer from 0 to 2 as the label, found"
@@ -219,6 +227,8 @@ OF_2 = "expected one of 'cat, dog' as the label, found"
         # class folders 1 to N
         *((f"id,y\na,{label}\n", {"template": "id,y\na,0\n", "class_names": ["1", "2"], "labels": labels}, faults) for labels, label, faults in (("names", 2, []), ("indices", 2, ["line 2: expected an integer from 0 to 1 as the label, found '2'"]))),
         *((f"{HEADER}a,2\n", {"class_names": ["1", "2"], "labels": labels} | images, faults) for images in ({}, {"images": ["a"]}) for labels, faults in (("names", []), ("indices", ["line 2: expected an integer from 0 to 1 as the label, found '2'"]))),
+        # names that are not known
+        *((f"{HEADER}a,cat\nb,dog\nc, \n", {"labels": "names"} | known, ["line 4: expected a class name as the label, found ' '"]) for known in ({}, {"template": f"{HEADER}a,0\nb,0\nc,0\n"}, {"num_classes": 2})),
         # scores
         *((f"{header}\na,0.25\nb,1e-7\nc,1\n", {"format": "score"} | options, []) for header, options in (("image_name,score", {}), ("image_name,score", {"images": ["a", "b", "c"]}), ("id,prob", {"template": "id,prob\na,0\nb,0\nc,0\n"}))),
         ("id,label\na,0.25\n", {"template": "id,label\na,0.5\n"}, []),

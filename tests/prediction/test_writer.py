@@ -215,6 +215,8 @@ FAKE = np.array([[0.25, 0.75], [1, 2e-8], [0.5, 0.5]], np.float32)
         (None, {"score_class": "real"}, "image_name,score\n2.png,0.250000000\n10.png,1.000000000\n3.png,0.500000000\n"),
         (None, {"score_class": "0"}, "image_name,score\n2.png,0.250000000\n10.png,1.000000000\n3.png,0.500000000\n"),
         *((f"{header}\n3.png,{filler}\n2.png,{filler}\n10.png,{filler}\n", {}, f"{header}\n3.png,0.500000000\n2.png,0.750000000\n10.png,0.000000020\n") for header, filler in (("id,label", "0.5"), ("id,Score", "0"), ("id,probability", ""))),
+        # a column called after a class
+        *((f"id,{column}\n2.png,0.5\n10.png,0.5\n3.png,0.5\n", {}, f"id,{column}\n2.png,0.250000000\n10.png,1.000000000\n3.png,0.500000000\n") for column in ("real", "p_real", "Real", "p_0")),
     ],
 )  # fmt: skip
 def test_scores(tmp_path: Path, template: str | None, answers: dict, expected: str):
@@ -233,6 +235,24 @@ def test_the_class_of_a_score_is_named(names: list[str], choice: str | None, fou
     expected = f"--score_class: expected one of the classes ({', '.join(names)})"
     with pytest.raises(ValueError, match=re.escape(expected) + f".* found {found}"):
         plan_layout("score", ["2.png"], names, answers=Answers(score_class=choice))
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers", "found"),
+    [
+        (
+            "0.5",
+            {"score_class": "fake"},
+            "score of 'fake', the --score_class, found the column 'real', another class.",
+        ),
+        ("0", {}, "column of labels, or fractions (0.5) for a score, found the class 'real'; give"),
+    ],
+)
+def test_a_column_of_another_class_is_refused(tmp_path: Path, cell: str, answers: dict, found: str):
+    (tmp_path / "t.csv").write_text(f"id,real\n2.png,{cell}\n")
+    template = read_template(tmp_path / "t.csv", "csv")
+    with pytest.raises(ValueError, match=re.escape(f"t.csv: line 1: expected a {found}")):
+        plan_layout("csv", ["2.png"], ["real", "fake"], template, Answers(**answers))
 
 
 @pytest.mark.parametrize(
