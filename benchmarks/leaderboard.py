@@ -7,7 +7,8 @@ without a defence, with GCM, with resize-and-pad, and with both, which are the s
 submission/score.py score each package on the same test images. `score` is against attackers who
 differentiate the model as it is, as challenges score; `adaptive score` against those who know the
 defence. A TRN is trained for the objectives in `--trn` and scored as one more defence, with GCM.
-Networks that are there are used again, packages and scores are made anew.
+Networks that are there are used again if they were trained by the same recipe, a TRN if its network
+was not trained since; packages and scores are made anew.
 """
 
 import json
@@ -16,10 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from robust_submission.cli.command import Names, run
+from robust_submission.cli.command import Names, parse, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.files import atomic_write, check_writable
-from timing import Words, python, run_command
+from robust_submission.data.sources import read_recipe
+from robust_submission.training.recipe import Recipe, TRNRecipe, as_plain
+from robust_submission.training.run_folder import MAY_CHANGE, changed_key
+from timing import ROOT, Words, python, run_command
 
 NETWORK = """
     --model.backbone convnext_atto --model.stem conv --model.conceal false --model.image_size 32
@@ -77,39 +81,57 @@ class Options:
     """Draws of attacks."""
 
 
-def is_new(output: Path, epochs: int) -> bool:
-    """Whether the run of so many epochs is still to be made; says so if it is there."""
-    metrics = output / "metrics.csv"
-    finished = metrics.exists() and len(metrics.read_text().splitlines()) == 1 + epochs
-    if finished:
+def train(
+    command: Words, output: Path, recipe: type[Recipe | TRNRecipe], weights: Path | None = None
+) -> Path:
+    """The run folder of a training command, which is run if its result is not there.
+
+    That is a finished run by the same recipe, which began after `weights` were written.
+    """
+    command = [*command, "--output", output]
+    if why := _missing(command, output, recipe, weights):
+        print(f"{output}: trained, {why}.")
+        run_command(command)
+    else:
         print(f"{output}: taken as it is.")
-    return not finished
+    return output
+
+
+def _missing(
+    command: Words, output: Path, recipe: type[Recipe | TRNRecipe], weights: Path | None
+) -> str | None:
+    """Why the command is to be run; None if its result is there."""
+    record, metrics = output / "recipe.yaml", output / "metrics.csv"
+    if not record.exists() or not metrics.exists():
+        return "no run is there"
+    options = [str(word) for word in command[2:]]
+    now = as_plain(parse(recipe, options, ROOT / "training/recipes/quickstart.yaml"))
+    if difference := changed_key(read_recipe(output, "--folder"), now, MAY_CHANGE - {"root"}):
+        return f"expected {difference}"
+    if weights and weights.stat().st_mtime > record.stat().st_mtime:
+        return f"{weights} is newer"
+    finished = len(metrics.read_text().splitlines()) == 1 + now["epochs"]
+    return None if finished else "the run there is not finished"
 
 
 def trained(options: Options, objective: str) -> Path:
     """The run folder of the objective's network, which is trained if it is not there."""
     name = "".join(each if each.isalnum() else "_" for each in objective.lower())
-    output = options.folder / name
-    if is_new(output, options.epochs):
-        chosen = f"--data.limit {options.train} --epochs {options.epochs} --overwrite"
-        call = python(f"training/train.py {NETWORK} {OBJECTIVES[objective]} {chosen}")
-        data: Words = ["--data.name", "folder", "--data.root", options.images]
-        run_command([*call, *data, "--model.backbone_args", BACKBONE, "--output", output])
-    return output
+    output = options.folder / f"{name}_{options.train}_images_{options.epochs}_epochs"
+    chosen = f"--data.limit {options.train} --epochs {options.epochs} --overwrite"
+    call = python(f"training/train.py {NETWORK} {OBJECTIVES[objective]} {chosen}")
+    data: Words = ["--data.name", "folder", "--data.root", options.images]
+    return train([*call, *data, "--model.backbone_args", BACKBONE], output, Recipe)
 
 
 def restoring(options: Options, checkpoint: Path) -> Path:
     """The run folder of a TRN for that network, which is trained if it is not there."""
     output = checkpoint.with_name(f"{checkpoint.name}_trn")
-    if is_new(output, TRN_EPOCHS):
-        recipe = "training/train_trn.py --config training/recipes/cifar10_trn.yaml --overwrite"
-        size = (
-            f"--epochs {TRN_EPOCHS} --batch_size 64 --data.limit 6500 --data.validation_limit 300"
-        )
-        call = python(f"{recipe} {size} --optimizer.warmup_epochs 0.3 --ema_decay 0.99")
-        data: Words = ["--data.root", options.images, "--checkpoint", checkpoint]
-        run_command([*call, *data, "--output", output])
-    return output
+    recipe = "training/train_trn.py --config training/recipes/cifar10_trn.yaml --overwrite"
+    size = f"--epochs {TRN_EPOCHS} --batch_size 64 --data.limit 6500 --data.validation_limit 300"
+    call = python(f"{recipe} {size} --optimizer.warmup_epochs 0.3 --ema_decay 0.99")
+    data: Words = ["--data.root", options.images, "--checkpoint", checkpoint]
+    return train([*call, *data], output, TRNRecipe, checkpoint / "model.safetensors")
 
 
 def defended(checkpoint: Path, arguments: Mapping[str, object]) -> Path:

@@ -8,7 +8,7 @@ report.oblivious.value, report.adaptive.value
 import copy
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
@@ -20,13 +20,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from robust_submission.attacks import Model
+from robust_submission.attacks import ATTACKS, Model
 from robust_submission.cli.errors import UserError, log
 from robust_submission.cli.numbers import duration
 from robust_submission.cli.progress import WorkBar
-from robust_submission.data.corruptions import corruption_names
+from robust_submission.data.corruptions import CORRUPTIONS, corruption_names
 from robust_submission.data.gather import from_all_processes
 from robust_submission.data.loader import micro_batch_size
+from robust_submission.data.sources import match_classes
 from robust_submission.evaluation.batch import ChunkEvaluator
 from robust_submission.evaluation.cache import (
     Journal,
@@ -96,7 +97,8 @@ def evaluate(
         corruptions: Also measure accuracy on corrupted images, each kind at severities 1 to 5:
             "all", or names of `data.corruptions.CORRUPTIONS`. Images are rounded to 8 bits first.
         seed: Seed of every random draw.
-        twin: A model to transfer from; None for the model itself without its defences.
+        twin: A model to transfer from, of the same classes and images; None for the model itself
+            without its defences.
         class_names: Names in label order, matched with the model's if it has any; None for the
             model's `class_names`, or numbers.
         name: What the report calls the model; None for the name of its class.
@@ -108,16 +110,14 @@ def evaluate(
             fails on the images.
     """
     settings = EvaluationSettings(
-        attacks=(attacks,) if isinstance(attacks, str) else tuple(attacks),
+        attacks=_names("attacks", attacks, ATTACKS),
         norm=norm,
         epsilon=tuple(_number("epsilon", each, float) for each in _several(epsilon)),
         steps=_number("steps", steps, int),
         draws=_number("draws", draws, int),
         eot=_number("eot", eot, int),
         curves=curves,
-        corruptions=corruption_names(
-            [corruptions] if isinstance(corruptions, str) else corruptions
-        ),
+        corruptions=corruption_names(_names("corruptions", corruptions, CORRUPTIONS)),
         seed=_number("seed", seed, int),
     )
     if (
@@ -139,22 +139,25 @@ def evaluate(
         torch.inference_mode(False),  # in which nothing has a gradient
     ):
         model, twin = copied(model), copied(twin)
-        side = getattr(model, "image_size", None)
-        if isinstance(side, int) and side != size:
-            raise UserError(f"images: expected a side of {side}, found {size}.")
+        for argument, each in (("images", model), ("images of the twin", twin)):
+            side = getattr(each, "image_size", None)
+            if isinstance(side, int) and side != size:
+                raise UserError(f"{argument}: expected a side of {side}, found {size}.")
         named = LoadedModel(
             name=name or getattr(model, "__name__", type(model).__name__),
             model=model,
             image_size=size,
             class_names=getattr(model, "class_names", None),
         )
-        first = source.micro_batch(np.arange(1), 1)["images"].to(device)
+        count = min(2, len(source))  # some models need more than one
+        first = source.micro_batch(np.arange(count), count)["images"].to(device)
         outputs = try_model(named.name, model, first)
         numbers = [str(number) for number in range(outputs.shape[1])]
         source.name_classes(class_names or named.class_names or numbers, named.class_names)
         everything = np.arange(len(source))
         about = {"source": "tensors", "part": "all", "images": len(source), "of": len(source)}
         data = arrange_images(source, everything, curve_images, seed, about | {"chosen": "all"})
+        _require_classes(getattr(twin, "class_names", None), data)
         few = data.first_images(named.image_size)
         views = build_views(named, twin, few, data.class_names, device, settings)
         return run_evaluation(
@@ -183,8 +186,8 @@ def run_evaluation(
         out: A folder for the report and for continuing; None writes no file.
         accelerator: The processes that share the work, each of which calls this; None for one.
         compiled: `views.compiled`, to predict and attack with; None for `views` themselves.
-        save: Called in the main process with results that hold the adversarial images, before the
-            means for continuing are removed.
+        save: Called in the main process with results that hold the adversarial images, after the
+            report is written and before the means for continuing are removed.
 
     Raises:
         UserError: an attack that the model or the norm does not allow, an image that cannot be
@@ -228,12 +231,13 @@ def run_evaluation(
     results = runner.run()
     built = ReportBuilder(model=model, results=results, views=views, data=data, settings=settings)
     report = built.report(options)
-    if save and main:
-        save(results, report)
-    if out and journal and main:
+    if out and main:
         from robust_submission.report.write import write_report  # matplotlib takes a second
 
         write_report(report, built.pictures(), built.per_image_table(), out)
+    if save and main:
+        save(results, report)
+    if journal and main:
         journal.remove()
     return report
 
@@ -271,17 +275,38 @@ def copied(model: Any) -> Any:
         return model
     kept = [each for part in model.modules() for each in vars(part).values()]
     results = [each for each in kept if isinstance(each, Tensor) and not each.is_leaf]
-    try:  # deepcopy refuses results of autograd, such as a pruned weight
-        return copy.deepcopy(model, {id(each): each.detach().clone() for each in results}).eval()
+    try:  # deepcopy refuses results of autograd, such as a pruned weight; TorchScript makes some
+        with torch.no_grad():
+            known = {id(each): each.detach().clone() for each in results}
+            return copy.deepcopy(model, known).eval()
     except Exception as error:  # whatever a part of it raises
         expected = "a module that can be copied, or a function that calls it"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{type(model).__name__}: expected {expected}, found: {reason}") from error
 
 
+def _require_classes(names: Sequence[str] | None, data: EvaluationData) -> None:
+    """Raise UserError if the twin numbers the data's classes otherwise."""
+    if names is None:
+        return
+    labels, _ = match_classes(data.labels, data.class_names, names, "twin")
+    if len(names) != len(data.class_names) or not np.array_equal(labels, data.labels):
+        expected = f"the {len(data.class_names)} classes of the evaluated model in their order"
+        raise UserError(f"twin: expected {expected}, found others.")
+
+
 def _several(values: Any) -> list[Any]:
     """A single value as a list of one, several as a list."""
     return np.asarray(values).reshape(-1).tolist()
+
+
+def _names(argument: str, values: Any, known: Iterable[str]) -> tuple[str, ...]:
+    """One name or several; UserError where something else is given."""
+    several = isinstance(values, Iterable) and not isinstance(values, str)
+    names: tuple[Any, ...] = tuple(values) if several else (values,)
+    if others := [each for each in names if not isinstance(each, str)]:
+        raise UserError(f"{argument}: expected some of {', '.join(known)}, found {others[0]!r}.")
+    return names
 
 
 def _number(name: str, value: Any, kind: type[Any]) -> Any:

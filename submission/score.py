@@ -79,7 +79,8 @@ def score(options: Options) -> None:
     """Measure the submission and print the board.
 
     Raises:
-        UserError: see `loaded_submission` and `open_evaluation_data`.
+        UserError: the twin takes images of another size; see also `loaded_submission` and
+            `open_evaluation_data`.
     """
     from rich.console import Console
 
@@ -99,11 +100,14 @@ def score(options: Options) -> None:
     data = open_evaluation_data(options.data, options.checkpoint, options.limit, 1, options.seed)
     origin = load_checkpoint(options.checkpoint, options.trn) if options.checkpoint else None
     data = data.matched_to(origin.class_names if origin else None)
+    size = options.image_size or (origin.image_size if origin else 224)
     twin = load_checkpoint(options.twin) if options.twin else None
     if twin is not None:
         data.require_classes_of(twin.class_names, options.twin)
+        if twin.image_size != size:
+            expected = f"a twin for the submission's {size} px"
+            raise UserError(f"--twin {options.twin}: {expected}, found {twin.image_size} px.")
         twin = undefended(twin)
-    size = options.image_size or (origin.image_size if origin else 224)
     trust = options.trust
     with loaded_submission(options.file, origin=origin, twin=twin, trust=trust) as submission:
         require_logits(options.file, submission.model, size, data.class_names)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from robust_submission import GCM, api, evaluate
+from robust_submission.attacks import PGD
+from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import SPACE
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source
@@ -195,6 +197,43 @@ def test_a_module_that_deepcopy_refuses():
     assert found.adaptive == expected.adaptive
 
 
+@pytest.mark.parametrize("kind", ["script", "trace", "load"])
+def test_torchscript_is_evaluated_as_the_module_it_was_made_of(kind: str, tmp_path: Path):
+    inner = network()[1:]
+    images, labels = labelled(inner)
+    made = torch.jit.trace(inner, images[:2]) if kind == "trace" else torch.jit.script(inner)
+    if kind == "load":
+        torch.jit.save(made, tmp_path / "it.pt")
+        made = torch.jit.load(tmp_path / "it.pt")
+    expected, found = (evaluate(each, images, labels, **FEW) for each in (inner, made))
+    assert found.adaptive == expected.adaptive
+    assert all(weight.requires_grad for weight in made.parameters())
+
+
+def test_a_twin_of_other_classes_or_images_is_refused():
+    model, twin = network(), network()[1:]
+    images, labels = labelled(model)
+    model.class_names, twin.class_names = list("abcd"), list("abdc")
+    for size, message in (
+        (8, "twin: expected the 4 classes .* in their order"),
+        (9, "of 9, found 8"),
+    ):
+        twin.image_size = size
+        with pytest.raises(UserError, match=message):
+            evaluate(model, images, labels, twin=twin, **FEW)
+    twin.class_names, twin.image_size = list("abcd"), 8
+    report = evaluate(model, images, labels, twin=twin, curves=False, **FEW)
+    assert report.twin_clean == report.clean
+
+
+def test_a_model_may_need_two_images():
+    inner = network()[1:]
+    images, labels = labelled(inner)
+    expected = evaluate(inner, images, labels, curves=False, attacks="fgsm")
+    found = evaluate(lambda x: inner(x).squeeze(), images, labels, curves=False, attacks="fgsm")
+    assert found.adaptive == expected.adaptive
+
+
 def test_random_answers_without_a_gradient_are_attacked_by_queries():
     inner = network()[1:]
     images, labels = labelled(inner, 8)
@@ -240,6 +279,9 @@ def test_without_gradients_there_is_no_sign_of_masking():
         ({"images": "photos"}, "images: expected a tensor or an array, found str"),
         ({"class_names": ["a", "b", "c", "d", "e"]}, "one logit for each of the data's 5 classes"),
         ({"attacks": ["pdg"]}, "nearest: pgd"),
+        ({"attacks": [PGD()]}, r"attacks: expected some of fgsm, .*, found PGD\("),
+        ({"attacks": PGD()}, r"attacks: expected some of fgsm, .*, found PGD\("),
+        ({"corruptions": 3}, "corruptions: expected some of gaussian_noise, .*, found 3"),
         ({"corruptions": "frost"}, "corruptions: expected all, or some of gaussian_noise.*'frost'"),
         ({"model": nn.Linear(5, 3)}, "Linear: expected logits of images"),
         ({"norm": "Linf"}, "norm: expected linf, l2, l1, l1-dense, found Linf"),

@@ -73,8 +73,8 @@ def build_attack(name: str, epsilon: float, norm: str | None = None, **options: 
     Raises:
         UserError: there is no such attack or option, or the attack refuses the value.
     """
-    if name not in ATTACKS:
-        near = difflib.get_close_matches(name, ATTACKS, n=1, cutoff=0.5)
+    if not isinstance(name, str) or name not in ATTACKS:
+        near = difflib.get_close_matches(str(name), ATTACKS, n=1, cutoff=0.5)
         hint = f" (nearest: {near[0]})" if near else ""
         raise UserError(f"attack: expected one of {', '.join(ATTACKS)}, found {name!r}{hint}.")
     kind = ATTACKS[name]

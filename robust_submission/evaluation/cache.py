@@ -105,13 +105,17 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def model_digest(model: Model | None, images: torch.Tensor) -> str:
-    """Name a model by what it consists of (see `models.digest`); a function by its outputs too."""
+    """Name a model by what it consists of (see `models.digest`).
+
+    A function by its outputs too; where two calls differ, by its code and what it holds alone.
+    """
     if model is None:
         return "none"
     if isinstance(model, nn.Module):
         return module_digest(model)
     with torch.no_grad():
-        outputs = str(model(images).float().cpu().numpy().round(3).tolist())
+        calls = {str(model(images).float().cpu().numpy().round(3).tolist()) for _ in range(2)}
+    outputs = calls.pop() if len(calls) == 1 else ""
     return digest([outputs.encode(), function_digest(model).encode()])
 
 

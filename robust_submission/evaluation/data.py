@@ -279,6 +279,9 @@ def _of_the_run(
     checkpoint: Path | None, options: DataOptions
 ) -> tuple[Source, np.ndarray, str, str]:
     """The run's source, which of its images, where they are from, and which part they are."""
+    if options.image_column or options.label_column:
+        given = "--data.image_column or --data.label_column"
+        raise UserError(f"expected --data.name with {given}, found none.")
     recipe = read_recipe(checkpoint, "--data.name")
     name, root = recipe["data"]["name"], recipe["data"]["root"]
     columns, split = recipe_columns(recipe["data"]), options.split

@@ -33,16 +33,18 @@ def plan_jobs(settings: EvaluationSettings, views: Views) -> Plan:
     """Plan the measurements and the curves.
 
     A model that autograd cannot differentiate is attacked with gradients only by attackers who see
-    one, and with Square if there is no such attacker. Where gradients were found to need replacing,
-    Square, which needs none, has a try at what withstands the others.
+    one, and with Square if there is no such attacker; in l1-dense, which Square does not know, with
+    noise. Where gradients were found to need replacing, Square, which needs none, has a try at what
+    withstands the others.
 
     Raises:
         UserError: an unknown attack, or one that refuses the norm.
     """
     attacks = settings.attacks
-    if not views.differentiable and views.found is None and "square" not in attacks:
-        attacks = (*attacks, "square")
-        log.info("autograd cannot differentiate the model: square is run too")
+    queries = "noise" if settings.norm == "l1-dense" else "square"
+    if not views.differentiable and views.found is None and queries not in attacks:
+        attacks = (*attacks, queries)
+        log.info("autograd cannot differentiate the model: %s is run too", queries)
     main = list[Job]()
     for epsilon in settings.epsilon:
         for attack in attacks:

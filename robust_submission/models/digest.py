@@ -3,7 +3,8 @@
 A module counts with its parts, parameters, buffers, attributes and hooks; a function with its code,
 its defaults and the variables that it captures or reads; a class of the user's with its methods.
 What is installed, or ours, counts by its name. Mode, device, memory format, `requires_grad`, the
-layers of `models.cpu` and the draw of a random stage do not count, nor does a random state.
+layers of `models.cpu` and the draw of a random stage do not count, nor does the seed or state of a
+random generator, which may be new in each process.
 """
 
 import copyreg
@@ -37,7 +38,10 @@ _AS_WRITTEN = (
     *(torch.dtype, torch.layout, torch.memory_format, np.dtype),
 )
 """Types whose `repr` says everything."""
-_WITHOUT_STATE = (torch.device, np.random.Generator, np.random.RandomState, random.Random)
+_WITHOUT_STATE = (
+    *(torch.device, torch.Generator, random.Random, np.random.Generator, np.random.RandomState),
+    *(np.random.BitGenerator, np.random.SeedSequence),
+)
 _COMPILED = (
     *(types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
@@ -226,7 +230,6 @@ def _is_users_module(name: str) -> bool:
 
 _KINDS: tuple[tuple[Any, str, Callable[[Any], Iterable[Any]]], ...] = (
     (_WITHOUT_STATE, "", lambda value: [type(value)]),
-    (torch.Generator, "generator", lambda value: [value.initial_seed()]),
     (Tensor, "tensor", _inside_tensor),
     (np.generic, "value", lambda value: [value.item()]),
     (np.ndarray, "array", _inside_array),

@@ -1,20 +1,30 @@
 """What a classifier's training starts from: new weights, another run's, or pretrained ones."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from pydantic import BaseModel
+from torch import Tensor, nn
 
-from robust_submission.cli.documents import read_yaml, validated
+from robust_submission.cli.documents import read_json, read_yaml, validated
 from robust_submission.cli.errors import UserError, log_once
+from robust_submission.data.sources import match_classes
 from robust_submission.models.classifier import RobustClassifier
+from robust_submission.models.configuration import IMAGENET_MEAN, IMAGENET_STD
 from robust_submission.models.load import load_trn
 from robust_submission.models.surgery import evaluating
-from robust_submission.models.weights import load_backbone, load_weights, published_weights
+from robust_submission.models.weights import (
+    head_of,
+    load_backbone,
+    load_weights,
+    published_weights,
+)
 from robust_submission.training.recipe import ModelConfig, Recipe, RulesConfig, TRNRecipe
 
 
@@ -70,14 +80,68 @@ def load_start(recipe: Recipe, classifier: RobustClassifier) -> None:
     if config.pretrained:
         load_backbone(classifier.backbone, published_weights(config.backbone))
         published = cast(dict[str, Any], classifier.backbone.pretrained_cfg)
-        for name, own in (("mean", config.mean), ("std", config.std)):
-            if tuple(published[name]) != tuple(own):
-                theirs = f"the weights of {config.backbone} were trained with {published[name]}"
-                log_once(f"model.{name}: {theirs}, this run has {own}.")
+        _compare_pixels(f"the weights of {config.backbone}", published, config)
     elif start is not None and is_backbone(start):
         load_backbone(classifier.backbone, start)
+        path = start.with_name("config.json")
+        if path.is_file():  # of timm, which saves it beside the weights
+            told = validated(_Published, read_json(path, "a configuration"), path)
+            _compare_pixels(f"the weights in {start}", vars(told.pretrained_cfg or told), config)
     elif start is not None:
+        drawn = copy.deepcopy(head_of(classifier.backbone).state_dict())
         load_weights(classifier, start / SAFETENSORS_SINGLE_FILE, without="restore.")
+        path = start / "config.json"
+        former = validated(_Former, read_json(path, "a classifier's arguments"), path)
+        _compare_pixels(f"the weights in {start}", vars(former), config)
+        _match_classes(path, former.class_names, classifier, drawn)
+
+
+class _Former(BaseModel):
+    """What is read of the config.json of a run that another starts from."""
+
+    class_names: list[str]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+class _Pixels(BaseModel):
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class _Published(_Pixels):
+    """What is read of timm's config.json; older ones have all on one level."""
+
+    pretrained_cfg: _Pixels | None = None
+
+
+def _compare_pixels(origin: str, former: Mapping[str, Any], config: ModelConfig) -> None:
+    """Say where the weights were trained on pixels of another mean or deviation."""
+    for name, own in (("mean", config.mean), ("std", config.std)):
+        theirs = former.get(name)
+        if theirs is not None and tuple(theirs) != tuple(own):
+            trained = f"{origin} were trained with {theirs}"
+            log_once(f"model.{name}: {trained}, this run has {own}.")
+
+
+def _match_classes(
+    path: Path, former: list[str], classifier: RobustClassifier, drawn: Mapping[str, Tensor]
+) -> None:
+    """Bring the rows of the head from the former run's order of classes into that of this one.
+
+    For other classes than the former run's, it becomes the head that was `drawn`.
+    """
+    head, names = head_of(classifier.backbone), classifier.class_names
+    try:
+        rows, _ = match_classes(np.arange(len(names)), names, former, path)
+    except UserError:
+        log_once(f"{path}: the classes are others; a head for {len(names)} is drawn from the seed.")
+        head.load_state_dict(drawn)
+        return
+    for layer in head.modules():  # in some, a norm precedes the last layer
+        if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == len(names):
+            for weight in layer.parameters():
+                weight.data = weight.data[torch.from_numpy(rows)]
 
 
 def is_backbone(checkpoint: Path) -> bool:

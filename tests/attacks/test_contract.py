@@ -194,5 +194,7 @@ def test_build_attack():
     assert build_attack("square", 0.1) == replace(AutoAttack(epsilon=0.1), attacks=("square",))
     with pytest.raises(UserError, match=r"expected one of fgsm, ffgsm.*'pdg' \(nearest: pgd\)"):
         build_attack("pdg", 0.1)
+    with pytest.raises(UserError, match=r"expected one of fgsm, .*, found PGD\("):
+        build_attack(PGD(), 0.1)
     with pytest.raises(UserError, match=r"fgsm: expected options .*, found steps"):
         build_attack("fgsm", 0.1, steps=3)

@@ -118,6 +118,17 @@ def test_autoattack_with_few_classes(num_classes):
     assert torch.equal(fooled, expected) and expected.any()
 
 
+def test_autoattack_calls_the_model_with_no_image_alone():
+    def model(images):
+        assert len(images) > 1
+        score = (images - 0.5).mean(dim=(1, 2, 3))
+        return torch.stack([-score, score], dim=1)
+
+    images = torch.tensor([0.55, 0.9])[:, None, None, None].expand(2, 3, 4, 4)
+    found = AutoAttack(epsilon=0.1, queries=20)(model, images, torch.tensor([1, 1]))
+    assert model(found).argmax(1).tolist() == [0, 1]  # 0.05 and 0.4 from the decision
+
+
 def test_autoattack_is_quiet_seeded_and_keeps_the_tracer(digits, capfd, caplog):
     def random_model(images):  # pyautoattack warns of such a model
         return digits.model(images + 0.01 * torch.rand_like(images)).softmax(1)

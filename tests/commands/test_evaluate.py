@@ -19,15 +19,17 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.evaluate import Options
+from inference.evaluate import Options, load_twin
 from inference.evaluate import main as evaluate
 from robust_submission.cli.command import Names, Ratios, run
 from robust_submission.cli.errors import UserError
 from robust_submission.cli.numbers import SPACE
 from robust_submission.data.images import resize_image
 from robust_submission.data.sources import open_source
+from robust_submission.evaluation.data import open_evaluation_data
 from robust_submission.models.classifier import RobustClassifier
 from robust_submission.models.load import load_checkpoint
+from robust_submission.report.adversarial import AdversarialImages
 from robust_submission.settings import DataOptions
 from tests.conftest import run_command
 
@@ -180,6 +182,28 @@ def test_adversarial_images_are_what_the_report_counts(small_run: Path, finished
         assert f"{100 * report[name]['value']:.1f}{SPACE}%" in claim
 
 
+def test_the_same_command_continues_and_replaces_the_images_that_it_wrote(
+    small_run: Path, tmp_path: Path
+):
+    few: dict[str, Any] = {"attacks": Names("fgsm"), "corruptions": Names(), "curves": False}
+    folder, out = tmp_path / "images", tmp_path / "report"
+    chosen = options(small_run, out, save_images=folder, limit=20, **few)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(AdversarialImages, "write_files", lambda *_: 1 / 0)
+        evaluate(chosen)
+    assert (out / "report.html").exists() and written(out) and not folder.exists()
+    for limit in (20, 10):
+        evaluate(replace(chosen, limit=limit))
+        assert len(list(folder.iterdir())) == limit and not (out / ".journal").exists()
+    read = DataOptions(name="folder", root=folder)
+    for other in ({"out": tmp_path / "other"}, {"data": read}, {"save_images": out}):
+        with pytest.raises(UserError, match="--save_images: expected a new folder, or one"):
+            replace(chosen, **other)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="--save_images: expected a new folder, or one"):
+        replace(chosen)
+
+
 def test_without_gcm_there_is_no_sign_of_masking(small_run: Path, finished: Path, report_of: Run):
     report = report_of(small_run, {"conceal": False})
     masked = json.loads((finished / "report.json").read_text())
@@ -324,13 +348,15 @@ def test_a_finished_report_is_made_anew_and_another_seed_gives_another(
         (["--compile", "true", "--model", "resnet18"], 1, "--compile: expected a --checkpoint"),
         (["--compile", "true", "--attacks", "fab"], 1, "--compile: expected fab-t, which can be"),
         (["--image_size", "16"], 1, "--image_size: expected 32, as "),
-        (["--save_images", "."], 1, "--save_images: expected a new folder, found ."),
+        (["--save_images", "."], 1, "--save_images: expected a new folder, or one that an"),
         (["--save_adversarial", "no/a.pt"], 1, "no/a.pt: expected the existing folder no"),
         (["--out", "an.png"], 1, "--out: expected a folder, found the file an.png."),
         (["--norm", "l3"], 2, "l3"),
         (["--data.name", "folder", "--data.root", "nowhere"], 1, "nowhere"),
         (["--data.name", "images", "--data.root", "."], 1, "expected images with labels"),
         (["--data.root", "."], 1, "expected --data.name with --data.root"),
+        (["--data.label_column", "label"], 1, "expected --data.name with --data.image_column or"),
+        (["--data.image_column", "image"], 1, "expected --data.name with --data.image_column or"),
         (["--atacks", "pgd"], 2, "unknown option --atacks; nearest known: attacks."),
     ],
 )
@@ -352,6 +378,12 @@ def test_a_mistake_is_told_in_a_few_lines(
     error = capsys.readouterr().err
     assert ended.value.code == status
     assert message in error and "Traceback" not in error and len(error.splitlines()) <= 4
+
+
+def test_a_twin_takes_images_of_the_same_size(small_run: Path):
+    data = open_evaluation_data(DataOptions(name="digits"), None, 10, 1, 0)
+    with pytest.raises(UserError, match=f"^--twin {small_run}: .* model's 48 px, found 32 px"):
+        load_twin(small_run, data, 48)
 
 
 def test_compiled_it_gives_the_same_numbers(

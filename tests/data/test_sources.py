@@ -165,6 +165,17 @@ def test_data_below_root_are_pointed_at(
         open_source("folder", make(tmp_path, *names))
 
 
+def test_splits_without_class_folders_are_no_classes(tmp_path: Path) -> None:
+    message = f"^{tmp_path}: expected class folders in Test and train, .* found images directly"
+    with pytest.raises(ValueError, match=message):
+        open_source("folder", make(tmp_path, "Test/0.png", "train/0.png"))
+    assert open_source("folder", make(tmp_path, "cars/0.png")).class_names == [
+        "Test",
+        "cars",
+        "train",
+    ]
+
+
 @pytest.mark.parametrize(
     ("called", "said"),
     [

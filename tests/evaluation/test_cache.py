@@ -118,6 +118,17 @@ def test_a_plain_function_is_known_by_its_outputs_and_its_code():
     assert model_digest(torch.sin, IMAGES[0]) != model_digest(torch.cos, IMAGES[0])
 
 
+def test_a_function_with_unseeded_generators_is_known_by_its_code():
+    def digest_with(scale: float) -> str:
+        own, other = np.random.default_rng(), torch.Generator()
+        other.seed()
+        return model_digest(
+            lambda _: scale * (torch.rand(3, generator=other) + own.random()), IMAGES
+        )
+
+    assert digest_with(2) == digest_with(2) != digest_with(3)
+
+
 def test_code_is_known_by_its_bytes_at_any_depth(tmp_path: Path):
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "a.py").write_text("1")

@@ -175,6 +175,8 @@ def test_a_model_without_gradients_is_attacked_by_square_and_transfer():
     found = plan("pgd", {"differentiable": False}, curves=True)
     assert [each.attack for each in found.main] == ["square", "square", "noise", "pgd"]
     assert not found.epsilon_curves
+    dense = plan("pgd", HONEST | {"differentiable": False}, norm="l1-dense", curves=True)
+    assert names(dense.main) == ["noise l1-dense 8/255 oblivious", "noise l1-dense 8/255 adaptive"]
 
 
 def test_who_found_what_hides_the_gradient_attacks_with_it_and_draws_the_curves():

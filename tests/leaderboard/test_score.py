@@ -317,3 +317,9 @@ def test_weights_are_checked_before_the_work(tmp_path: Path):
     done = run_command("submission/score.py", *words, *digits)
     assert done.returncode == 1, done.stderr
     assert "weights: expected one above 0 of a measured part, found none." in done.stderr
+
+
+def test_a_twin_takes_images_of_the_same_size(packed: Path, small_run: Path):
+    words = (packed, "--twin", small_run, "--data.name=digits", "--image_size=48", "--limit=10")
+    done = run_command("submission/score.py", *words)
+    assert done.returncode == 1 and "a twin for the submission's 48 px, found 32" in done.stderr

@@ -251,9 +251,7 @@ def test_held_out_images_are_known_elsewhere_but_not_by_places_that_have_moved(
             again = load_data(later, 8, Accelerator(cpu=True))
             assert ids_of(again.validation) == ids_of(data.validation)
     np.savez(tmp_path / "rows.npz", image=images[1:], label=labels[1:])
-    with pytest.raises(
-        ValueError, match=r"of the class \d as before, found another image"
-    ):
+    with pytest.raises(ValueError, match=r"of the class \d as before, found another image"):
         open_evaluation_data(DataOptions(), first, None, None, seed=0)
 
 

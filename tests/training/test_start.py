@@ -3,6 +3,7 @@
 import pickle
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from robust_submission.cli.errors import UserError, log_once
 from robust_submission.models import weights
+from robust_submission.models.load import load_checkpoint
 from robust_submission.training.recipe import (
     DataConfig,
     ExtraConfig,
@@ -98,6 +100,36 @@ def test_a_file_of_another_network_is_refused(
     )
     with pytest.raises(UserError, match=rf"a\.safetensors: {message}"):
         build_classifier(recipe, NAMES)
+
+
+@pytest.mark.parametrize("backbone", ["test_convnext", "repvit_m0_9"])  # with norms in its head
+def test_a_run_s_head_follows_the_order_of_the_classes(
+    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Another order gives the same class for each image; another normalisation is said."""
+    plain = ModelConfig(backbone=backbone, image_size=32)
+    build_classifier(Recipe(model=plain, seed=3), ["b", "c", "a"]).save_pretrained(tmp_path)
+    model = replace(plain, mean=(0.5, 0.5, 0.5))
+    later = build_classifier(Recipe(model=model, checkpoint=tmp_path), NAMES).eval()
+    former = load_checkpoint(tmp_path)
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(
+        later.backbone(image)[:, [NAMES.index(each) for each in "bca"]], former.backbone(image)
+    )
+    assert "model.mean" in caplog.text and "this run has (0.5, 0.5, 0.5)" in caplog.text
+    others = build_classifier(Recipe(model=plain, checkpoint=tmp_path), ["a", "b", "d"])
+    new = build_classifier(Recipe(model=plain), NAMES)
+    heads = [weights.head_of(each.backbone).state_dict() for each in (others, new)]
+    torch.testing.assert_close(*heads, rtol=0, atol=0)
+    assert "the classes are others; a head for 3 is drawn from the seed" in caplog.text
+
+
+def test_what_timm_says_of_a_file_is_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = saved(tmp_path / "model.safetensors", 3)
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"std": [0.5, 0.5, 0.5]}}')
+    build_classifier(Recipe(model=BACKBONE, checkpoint=path), NAMES)
+    (line,) = caplog.messages
+    assert line.startswith(f"model.std: the weights in {path} were trained with (0.5, 0.5, 0.5), ")
 
 
 def test_a_head_of_other_features_and_a_pickle_are_refused(tmp_path: Path):

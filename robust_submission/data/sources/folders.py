@@ -152,6 +152,9 @@ def _classes_of(root: Path, split: str, splits: dict[str, str]) -> list[str]:
     found = subfolders(base)
     if not found:
         raise UserError(f"{base}: expected one folder for each class, found none.")
+    if len(found) > 1 and not splits and all(name.lower() in SPLIT_OF for name in found):
+        expected = f"expected class folders in {' and '.join(found)}, or a manifest (data.name csv)"
+        raise UserError(f"{root}: {expected}, found images directly in them.")
     train = root / splits.get("train", splits.get(split, ""))
     classes = subfolders(train)
     if foreign := set(found) - set(classes):
