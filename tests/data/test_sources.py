@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from robust_submission.data.inspection import inspect_data
-from robust_submission.data.sources import available_splits, open_source
+from robust_submission.data.sources import Columns, available_splits, open_source
 
 
 def make(root: Path, *names: str) -> Path:
@@ -163,6 +163,11 @@ def test_data_below_root_are_pointed_at(
     message = f"^{tmp_path}: expected one folder .* found data in .: see data.root {tmp_path}/"
     with pytest.raises(ValueError, match=f"{message}{within}.$"):
         open_source("folder", make(tmp_path, *names))
+
+
+def test_columns_are_refused_where_nothing_reads_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected none but with hf, found one with csv"):
+        open_source("csv", tmp_path / "a.csv", columns=Columns(label="diagnosis"))
 
 
 def test_splits_without_class_folders_are_no_classes(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def open_source(
         max_pixels: The largest image that is decoded; None for Pillow's own limit.
 
     Raises:
-        UserError: an unknown name or split, a limit below 1, a root with digits, or files
-            that are not as expected.
+        UserError: an unknown name or split, a limit below 1, a root with digits, columns of
+            anything but hf, or files that are not as expected.
     """
     if max_pixels is not None:
         if max_pixels < 1:
@@ -142,6 +142,9 @@ def open_source(
         source = open_source(name, root, split, download=download, columns=columns)
         return replace(source, max_pixels=max_pixels)
     place = _checked_root(name, root)
+    if name != "hf" and columns not in (None, Columns()):
+        expected = "data.image_column, data.label_column: expected none but with hf"
+        raise UserError(f"{expected}, found one with {name}.")
     if name in _CORRUPTED:
         return _CORRUPTED[name](place, split)
     if split not in SPLITS:
