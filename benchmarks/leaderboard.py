@@ -117,7 +117,7 @@ def _missing(
 def trained(options: Options, objective: str) -> Path:
     """The run folder of the objective's network, which is trained if it is not there."""
     name = "".join(each if each.isalnum() else "_" for each in objective.lower())
-    output = options.folder / f"{name}_{options.train}_images_{options.epochs}_epochs"
+    output = options.folder / name
     chosen = f"--data.limit {options.train} --epochs {options.epochs} --overwrite"
     call = python(f"training/train.py {NETWORK} {OBJECTIVES[objective]} {chosen}")
     data: Words = ["--data.name", "folder", "--data.root", options.images]
